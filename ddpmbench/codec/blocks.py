@@ -1,4 +1,4 @@
-"""Blocks: images that lie on one stack."""
+"""Blocks: images that share one stack."""
 
 import itertools
 import math
@@ -30,8 +30,8 @@ def encode_block(
 ) -> Block:
     """Encode images on one stack.
 
-    A batch takes its start from the stack, so the first batches are small, and the stack of the
-    first image alone has to be borrowed.
+    A batch takes its initial bits from the stack, so the first batches are small, and only the
+    initial bits of the first image have to be borrowed.
 
     Args:
         chain: the code.
@@ -83,8 +83,8 @@ def decode_block(
         (N, C, H, W).
 
     Raises:
-        DamageError: the words are no code of such images by this chain; another machine's network
-            output, for instance, differs.
+        DamageError: the words do not encode such images with this chain, for instance because the
+            network's output differs on another machine.
     """
     coder, batches = Coder(block.words, may_borrow=False), block.record.batches
     lanes = _lanes(batches)
@@ -105,18 +105,18 @@ def decode_block(
 
 
 def check_claims(record: BlockRecord, bits: int, shape: tuple[int, int, int]) -> None:
-    """Refuse a block that claims more images than its words hold, before any room is taken for it.
+    """Refuse a block that claims more images than its words hold, before allocating memory for it.
 
-    The last batch gives back its x_K first. Every batch took its start, which is more, from the
-    bits below it, and left it there but for what a later image saves: half of it must be there.
+    The last batch returns its x_K first. Every batch took its initial bits, which are more, from
+    the stack below, and left them there except for what later images saved: half must be there.
 
     Args:
-        record: of the block.
-        bits: of its words.
+        record: the record of the block.
+        bits: bits in its words.
         shape: (C, H, W) of an image.
 
     Raises:
-        DamageError: the words hold no batch of the size of one.
+        DamageError: the words are too few for a batch of the record.
     """
     _check_size(bits, record.batches[-1], shape)
     _check_size(2 * bits, max(record.batches), shape)
@@ -128,7 +128,7 @@ def _check_size(bits: float, batch: int, shape: tuple[int, int, int]) -> None:
 
 
 def _lanes(batches: list[int]) -> list[int]:
-    """The lanes of every batch, which never become fewer."""
+    """The number of lanes for every batch, which never decreases."""
     return [min(_MOST_LANES, _LANES_AN_IMAGE * most) for most in itertools.accumulate(batches, max)]
 
 

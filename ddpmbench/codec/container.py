@@ -1,13 +1,13 @@
-"""The file of a code: a header, blocks of images, and a checksum of the whole.
+"""The file of a code: a header, blocks of images, and a checksum of the file.
 
-The file begins with `MAGIC`, whose last byte is the version. Records follow, each with a kind, the
-length and the CRC-32 of its body, little-endian:
+The file begins with `MAGIC`, whose last byte is the version. Records follow, each with a kind, and
+the length and CRC-32 of its body, little-endian:
 
     H   the header, `Header` as MessagePack
     B   a block: the length of `BlockRecord` as MessagePack, that record, and the words of the stack
     E   SHA-256 of all bytes before this record
 
-A partial file, of a compression that was interrupted, lacks the last record.
+The partial file of an interrupted compression lacks the last record.
 """
 
 import dataclasses
@@ -36,13 +36,13 @@ _LENGTH = struct.Struct("<I")
 _CHUNK = 1 << 20
 
 MOST: Final = 1 << 40
-"""Of anything that is counted."""
+"""Upper limit of every count."""
 Count = Annotated[int, Meta(ge=1, le=MOST)]
 Side = Annotated[int, Meta(ge=1, le=1 << 16)]
 
 
 class Bound(Struct, frozen=True, forbid_unknown_fields=True):
-    """The bound of the coded model on the images, by `evaluate_nll`."""
+    """The bound of the coded model on the images, according to `evaluate_nll`."""
 
     bits_per_dim: float
     half_width: float | None
@@ -50,21 +50,21 @@ class Bound(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Header(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What a decoder must know and agree on.
+    """The information that a decoder needs, and must agree with.
 
     Attributes:
-        num_images: of the file.
+        num_images: images in the file.
         shape: (C, H, W) of an image.
-        block_images: of a block; the last one may have fewer.
+        block_images: images per block; the last one may have fewer.
         batch_size: the most images in a network evaluation.
-        process: timesteps and variances.
-        model: what identifies the model, and its conventions.
-        machine: what a decoder's numbers depend on beside the model.
+        process: the timesteps and variances.
+        model: identifies the model and its conventions.
+        machine: everything else that a decoder's numbers depend on.
         data: the record of the image set.
         ids: names of the images, JSON compressed by zlib; empty for "0", "1", ...
-        labels: their classes, where the network is conditioned on them.
-        bound: of the model; None where it is not known.
-        run: SHA-256 of the summary of the run that the caller took `process` and `bound` from.
+        labels: classes of the images, where the network is conditioned on them.
+        bound: the bound of the model; None where unknown.
+        run: SHA-256 of the summary of the run that the user gave for `process` and `bound`.
     """
 
     num_images: Count
@@ -82,15 +82,15 @@ class Header(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
 
 
 class BlockRecord(Struct, frozen=True, forbid_unknown_fields=True):
-    """What a decoder must know of a block, and what its encoder measured.
+    """The information that a decoder needs about a block, and measurements of the encoder.
 
     Attributes:
-        batches: images encoded together, in order.
+        batches: numbers of images encoded together, in order.
         pixels: CRC-32 of the pixels.
         borrowed: words that the encoder borrowed.
-        net_bits: the growth of the stack from the first image on.
-        ideal_bits: the sum of log2 q / p of what was drawn.
-        tail_bits: how much of that is saved where a symbol keeps a probability of 2^-32.
+        net_bits: growth of the stack from the first image on.
+        ideal_bits: the sum of log2 q / p over the drawn values.
+        tail_bits: the part of it saved because symbols have probability 2^-32 at least.
     """
 
     batches: list[Annotated[int, Meta(ge=1, le=1 << 20)]]
@@ -102,7 +102,7 @@ class BlockRecord(Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def num_images(self) -> int:
-        """Of the block."""
+        """Images in the block."""
         return sum(self.batches)
 
 
@@ -111,7 +111,7 @@ class Block:
     """A block of images.
 
     Attributes:
-        record: its record.
+        record: the record of the block.
         words: its stack, the top last.
     """
 
@@ -119,7 +119,7 @@ class Block:
     words: NDArray[np.uint16]
 
     def to_bytes(self) -> bytes:
-        """The body of its record in the file."""
+        """The body of the block's record in the file."""
         record = msgspec.msgpack.encode(self.record)
         return _LENGTH.pack(len(record)) + record + self.words.astype("<u2").tobytes()
 
@@ -128,7 +128,7 @@ class Block:
         """Undo `to_bytes`.
 
         Raises:
-            DamageError: it is no block.
+            DamageError: the bytes are not a block.
         """
         try:
             (length,) = _LENGTH.unpack_from(body)
@@ -144,23 +144,23 @@ def _record(kind: bytes, body: bytes) -> bytes:
 
 
 class Writer:
-    """Writes a file record by record; what is complete in a partial file is kept.
+    """Writes a file record by record, keeping the complete records of a partial file.
 
     Attributes:
-        header: of the file.
-        records: of the blocks in the file, in order.
-        block_bytes: their records and words.
+        header: the header of the file.
+        records: the records of the blocks in the file, in order.
+        block_bytes: the size of their records and words, in bytes.
     """
 
     def __init__(self, partial: Path, header: Header) -> None:
-        """Begin a file, or go on with a partial one, which no other process may write meanwhile.
+        """Begin a file, or resume a partial one; no other process may write it meanwhile.
 
         Args:
-            partial: where it is written.
-            header: of a new file; a partial one keeps its own.
+            partial: the path of the partial file.
+            header: the header of a new file; a partial one keeps its own.
 
         Raises:
-            InputError: another process writes it, or its blocks are not those of its header.
+            InputError: another process is writing the file, or its blocks contradict its header.
             OSError: it cannot be written.
         """
         self._path = partial
@@ -182,7 +182,7 @@ class Writer:
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        """Release the file; where it was refused before its first block, remove it."""
+        """Release the file; remove it if it was refused before its first block."""
         if isinstance(error, InputError) and not self.records and not self._file.closed:
             self._path.unlink(missing_ok=True)
         self._file.close()
@@ -220,11 +220,11 @@ class Writer:
 
     @property
     def num_images(self) -> int:
-        """In the blocks so far."""
+        """Images in the blocks so far."""
         return sum(record.num_images for record in self.records)
 
     def block(self, index: int) -> Block:
-        """One that is there."""
+        """A block that was written before."""
         with Reader(self._path) as reader:
             return reader.block(index)
 
@@ -248,19 +248,20 @@ class Writer:
 
 
 class Reader:
-    """Reads a file, and believes nothing that it says of its size.
+    """Reads a file without trusting the sizes that it claims.
 
     Attributes:
-        path: of the file.
-        header: of the file.
-        first: where its first block begins.
+        path: the path of the file.
+        header: the header of the file.
+        first: the position of the first block.
     """
 
     def __init__(self, path: Path) -> None:
         """Open a file.
 
         Raises:
-            InputError: it cannot be read, is no such file, of another version, or damaged.
+            InputError: the file cannot be read, is another kind of file, of another version, or
+                damaged.
         """
         self.path = path
         try:
@@ -284,7 +285,7 @@ class Reader:
         self._file.close()
 
     def whole_blocks(self) -> Iterator[tuple[Block, int]]:
-        """Every complete block of a partial file, and where it ends."""
+        """Every complete block of a partial file, and the position of its end."""
         self._file.seek(self.first)
         while (record := self._next()) is not None and record[0] == _BLOCK:
             try:
@@ -293,10 +294,10 @@ class Reader:
                 return
 
     def verify(self) -> list[tuple[BlockRecord, int]]:
-        """The records of all blocks and the bytes of their words, after every checksum held.
+        """Verify every checksum; returns the record and the bytes of the words of each block.
 
         Raises:
-            InputError: one does not hold, something is missing, or the numbers contradict.
+            InputError: a checksum is wrong, something is missing, or the numbers contradict.
         """
         blocks, end = [], self.first
         for block, position in self.whole_blocks():
@@ -324,10 +325,10 @@ class Reader:
         return blocks
 
     def block(self, index: int) -> Block:
-        """One block; the others are passed by.
+        """Read one block, skipping the others.
 
         Raises:
-            InputError: it is not there, or damaged.
+            InputError: it does not exist, or is damaged.
         """
         self._file.seek(self.first)
         for _ in range(index):
@@ -362,7 +363,7 @@ class Reader:
         return header
 
     def _next(self, *, skip: bool = False) -> tuple[bytes, bytes] | None:
-        """Kind and body of the record here; None where there is none that is whole."""
+        """Kind and body of the next record; None where there is no complete one."""
         head = self._file.read(_HEAD.size)
         if len(head) < _HEAD.size:
             return None
@@ -379,5 +380,5 @@ class Reader:
         return InputError(f"{self.path}: {why}")
 
     def damaged(self) -> InputError:
-        """The error to raise where what it holds cannot be."""
+        """The error to raise where the content is impossible."""
         return self._refused("is damaged or incomplete; take another copy, or compress again")

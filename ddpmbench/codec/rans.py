@@ -1,7 +1,7 @@
-"""Asymmetric numeral systems (rANS) on many lanes, and the tables of normal distributions.
+"""Asymmetric numeral systems (rANS) on many lanes, and tables of normal distributions.
 
-A coder is a stack of bits: `push` adds symbols under a distribution, `pop` takes them off, and each
-undoes the other exactly. Popping from bits that are already there draws a symbol of the
+A coder is a stack of bits: `push` adds symbols under a distribution, `pop` removes them, and each
+undoes the other exactly. Popping bits that were not pushed as such symbols draws from the
 distribution, which is how bits-back coding samples.
 """
 
@@ -28,7 +28,7 @@ _WORDS_OF_LANE, _WORDS_OF_STATE = 3, 4
 
 
 class DamageError(Exception):
-    """The bits of a coder are not what was put there."""
+    """The bits of a coder are not those that were pushed."""
 
 
 @functools.lru_cache(maxsize=2)
@@ -38,7 +38,7 @@ def _start_words(count: int) -> NDArray[np.uint16]:
 
 
 def start_words(count: int) -> NDArray[np.uint16]:
-    """The first words of the stream that lies below an empty stack: SHAKE-256 of a fixed text."""
+    """The first words of the stream below an empty stack: SHAKE-256 of a fixed text."""
     return _start_words(1 << max(count, 1 << 12).bit_length())[:count]
 
 
@@ -49,25 +49,24 @@ class Coder:
 
     .. math:: x' = 2^{32} \lfloor x / f \rfloor + c + (x \bmod f),
 
-    so that log2 x grows by 32 - log2 f bits. States lie in [2^48, 2^64); what is more than that
-    goes to a stack of 16-bit words that the lanes share. The loss to rounding is of the order of
-    2^-32 a symbol.
+    so that log2 x grows by 32 - log2 f bits. States lie in [2^48, 2^64); the excess goes to a stack
+    of 16-bit words that the lanes share. Rounding loses about 2^-32 per symbol.
 
-    Below the stack lies a stream of pseudorandom words that both sides know, `start_words`; what
-    `pop` takes beyond the bottom is borrowed from it.
+    Below the stack lies a stream of pseudorandom words that both sides know, `start_words`; `pop`
+    borrows from it when the stack is empty.
 
     Attributes:
-        borrowed: words of the stream on the stack.
+        borrowed: words borrowed from the stream.
 
     Source: Duda 2013; Giesen 2014, "Interleaved entropy coders", for the lanes.
     """
 
     def __init__(self, words: NDArray[np.uint16] | None = None, *, may_borrow: bool = True) -> None:
-        """A coder without lanes.
+        """Create a coder without lanes.
 
         Args:
             words: the stack, its top last; None for an empty one.
-            may_borrow: whether `pop` goes on below the bottom.
+            may_borrow: whether `pop` may borrow words.
         """
         self._stack = np.zeros(1024, np.uint16) if words is None else words.astype(np.uint16)
         self._size = 0 if words is None else len(words)
@@ -76,12 +75,12 @@ class Coder:
         self.borrowed = 0
 
     def __len__(self) -> int:
-        """Words on the stack, those of the lanes left out."""
+        """Words on the stack, without those of the lanes."""
         return self._size
 
     @property
     def bits(self) -> float:
-        """The information that it holds, what it borrowed included."""
+        """Information on the stack and the lanes, including borrowed words."""
         return 16.0 * self._size + float(np.log2(self._states.astype(np.float64)).sum())
 
     @property
@@ -90,13 +89,13 @@ class Coder:
         return self._stack[: self._size].copy()
 
     def set_lanes(self, count: int) -> None:
-        """Open or close lanes, the last ones first; the words of their states are of the stack.
+        """Open or close lanes, the last ones first; the words of their states come from the stack.
 
-        A lane opens with a state in [2^48, 2^49) from three words, and takes them back only in such
-        a state, as after everything since has been undone.
+        A lane opens with a state in [2^48, 2^49) from three words. It can be closed only in such a
+        state, which it has once everything since has been undone.
 
         Raises:
-            DamageError: a state lies elsewhere.
+            DamageError: a state is outside the interval.
         """
         have = len(self._states)
         if count > have:
@@ -113,16 +112,16 @@ class Coder:
         self._states = self._states[:count]
 
     def flush(self) -> None:
-        """Put the states of all lanes, four words each, onto the stack."""
+        """Push the states of all lanes, four words each, onto the stack."""
         parts = [self._states >> np.uint64(shift) for shift in (48, 32, 16, 0)]
         self._put(np.concatenate(parts) & _WORD_MASK)
         self._states = self._states[:0]
 
     def restore(self, lanes: int) -> None:
-        """Undo `flush` of so many lanes.
+        """Undo `flush` for this number of lanes.
 
         Raises:
-            DamageError: the words are too few, or no states.
+            DamageError: the words are too few, or are not states.
         """
         parts = self._take(_WORDS_OF_STATE * lanes).astype(np.uint64).reshape(4, -1)
         states = np.zeros(lanes, np.uint64)
@@ -136,8 +135,8 @@ class Coder:
         """Add symbols; the lanes take them in turn.
 
         Args:
-            lower: (n,) the lower end of each symbol's interval, of 2^32.
-            frequency: (n,) its length, 1 to 2^32 - 1.
+            lower: (n,) lower end of each symbol's interval, of 2^32.
+            frequency: (n,) length of the interval, 1 to 2^32 - 1.
         """
         lanes, limit = len(self._states), frequency << _SHIFT
         for begin in range(0, len(lower), lanes):
@@ -154,16 +153,16 @@ class Coder:
             self._states[: len(f)] = (quotient << _SHIFT) + lower[part] + (x - quotient * f)
 
     def pop(self, symbols: "Symbols") -> Integers:
-        """Take off as many symbols as `push` added, and undo it.
+        """Remove as many symbols as `push` added, undoing it.
 
         Args:
-            symbols: their distributions.
+            symbols: the distributions of the symbols.
 
         Returns:
             (n,) the symbols.
 
         Raises:
-            DamageError: the stack is empty, and must not borrow.
+            DamageError: the stack is empty, and the coder may not borrow.
         """
         lanes, count = len(self._states), len(symbols)
         popped = np.empty(count, np.int64)
@@ -194,7 +193,7 @@ class Coder:
         self._size = end
 
     def _take(self, count: int) -> NDArray[np.uint16]:
-        """The top words, in the order in which they were put."""
+        """The top words, in the order in which they were pushed."""
         if count > self._size:
             if not self._may_borrow:
                 raise DamageError
@@ -208,22 +207,22 @@ class Coder:
 
 
 class NormalTable:
-    r"""Integer intervals of a normal distribution on whole numbers, for any mean.
+    r"""Integer intervals of a normal distribution on the integers, for any mean.
 
     .. math::
         F_\phi(j) = \lfloor (2^{32} - N)\, \Phi\bigl((j - \tfrac12 - \phi) / \sigma\bigr) \rfloor
         + j + R, \qquad F_\phi(-R) = 0, \quad F_\phi(R + 1) = 2^{32}
 
-    for the offsets j = -R..R from the whole part of the mean and the fractions phi of its grid: a
-    mean is rounded to a multiple of 1 / P. Each of the N = 2R + 1 offsets has at least one of 2^32,
-    so the total variation from the normal distribution with the rounded mean, the tails beyond the
-    offsets counted to the ends, is below N / 2^32.
+    for the offsets j = -R..R from the integer part of the mean, and its fractional part phi, for
+    means rounded to multiples of 1 / P. Each of the N = 2R + 1 offsets has at least one of 2^32, so
+    the total variation distance from the normal distribution with the rounded mean, whose tails
+    count to the end offsets, is below N / 2^32.
 
     Attributes:
-        scale: sigma, in steps between whole numbers.
+        scale: sigma, in units of the integers.
         radius: R.
         phases: P.
-        limits: the lowest and the highest symbol, which take what is beyond them; None for no
+        limits: the lowest and the highest symbol, which absorb the tails beyond; None for no
             limits.
     """
 
@@ -239,12 +238,12 @@ class NormalTable:
         ends[:, 0], ends[:, -1] = 0, _ONE
         rows = np.arange(phases, dtype=np.uint64)[:, None] << _SHIFT
         self.ends: Words = (ends + rows).ravel()
-        """All rows one after another, each 2^32 above the one before."""
+        """The table's rows, one after another, each 2^32 above the previous one."""
         coarse = np.arange(phases << _COARSE, dtype=np.uint64) << _FINE
         self._coarse: Integers = np.searchsorted(self.ends, coarse, side="right") - 1
 
     def find(self, place: Words) -> Integers:
-        """(n,) the last of `ends`, as an index, that is not above each place."""
+        """(n,) the index of the last of `ends` that is not above each place."""
         index = self._coarse[place >> _FINE]
         for _ in range(2):
             index += self.ends[index + 1] <= place
@@ -254,19 +253,19 @@ class NormalTable:
         return np.asarray(index)
 
     def at(self, mean: NDArray[np.float64]) -> "Symbols":
-        """The distributions with (n,) means, each within `radius` of every symbol there is."""
+        """The distributions with (n,) means, each within `radius` of every possible symbol."""
         return Symbols(self, mean)
 
 
 class Symbols:
-    """The distributions of n symbols: one table, with a mean each."""
+    """The distributions of n symbols: one table, a mean each."""
 
     def __init__(self, table: NormalTable, mean: NDArray[np.float64]) -> None:
         place = np.rint(mean * table.phases).astype(np.int64)
         self._table = table
-        self._whole, phase = np.divmod(place, table.phases)
+        self._integer, phase = np.divmod(place, table.phases)
         self._row: Words = phase.astype(np.uint64) << _SHIFT
-        self._zero = phase * (2 * table.radius + 2) + table.radius  # where offset 0 is
+        self._zero = phase * (2 * table.radius + 2) + table.radius  # the index of offset 0
 
     def __len__(self) -> int:
         return len(self._row)
@@ -277,19 +276,19 @@ class Symbols:
         Raises:
             DamageError: a symbol is further from its mean than the table reaches.
         """
-        offset = symbol - self._whole
+        offset = symbol - self._integer
         if len(offset) and max(offset.max(), -offset.min()) > self._table.radius:
             raise DamageError
         return self._ends(symbol, self._zero + offset, self._row)
 
     def find(self, u: Words, part: slice) -> tuple[Integers, Words, Words]:
-        """The symbols of a part whose intervals hold u of 2^32, and those intervals."""
-        row, zero, whole = self._row[part], self._zero[part], self._whole[part]
+        """The symbols of a part whose intervals contain u of 2^32, and those intervals."""
+        row, zero, integer = self._row[part], self._zero[part], self._integer[part]
         index = self._table.find(u + row)
-        symbol = whole + (index - zero)
+        symbol = integer + (index - zero)
         if self._table.limits is not None:
             symbol = symbol.clip(*self._table.limits)
-            index = zero + (symbol - whole)
+            index = zero + (symbol - integer)
         return symbol, *self._ends(symbol, index, row)
 
     def _ends(self, symbol: Integers, index: Integers, row: Words) -> tuple[Words, Words]:

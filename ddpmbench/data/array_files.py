@@ -24,10 +24,11 @@ from ddpmbench.errors import InputError, count_to_read, refusal
 def read_npy(path: Path, num_images: int | None = None) -> ImageData:
     """The images of an npy file: uint8 (N, H, W, C) or (N, H, W).
 
-    With `num_images`, what follows the last image wanted is not read.
+    With `num_images`, nothing after the last requested image is read.
 
     Raises:
-        InputError: it is cut short or corrupt, or holds anything but 8-bit gray or RGB images.
+        InputError: the file is truncated or damaged, or holds anything but 8-bit gray or RGB
+            images.
     """
     with _npy_damage_refused(path, "np.save"), path.open("rb") as file:
         pixels, _ = _npy_pixels(file, path.stat().st_size, num_images, "the array", path)
@@ -35,7 +36,7 @@ def read_npy(path: Path, num_images: int | None = None) -> ImageData:
 
 
 def is_npz(path: Path) -> bool:
-    """Whether a file is a zip archive of arrays, whatever it is called."""
+    """Whether a file is a zip archive of arrays, whatever its name."""
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith(".npy") for name in archive.namelist())
@@ -46,12 +47,12 @@ def is_npz(path: Path) -> bool:
 def read_npz(path: Path, num_images: int | None = None) -> ImageData:
     """The images of an npz archive: arr_0 uint8 (N, H, W, C) or (N, H, W), arr_1 labels if any.
 
-    With `num_images`, what follows the last image wanted is not read, nor checked. An array in
-    Fortran order, in which the images are interleaved, is read into memory whole.
+    With `num_images`, nothing after the last requested image is read or verified. An array in
+    Fortran order, in which the images are interleaved, is read into memory entirely.
 
     Raises:
-        InputError: it is cut short or corrupt, or holds anything but 8-bit gray or RGB images and
-            one integer label for each.
+        InputError: the file is truncated or damaged, or holds anything but 8-bit gray or RGB images
+            with one integer label each.
     """
     if not zipfile.is_zipfile(path):
         raise refusal(path, "is not an npz archive, or is cut short; copy or save it again")
@@ -76,7 +77,7 @@ def _npy_damage_refused(path: Path, function: str) -> Iterator[None]:
         yield
     except (InputError, MemoryError):
         raise
-    # numpy and zipfile raise whatever a damaged archive or header leads them to.
+    # numpy and zipfile may raise anything for a damaged archive or header.
     except Exception as error:
         raise refusal(
             path, f"cannot be read ({error}); save it with {function} and plain uint8 pixels"
@@ -86,19 +87,19 @@ def _npy_damage_refused(path: Path, function: str) -> Iterator[None]:
 def _npy_pixels(
     file: IO[bytes], size: int, num_images: int | None, name: str, path: Path
 ) -> tuple[NDArray[np.uint8], int]:
-    """The first images of an array in npy format, and how many there are.
+    """The first images of an array in npy format, and the number of images in it.
 
     Args:
         file: seekable.
-        size: of the file in bytes, by its own account.
-        num_images: how many to read, from the first on; None for all.
-        name: of the array, for messages.
-        path: of the file, for messages.
+        size: size of the file in bytes, as claimed.
+        num_images: number of images to read, from the first on; None for all.
+        name: the name of the array, for messages.
+        path: the path of the file, for messages.
     """
     shape, is_fortran, dtype = _npy_header(file)
     if dtype != np.uint8:
         raise refusal(path, f"{name} is {dtype}; save the pixels as uint8, 0..255")
-    # (N, H, W) to the letter, but more likely one color image that lacks its first axis.
+    # Formally (N, H, W), but more likely one color image without its first axis.
     if len(shape) == 3 and shape[-1] in (3, 4):
         raise shape_refusal(f"{path}: {name}", shape)
     images = image_shape(shape, f"{path}: {name}")
@@ -107,13 +108,13 @@ def _npy_pixels(
     if not is_fortran:
         return read_pixels(file, images, count), images[0]
     file.seek(0)
-    whole = np.asarray(npy.read_array(file, allow_pickle=False))
-    channels_first = whole.reshape(images).transpose(0, 3, 1, 2)[:count]
+    array = np.asarray(npy.read_array(file, allow_pickle=False))
+    channels_first = array.reshape(images).transpose(0, 3, 1, 2)[:count]
     return store(channels_first.shape, [channels_first], np.uint8), images[0]
 
 
 def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, whether the order is Fortran's, and dtype; the pixels follow."""
+    """Shape, whether the order is Fortran's, and dtype; the pixels follow in the file."""
     is_first = npy.read_magic(file) == (1, 0)
     header = (npy.read_array_header_1_0 if is_first else npy.read_array_header_2_0)(file)
     if header[2].hasobject:
@@ -142,7 +143,7 @@ def _npz_labels(archive: zipfile.ZipFile, num_images: int, path: Path) -> NDArra
 # ---- idx
 
 IDX_SPLITS = ("train", "test")
-"""Splits that the names of idx files can have."""
+"""Splits that may occur in the names of idx files."""
 _PREFIXES = {"train": "train", "t10k": "test", "test": "test"}
 _IMAGES = re.compile(r"(.*)images([-.]idx)[0-9]-ubyte(\.gz)?")
 _TYPES, _UINT8 = (0x08, 0x09, 0x0B, 0x0C, 0x0D, 0x0E), 0x08
@@ -150,14 +151,14 @@ _Bytes = gzip.GzipFile | io.BufferedReader
 
 
 def read_idx(path: Path, num_images: int | None = None) -> ImageData:
-    """The images of an idx file, gzipped or not, and the labels of its sibling if there is one.
+    """The images of an idx file, gzipped or not, with the labels of its sibling if there is one.
 
     The sibling of NAME-images-idx3-ubyte is NAME-labels-idx1-ubyte, either with or without .gz.
-    With `num_images`, what follows the last image wanted is not read, nor checked.
+    With `num_images`, nothing after the last requested image is read or verified.
 
     Raises:
-        InputError: it is not an idx file of unsigned bytes (N, H, W) or (N, H, W, C), is cut short
-            or too long, or its labels do not match in number.
+        InputError: it is not an idx file of unsigned bytes (N, H, W) or (N, H, W, C), has the wrong
+            length, or its labels do not match in number.
 
     Source: LeCun, "The MNIST database of handwritten digits", file formats.
     """
@@ -178,22 +179,22 @@ def read_idx(path: Path, num_images: int | None = None) -> ImageData:
 
 
 def is_idx_of_images(name: str) -> bool:
-    """Whether a file's name is that of an idx file of images."""
+    """Whether a file name is that of an idx file of images."""
     return _IMAGES.fullmatch(name.rsplit("/", 1)[-1]) is not None
 
 
 def chosen_idx(folder: Path, names: Sequence[str], split: str) -> str:
-    """The idx file of images among those of a folder.
+    """The idx file of images among the files of a folder.
 
     Args:
         folder: for messages.
-        names: of its files, relative.
-        split: "train" or "test", as the names begin; empty where there is but one.
+        names: the file names, relative to the folder.
+        split: "train" or "test", the beginning of the name; empty if there is only one.
 
     Raises:
-        InputError: there is none, or the choice is open.
+        InputError: there is none, or the choice is ambiguous.
     """
-    # Beside a file there may be the same file gzipped.
+    # The same file may also be there gzipped.
     candidates = {name.removesuffix(".gz"): name for name in sorted(names, reverse=True)}
     chosen = [name for name in candidates.values() if split in ("", _split(name))]
     if split and len(chosen) != 1:

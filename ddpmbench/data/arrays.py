@@ -1,4 +1,4 @@
-"""Images in memory, arrays, tensors and Pillow images, as 8-bit pixels."""
+"""Images in memory (arrays, tensors and Pillow images) as 8-bit pixels."""
 
 import dataclasses
 import math
@@ -26,7 +26,7 @@ _PORTION = 1 << 24  # bytes converted together
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageData:
-    """The images of an array, a file or a folder; the attributes are those of `ImageSet`."""
+    """The images of an array, a file or a folder; for the attributes see `ImageSet`."""
 
     pixels: Pixels
     ids: Sequence[str]
@@ -58,17 +58,17 @@ class PositionIds(Sequence[str]):
 
 
 def packed(images: Iterable[Pixels]) -> tuple[Pixels, NDArray[np.int64] | None]:
-    """Images of any sizes in one array, which of a large set is a file (`pixel_store`).
+    """Images of any sizes in one array, which for a large set is a file (`pixel_store`).
 
     Args:
         images: (C, H, W) each, in order; none is kept.
 
     Returns:
-        pixels: (N, C, H, W) where all have one shape; else flat, one image after another.
-        shapes: (N, 3), C, H, W of each; None where they have one.
+        pixels: (N, C, H, W) if all have one shape; else flat, one image after another.
+        shapes: (N, 3), C, H, W of each; None if all have one shape.
 
     Raises:
-        InputError: there is no room for a temporary file.
+        InputError: there is no space for a temporary file.
     """
     shapes: list[tuple[int, ...]] = []
 
@@ -95,10 +95,10 @@ def shape_words(shapes: Iterable[Sequence[int]]) -> str:
 
 
 def image_shape(shape: tuple[int, ...], subject: str) -> tuple[int, int, int, int]:
-    """(N, H, W, C) for images of that shape or of (N, H, W).
+    """(N, H, W, C) from the shape of images, which is this or (N, H, W).
 
     Raises:
-        InputError: naming `subject`, if the shape is another, or there is no image.
+        InputError: the shape is another, or there is no image; the message names `subject`.
     """
     if 0 in shape:
         raise refusal(subject, f"is empty, of shape {shape}; give at least one image")
@@ -148,10 +148,10 @@ def converted(pixels: Pixels, to: str) -> Pixels:
 
 
 def padded(pixels: Pixels, side: int, source: str) -> Pixels:
-    """Images (N, C, H, W) in the middle of black ones, (N, C, side, side).
+    """Images (N, C, H, W) centered on black, (N, C, side, side).
 
     Raises:
-        InputError: they are larger, or cannot stand in the middle.
+        InputError: they are larger, or cannot be centered.
     """
     height, width = pixels.shape[2:]
     top, left = (side - height) // 2, (side - width) // 2
@@ -214,7 +214,7 @@ def pixels_of(image: "Image", convert: str | None) -> Pixels:
     """The pixels of a Pillow image, (C, H, W).
 
     Raises:
-        InputError: it is not 8-bit gray or RGB, nor can become so.
+        InputError: it is not 8-bit gray or RGB, and cannot be converted.
     """
     _refuse_other(image, convert)
     image.load()
@@ -225,11 +225,11 @@ def pixels_of(image: "Image", convert: str | None) -> Pixels:
 def _refuse_other(image: "Image", convert: str | None) -> None:
     if getattr(image, "is_animated", False):
         raise InputError("has more than one frame; save each frame as a file of its own")
-    # Pillow scales 2, 4, 5 and 16 bits a channel to 8 unasked; "RGB;16B" says that it will.
+    # Pillow silently scales 2, 4, 5 and 16 bits per channel to 8; "RGB;16B" shows that it will.
     codecs = (tile[3] for tile in getattr(image, "tile", ()))
     raw_modes = (str(codec if isinstance(codec, str) else codec[0]) for codec in codecs)
     scaled = next((raw for raw in raw_modes if re.search(";[0-9]", raw)), None)
-    if image.mode == "P":  # whose bits are those of an index
+    if image.mode == "P":  # its bits are those of an index
         scaled = None
     if image.mode not in ("L", "RGB"):
         is_convertible = scaled is None and _holds_only_rgb(image)
@@ -244,7 +244,7 @@ def _refuse_other(image: "Image", convert: str | None) -> None:
 
 
 def _holds_only_rgb(image: "Image") -> bool:
-    """Whether RGB holds all there is in an image of another mode."""
+    """Whether an image of another mode converts to RGB without loss."""
     if image.mode in ("LA", "RGBA"):
         return image.getchannel("A").getextrema() == (255, 255)
     return image.mode in ("1", "P") and "transparency" not in image.info
@@ -257,14 +257,14 @@ def read_array(images: Arrays, num_images: int | None, convert: str | None) -> I
     """The images of an array, copied.
 
     Args:
-        images: uint8, as NumPy has them, (N, H, W, C) or (N, H, W), or as a torch tensor,
-            (N, C, H, W) or (N, H, W), C = 1 or 3; or a sequence of Pillow images or of arrays
-            (H, W, C) or (H, W).
-        num_images: how many, from the first on; None for all.
+        images: uint8, as a NumPy array (N, H, W, C) or (N, H, W), or a torch tensor (N, C, H, W) or
+            (N, H, W), C = 1 or 3; or a sequence of Pillow images or of arrays (H, W, C) or
+            (H, W).
+        num_images: number of images to read, from the first on; None for all.
         convert: for Pillow images; see `CONVERSIONS`.
 
     Raises:
-        InputError: they are of another type or shape.
+        InputError: they have another type or shape.
     """
     array = _as_array(images, convert)
     if array.dtype != np.uint8:
@@ -306,7 +306,7 @@ def _as_array(images: object, convert: str | None) -> NDArray[Any]:
 
 
 def _without_mask(array: NDArray[Any], source: str) -> NDArray[Any]:
-    """The array; refused if it is masked, as the pixels under the mask would be evaluated."""
+    """The array; refused if masked, since the pixels under the mask would be evaluated."""
     if isinstance(array, np.ma.MaskedArray):
         raise refusal(source, "is a masked array; fill it as it is meant: x.filled(0)")
     return array
@@ -315,7 +315,7 @@ def _without_mask(array: NDArray[Any], source: str) -> NDArray[Any]:
 def _array_of(tensor: "Tensor") -> NDArray[Any]:
     import torch
 
-    if tensor.dtype == torch.bfloat16:  # numpy has none
+    if tensor.dtype == torch.bfloat16:  # which numpy lacks
         tensor = tensor.float()
     try:
         array: NDArray[Any] = tensor.detach().cpu().numpy()

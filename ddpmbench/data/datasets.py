@@ -1,4 +1,4 @@
-"""Named data sets: shipped, on the machine, or downloaded once and verified."""
+"""Named data sets: shipped, found on the machine, or downloaded once and verified."""
 
 import contextlib
 import gzip
@@ -23,7 +23,7 @@ from ddpmbench.data.pixel_store import store
 from ddpmbench.errors import InputError, count_to_read, refusal
 
 SPLITS = dict.fromkeys(("fashion-mnist", "mnist", "kmnist", "cifar10"), ("train", "test"))
-"""The splits of each data set that has a name."""
+"""The splits of each named data set."""
 
 CACHE_VARIABLE = "DDPMBENCH_CACHE"
 
@@ -31,27 +31,27 @@ _SHIPPED = assets.FOLDER / "fashion-mnist"
 _CIFAR10_ARCHIVE = "cifar-10-python.tar.gz"
 _DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
-# The gzip headers differ from one distributor to the next, so the hashes are of what is inside.
+# gzip headers differ between distributors, so the hashes are those of the contents.
 _FASHION_MNIST_SHA256 = {
     "train-images-idx3": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
     "train-labels-idx1": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
     "t10k-images-idx3": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
     "t10k-labels-idx1": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
-# Where torchvision has the address and the MD5 of each file.
+# torchvision holds the address and the MD5 of each file.
 _CLASSES = {"fashion-mnist": "FashionMNIST", "mnist": "MNIST", "kmnist": "KMNIST"}
 
 
 def dataset_specs() -> list[str]:
-    """Every data set that can be asked for by name, as `name:split`."""
+    """All named data sets, as `name:split`."""
     return [f"{name}:{split}" for name, splits in SPLITS.items() for split in splits]
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: $DDPMBENCH_CACHE, or else the user's cache folder.
+    """The folder of downloads: $DDPMBENCH_CACHE, or else the user's cache folder.
 
     Raises:
-        InputError: if the variable is not set and platformdirs cannot be imported.
+        InputError: the variable is not set, and platformdirs cannot be imported.
     """
     chosen = os.environ.get(CACHE_VARIABLE)
     if chosen:
@@ -67,7 +67,7 @@ def cache_folder() -> Path:
 
 
 def is_at_hand(name: str, split: str) -> bool:
-    """Whether a named data set can be read here without a download."""
+    """Whether a named data set can be read without a download."""
     if name == "cifar10":
         folder = cache_folder() / "cifar10"
         return any((folder / part).exists() for part in ("cifar-10-batches-py", _CIFAR10_ARCHIVE))
@@ -80,10 +80,10 @@ def read_dataset(name: str, split: str, num_images: int | None) -> ImageData:
     Args:
         name: a key of `SPLITS`.
         split: one of its splits.
-        num_images: how many, or None for all.
+        num_images: number of images to read, from the first on; None for all.
 
     Raises:
-        InputError: if it is not on this machine and cannot be downloaded.
+        InputError: the data set is not on this machine and cannot be downloaded.
     """
     if name == "cifar10":
         return _read_cifar10(split, num_images)
@@ -104,7 +104,7 @@ def _idx_names(split: str) -> list[str]:
 
 
 def _idx_folder(name: str, split: str) -> Path | None:
-    """The folder in which the published files of a split are."""
+    """The folder with the published files of a split; None if there is none."""
     files = _idx_names(split)
     return next(
         (
@@ -124,7 +124,7 @@ def _folders(name: str) -> Iterator[Path]:
 
 
 def _is_published(name: str, path: Path) -> bool:
-    """Whether a file is there, and as its authors published it."""
+    """Whether a file exists, and is as its authors published it."""
     try:
         if name == "fashion-mnist":
             with gzip.open(path, "rb") as content:
@@ -151,7 +151,7 @@ def _download(name: str, files: list[str], folder: Path) -> None:
 
     md5 = dict(published.resources)
     folder.mkdir(parents=True, exist_ok=True)
-    # Moved into place when complete, so that an interrupted download leaves nothing behind.
+    # Moved into place when complete, so that an interrupted download leaves no file.
     with tempfile.TemporaryDirectory(dir=folder) as partial:
         for file in files:
             download_url(published.mirrors[0] + file, partial, filename=file, md5=md5[file])
@@ -163,7 +163,7 @@ def _read_cifar10(split: str, num_images: int | None) -> ImageData:
     with _downloading(f"cifar10:{split}", [_CIFAR10_ARCHIVE], folder):
         from torchvision.datasets import CIFAR10
 
-        # CIFAR-10 comes as pickles. torchvision opens one only if its hash is the published one.
+        # CIFAR-10 comes as pickles. torchvision opens one only if it has the published hash.
         dataset = CIFAR10(str(folder), train=split == "train", download=True)
     count = count_to_read(num_images, len(dataset.data), f"cifar10:{split}")
     pixels = store((count, 3, 32, 32), [dataset.data[:count].transpose(0, 3, 1, 2)], np.uint8)
@@ -173,17 +173,17 @@ def _read_cifar10(split: str, num_images: int | None) -> ImageData:
 
 @contextlib.contextmanager
 def _downloading(spec: str, names: list[str], folder: Path) -> Iterator[None]:
-    """Print what torchvision prints to stderr; make its errors InputErrors with a remedy."""
+    """Print the output of torchvision to stderr; turn its errors into InputErrors with remedies."""
     try:
         with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
-            # The published pickles and archives are old: numpy and tarfile warn of their form.
+            # numpy and tarfile warn of the old format of the published pickles and archives.
             warnings.simplefilter("ignore")
             yield
     except ImportError as error:
         raise InputError(
             f"{spec}: torchvision cannot be imported ({error}): pip install torchvision"
         ) from error
-    # RuntimeError: a hash that differs, or too many redirections.
+    # RuntimeError: a wrong hash, or too many redirections.
     except (OSError, RuntimeError, EOFError, http.client.HTTPException) as error:
         raise refusal(
             spec,

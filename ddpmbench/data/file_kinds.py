@@ -1,4 +1,4 @@
-"""Kinds of files, by their ending and first bytes, and how to convert one that is not read."""
+"""Kinds of files, by ending and first bytes, and how to convert a kind that is not read."""
 
 import gzip
 import io
@@ -16,7 +16,7 @@ IMAGE_SUFFIXES = (
     *(".png", ".apng", ".jpg", ".jpeg", ".jfif", ".jfi", ".jpe", ".jif"),
     *(".bmp", ".dib", ".webp", ".tif", ".tiff", ".gif"),
 )
-"""Endings of the image files that are read."""
+"""Endings of image files that are read."""
 
 _UNREAD = (
     ".avif .avifs .heic .heics .heif .heifs .hif .jp2 .j2k .j2c .jpc .jpf .jpx .jpm .jph .jhc "
@@ -27,7 +27,7 @@ _UNREAD = (
     ".pef .srw .ktx .ktx2 .btf .ome .svs .ndpi .czi .npy"
 )
 UNREAD_SUFFIXES = frozenset(_UNREAD.split())
-"""Endings of image files, and of arrays that may be one, that are not read from a folder."""
+"""Endings of image files, and of arrays that may be images, that are not read from a folder."""
 
 _ARCHIVES = (
     ".npz .zip .tar .tgz .tbz .tbz2 .txz .gz .bz2 .xz .zst .lz4 .7z .rar .parquet .arrow "
@@ -95,15 +95,15 @@ _KINDS = [
     for group, patterns in _SIGNATURES.items()
     for name, pattern in patterns.items()
 ]
-_HEAD = 512  # bytes, which reach beyond the last of the signatures
+_HEAD = 512  # bytes, enough for all signatures
 
 
 def kind_of(content: bytes) -> tuple[str, str] | None:
     """The kind of a file by its first bytes.
 
     Returns:
-        "read" for an image that is read, "unread" for another one, or "data" for an archive or an
-        array; and its format's name. None for any other file.
+        "read" for an image that is read, "unread" for another image, or "data" for an archive or an
+        array; and the name of its format. None for any other file.
     """
     return next(((group, name) for group, name, mark in _KINDS if mark.match(content)), None)
 
@@ -112,7 +112,7 @@ def first_bytes(path: Path) -> bytes:
     """The first bytes of a file, enough for `kind_of`.
 
     Raises:
-        OSError: it cannot be read, or is no regular file.
+        OSError: the file cannot be read, or is not a regular file.
     """
     require_regular(path)
     with open(path, "rb") as file:
@@ -120,7 +120,7 @@ def first_bytes(path: Path) -> bytes:
 
 
 def require_regular(path: Path) -> None:
-    """Raise OSError for a pipe, a socket or a device: to open one may wait forever."""
+    """Raise OSError for a pipe, a socket or a device, which may block forever when opened."""
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):
         raise OSError(f"it is {special_kind(mode)}, not a file")
@@ -136,7 +136,7 @@ def special_kind(mode: int) -> str:
 
 
 def open_maybe_gzip(path: Path) -> gzip.GzipFile | io.BufferedReader:
-    """A file's content, unpacked where it is gzipped."""
+    """Open a file, decompressing gzip."""
     with open(path, "rb") as file:
         is_gzip = file.read(2) == b"\x1f\x8b"
     return gzip.open(path, "rb") if is_gzip else open(path, "rb")
@@ -150,7 +150,7 @@ def refuse_unread(path: Path, kind: str) -> None:
 
     Args:
         path: a regular file.
-        kind: its format's name; see `kind_of`.
+        kind: the name of its format; see `kind_of`.
 
     Raises:
         InputError: it is of such a kind; the message says how to convert it.
@@ -173,7 +173,7 @@ def refuse_unread(path: Path, kind: str) -> None:
     elif kind == "parquet file":
         try:
             remedy = _parquet_remedy(path)
-        except Exception:  # whatever the reader of a damaged file raises
+        except Exception:  # readers may raise anything for a damaged file
             remedy = "it cannot be read; copy or save it again"
     raise refusal(path, f"is a {kind}; {remedy}")
 
@@ -182,7 +182,7 @@ def _is_tar(path: Path) -> bool:
     """Whether it is a tar archive, compressed or not."""
     try:
         return tarfile.is_tarfile(path)
-    except (OSError, EOFError, zlib.error):  # of a damaged file
+    except (OSError, EOFError, zlib.error):  # for a damaged file
         return False
 
 
@@ -195,7 +195,7 @@ def _is_torch(path: Path) -> bool:
 
 
 def _parquet_remedy(path: Path) -> str:
-    """The command that writes an npz beside it."""
+    """The command that converts the file to an npz beside it."""
     from pyarrow import parquet, types
 
     image = labels = ""

@@ -38,12 +38,13 @@ class FolderContents:
     """The files of a folder and its subfolders.
 
     Attributes:
-        names: of the images to read, relative with slashes, in natural order: 2.png before 10.png.
-        refused: a line for each image that cannot be read, by its name.
-        passed_over: number of other files of each kind: by ending, "hidden" with those
-            that systems leave, "archive or array", "no ending", and "other".
+        names: names of the images to read, relative with slashes, in natural order: 2.png before
+            10.png.
+        refused: a line for each image that cannot be read, by name.
+        passed_over: number of other files of each kind: by ending, "hidden" with files left by
+            operating systems, "archive or array", "no ending", and "other".
         archives: the names of the archives and arrays.
-        folders: the names of the folders in the folder itself, but for hidden ones.
+        folders: the names of the direct subfolders, without hidden ones.
     """
 
     names: tuple[str, ...]
@@ -56,7 +57,7 @@ class FolderContents:
     def classes(self) -> tuple[str, ...]:
         """The names of the class folders, sorted; empty unless every image lies in one.
 
-        A folder without an image that is read counts, too: the others keep their numbers.
+        A folder without readable images counts as well, so that the others keep their numbers.
 
         Source: torchvision's ImageFolder, which numbers them in this order.
         """
@@ -66,10 +67,10 @@ class FolderContents:
     def scan(cls, folder: Path) -> "FolderContents":
         """List a folder.
 
-        Files without an image's ending are opened, to see whether they are images nevertheless.
+        Files without the ending of an image are opened, to see whether they are images.
 
         Raises:
-            InputError: links lead in a circle, or a name is not UTF-8.
+            InputError: links form a circle, or a name is not UTF-8.
             OSError: a folder cannot be listed.
         """
         names: list[str] = []
@@ -103,11 +104,11 @@ class FolderOptions:
     """How the images of a folder are read.
 
     Attributes:
-        skip_bad: pass over files without an image like the others, and list them.
+        skip_bad: skip, and list, files that are not images like the others.
         convert: "rgb" repeats gray to three channels, "gray" takes the luma of color; None reads
             images as they are stored.
         class_names: the class folders in the order of the classes; None for sorted.
-        any_size: take images that differ in size and channels.
+        any_size: accept images that differ in size and channels.
     """
 
     skip_bad: bool = False
@@ -117,7 +118,7 @@ class FolderOptions:
 
 
 def passed_over_words(passed_over: Mapping[str, int], archives: Sequence[str]) -> str:
-    """Files that were passed over, in words: "3 hidden, 1 archive or array (all.npz), 1 .csv"."""
+    """Other files of a folder, in words: "3 hidden, 1 archive or array (all.npz), 1 .csv"."""
     words = {kind: f"{count:,} {kind}" for kind, count in passed_over.items()}
     if archives:
         words[_ARCHIVE] += f" ({listed(archives)})"
@@ -127,8 +128,8 @@ def passed_over_words(passed_over: Mapping[str, int], archives: Sequence[str]) -
 def natural_key(name: str) -> tuple[str, str]:
     """Sort key: 2.png before 10.png, and the files of a folder together."""
 
-    # One text, because lists of a name's parts would take many times its memory. A number is its
-    # length and its digits; the end of a part comes before a number, which comes before text.
+    # One string, because lists of parts would take many times its memory. A number becomes its
+    # length and its digits; the end of a part sorts before a number, and a number before text.
     def number(match: re.Match[str]) -> str:
         digits = match[0].lstrip("0")
         return f"\1{chr(len(digits))}{digits}"
@@ -137,16 +138,16 @@ def natural_key(name: str) -> tuple[str, str]:
 
 
 def _files(folder: Path, counts: "Counter[str]") -> tuple[list[Path], list[str]]:
-    """Every file but the hidden ones, which are counted; and the folders in the folder itself."""
+    """All files but hidden ones, which are counted; and the direct subfolders."""
     paths: list[Path] = []
     top: list[str] | None = None
-    seen = set()
-    # A link that leads back up would be walked until the path is too long for the system.
+    visited = set()
+    # A link to a parent would be followed until the path is too long for the system.
     for parent, subfolders, files in os.walk(folder, followlinks=True, onerror=_raise):
         real = os.path.realpath(parent)
-        if real in seen:
+        if real in visited:
             raise refusal(parent, "links to a folder that is read already; remove the link")
-        seen.add(real)
+        visited.add(real)
         counts[_HIDDEN] += sum(map(_is_hidden, [*subfolders, *files]))
         subfolders[:] = [name for name in subfolders if not _is_hidden(name)]
         top = [*subfolders] if top is None else top
@@ -159,7 +160,7 @@ def _is_hidden(name: str) -> bool:
 
 
 def _classified(path: Path) -> tuple[str, str]:
-    """Whether a file is "read", or "unread" and why, or else its kind for the count."""
+    """Whether a file is "read", or "unread" and why, or else its kind, for counting."""
     suffix = path.suffix.lower()
     if suffix in IMAGE_SUFFIXES:
         return "read", ""
@@ -189,7 +190,7 @@ def _raise(error: OSError) -> None:
 
 
 def _utf8(name: str) -> str:
-    # An id goes into tables, which are UTF-8: better refused now than at the end of a run.
+    # Ids go into tables, which are UTF-8; refused now rather than at the end of a run.
     try:
         name.encode()
     except UnicodeEncodeError as error:
@@ -209,20 +210,20 @@ def read_folder(
     """The images of a folder and its subfolders, in natural order: 2.png before 10.png.
 
     Pixels are taken as stored: an EXIF orientation is not applied (that of a TIFF is, as its format
-    asks), no color space is converted. The ids are paths relative to the folder, with slashes. Only
-    the first `num_images` images are decoded. Where every image lies in a class folder, its label
-    is the position of that folder among the sorted ones.
+    demands), and no color space is converted. The ids are paths relative to the folder, with
+    slashes. Only the first `num_images` images are decoded. Where every image lies in a class
+    folder, its label is the index of that folder in sorted order.
 
     Args:
-        folder: its path.
+        folder: the path of the folder.
         contents: its files.
-        num_images: how many, from the first on; None for all.
-        options: of the reader.
+        num_images: number of images to read, from the first on; None for all.
+        options: the options of the reader.
 
     Raises:
-        InputError: there is no image; or, unless it is passed over, one has a format that is not
-            read, is not 8-bit gray or RGB, has several frames, cannot be decoded or, unless any
-            size is taken, differs from the first in size or channels.
+        InputError: there is no image; or, unless such images are skipped, one has a format that is
+            not read, is not 8-bit gray or RGB, has several frames, cannot be decoded or, unless any
+            size is accepted, differs from the first in size or channels.
     """
     try:
         from PIL import Image
@@ -296,7 +297,7 @@ def _classes(
 
 
 def _decoded(folder: Path, names: list[str], options: FolderOptions) -> Iterator[NDArray[np.uint8]]:
-    """(C, H, W) each, of one shape unless any size is taken."""
+    """The images, (C, H, W) each, of one shape unless any size is accepted."""
     first = None
     for name in names:
         try:
@@ -318,10 +319,10 @@ def _decoded(folder: Path, names: list[str], options: FolderOptions) -> Iterator
 def _good_names(
     folder: Path, names: list[str], options: FolderOptions
 ) -> tuple[list[str], tuple[str, ...]]:
-    """Names of the images of the commonest shape, or of any; and a line for each other one.
+    """Names of the images of the most common shape, or of any; and a line for each other image.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no such image.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     problems: dict[str, str] = {}
@@ -342,7 +343,7 @@ def _good_names(
 
 
 def _decode(path: Path, convert: str | None) -> NDArray[np.uint8]:
-    """(C, H, W)."""
+    """The image, (C, H, W)."""
     from PIL import Image
 
     try:
@@ -351,7 +352,7 @@ def _decode(path: Path, convert: str | None) -> NDArray[np.uint8]:
             return pixels_of(image, convert)
     except InputError as error:
         raise refusal(path, str(error)) from error
-    # The decoders raise whatever a damaged file leads them to.
+    # Decoders may raise anything for a damaged file.
     except Exception as error:
         raise refusal(
             path, f"cannot be read as an image ({error}); replace or remove it"

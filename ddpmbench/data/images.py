@@ -61,11 +61,12 @@ class ImageSet:
         source: the data set's name or the path, as given.
         labels: (N,) int64 classes, or None.
         split: the named data set's split, or None.
-        skipped: a line for each image of a folder that was passed over.
-        classes: the name of each class, where labels are of class folders.
-        class_order_open: whether those are numbers in another order than that of their text.
+        skipped: a line for each image of a folder that was skipped.
+        classes: the name of each class, where labels come from class folders.
+        class_order_open: whether the classes are numbers whose order differs from that of their
+            text.
         passed_over: number of other files in the folder, by kind.
-        archives: names of its archives and arrays.
+        archives: names of archives and arrays in the folder.
         convert: "rgb" or "gray" where the images were converted, or None; see `CONVERSIONS`.
         padded_from: (H, W) before padding with black, or None.
         shapes: (N, 3), C, H, W of each image where they differ; else None.
@@ -118,7 +119,7 @@ class ImageSet:
 
     @property
     def shape_words(self) -> str:
-        """Their sizes and colors, in words."""
+        """Sizes and colors of the images, in words."""
         return shape_words([self.pixels.shape[1:]] if self.shapes is None else self.shapes)
 
     def part(self, start: int, stop: int) -> "NDArray[np.uint8] | list[NDArray[np.uint8]]":
@@ -133,7 +134,7 @@ class ImageSet:
 
     @cached_property
     def _ends(self) -> NDArray[np.int64]:
-        """(N,) where each image of a packed set ends."""
+        """(N,) the end of each image in a packed set."""
         assert self.shapes is not None
         ends: NDArray[np.int64] = self.shapes.prod(axis=1).cumsum()
         return ends
@@ -145,7 +146,7 @@ class ImageSet:
 
     @property
     def record(self) -> dict[str, Any]:
-        """Its part in the record of a result: the source, and what was skipped or converted."""
+        """The record of the set in a result: the source, and what was skipped or converted."""
         padding = shapes = None
         if self.padded_from is not None:
             sides = {"from": list(self.padded_from), "to": list(self.pixels.shape[2:])}
@@ -169,7 +170,7 @@ class ImageSet:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """A line for each conversion, and for files that were passed over."""
+        """A line for each conversion, and one for files that were passed over."""
         lines = []
         if self.passed_over:
             words = passed_over_words(self.passed_over, self.archives)
@@ -193,12 +194,12 @@ class ImageSet:
         """Check that the labels are classes of a checkpoint.
 
         Args:
-            num_classes: of the checkpoint.
-            null_class: its label for no class, or None.
+            num_classes: number of classes of the checkpoint.
+            null_class: the label for no class, or None.
 
         Raises:
-            InputError: there are no labels, or some lie outside the classes; or class folders
-                differ in number, or are numbers in another order than that of their text.
+            InputError: there are no labels, or some are out of range; or class folders differ in
+                number, or are numbers whose order differs from that of their text.
         """
         labels, classes = self.labels, self.classes
         known = f"classes 0..{num_classes - 1}"
@@ -228,7 +229,7 @@ class ImageSet:
 
     @property
     def skipped_note(self) -> str | None:
-        """That files were skipped, in a line; None where none was."""
+        """A line about skipped images; None if there are none."""
         if not self.skipped:
             return None
         return (
@@ -245,10 +246,10 @@ class ImageSet:
 
     @cached_property
     def sha256(self) -> str:
-        """Digest of shapes and pixels, which does not depend on the kind of file."""
+        """Digest of shapes and pixels, independent of the kind of file."""
         shapes = self.pixels.shape if self.shapes is None else self.shapes.tolist()
         digest = hashlib.sha256(str(shapes).encode())
-        # In chunks, because pixels that are a view must be copied to be hashed.
+        # In chunks, because pixels that are a view must be copied for hashing.
         step = max(1, _HASH_CHUNK // max(1, self.pixels[:1].nbytes))
         for start in range(0, len(self.pixels), step):
             digest.update(np.ascontiguousarray(self.pixels[start : start + step]).data)
@@ -275,7 +276,7 @@ class ImageSet:
 
 
 ImageSource: TypeAlias = "ImageSet | str | Path | Arrays"
-"""What `load_images` takes."""
+"""Sources that `load_images` accepts."""
 
 
 def load_images(
@@ -295,8 +296,8 @@ def load_images(
             (N, H, W, C) or (N, H, W), arr_1 labels), an .npy or an idx file; or images in memory,
             see `arrays.read_array`. A `Path` is never a name. An `ImageSet` is converted and
             padded only.
-        num_images: how many images, from the first on; None for all.
-        on_bad: "fail" at a file in a folder without an image like the others, or "skip" it.
+        num_images: number of images to read, from the first on; None for all.
+        on_bad: "fail" at a file in a folder that is not an image like the others, or "skip" it.
         convert: "rgb" repeats gray to RGB, "gray" takes the luma of color; None for neither.
         pad: height and width to which images are padded with black on all sides; None for none.
         class_names: the class folders in the order of the checkpoint's classes; None for sorted.
@@ -306,8 +307,8 @@ def load_images(
         The images, uint8 (N, C, H, W) in 0..255; nothing is resized.
 
     Raises:
-        InputError: there is no such data set or file, it holds anything but 8-bit gray or RGB
-            images of one size (unless `any_size`), or fewer than `num_images` of them.
+        InputError: the data set or file does not exist, holds anything but 8-bit gray or RGB images
+            of one size (unless `any_size`), or fewer than `num_images` of them.
     """
     if num_images is not None:
         num_images = whole_number("num_images", num_images, 1)
@@ -380,7 +381,7 @@ def _sorts_otherwise(classes: tuple[str, ...]) -> bool:
 
 
 def _path_and_split(source: str | Path, name: str) -> tuple[Path, str]:
-    """The path, and the split of FOLDER:SPLIT, as of MNIST's files."""
+    """The path, and the split of FOLDER:SPLIT, as for MNIST's files."""
     if str(source) and Path(source).exists():
         return Path(source), ""
     folder, _, split = str(source).rpartition(":")
@@ -415,15 +416,15 @@ def _read_path(path: Path, split: str, num_images: int | None, options: FolderOp
 
 
 def refuse_reduced(images: ImageSet, data_range: DataRange) -> None:
-    """Refuse images whose pixels are levels already, which would be reduced once more.
+    """Refuse images whose pixels are levels of the model already, which would be reduced twice.
 
     Args:
         images: 8-bit pixels on 0..255.
-        data_range: of the model.
+        data_range: data range of the model.
 
     Raises:
-        InputError: no pixel is above the highest level. With more than 128 levels a dark set is
-            too likely, and is accepted.
+        InputError: no pixel is above the highest level. With more than 128 levels the set may well
+            be dark, and is accepted.
     """
     levels = data_range.levels
     if levels > UNIT_RANGE.levels // 2 or images.pixels.max() >= levels:

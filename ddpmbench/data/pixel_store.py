@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ddpmbench.errors import InputError
 
 IN_MEMORY = 1 << 26
-"""Arrays of more bytes than this are kept in a temporary file."""
+"""Larger arrays, in bytes, are kept in a temporary file."""
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
@@ -26,20 +26,20 @@ def store(
 ) -> NDArray[Scalar]:
     """One array of portions.
 
-    Beyond `IN_MEMORY` it is a temporary file without a name, which is deleted with the array or
-    the process. The file is written first and then mapped: pages written through a mapping would
-    count as memory of this process.
+    Beyond `IN_MEMORY` bytes it is a temporary file without a name, which is deleted with the array
+    or the process. The file is written first and then mapped, because pages written through a
+    mapping would count as memory of this process.
 
     Args:
         shape: (N, ...) of the array.
         portions: (B, ...) each, in order; none is kept.
-        dtype: of every portion.
+        dtype: dtype of every portion.
 
     Returns:
         (N, ...), contiguous and read-only.
 
     Raises:
-        InputError: the file cannot be written, as on a full disk.
+        InputError: the file cannot be written, for example on a full disk.
     """
     size = math.prod(shape) * np.dtype(dtype).itemsize
     return store_flat(portions, count=shape[0], size=size).view(dtype).reshape(shape)
@@ -52,17 +52,17 @@ def store_flat(
 
     Args:
         portions: in order; none is kept.
-        count: of images in all, for messages; 0 where each portion is one.
-        size: bytes of all portions; 0 where it is unknown.
+        count: number of images, for messages; 0 if each portion is an image.
+        size: bytes of all portions; 0 if unknown.
 
     Returns:
         Flat, contiguous and read-only.
 
     Raises:
-        InputError: the file cannot be written, as on a full disk.
+        InputError: the file cannot be written, for example on a full disk.
     """
     written = number = 0
-    # Without a buffer: closing would write the rest of it, and fail a second time.
+    # Unbuffered, because closing would write the rest of a buffer and fail a second time.
     with tempfile.SpooledTemporaryFile(IN_MEMORY, buffering=0) as file:
         if size > IN_MEMORY:
             with _no_room_refused(count, size):
@@ -85,7 +85,7 @@ def store_flat(
 def release(array: NDArray[Any]) -> None:
     """Release the resident pages of a stored array; they are read again on the next access.
 
-    Until then the system counts them as memory of this process. An array in memory stays.
+    Until then the system counts them as memory of this process. An array in memory is unaffected.
     """
     base: object = array
     while isinstance(base, np.ndarray):
@@ -113,18 +113,18 @@ class ByteStream(Protocol):
     """A file, compressed or not."""
 
     def read(self, size: int, /) -> bytes:
-        """At most `size` bytes; none at the end."""
+        """At most `size` bytes; empty at the end."""
 
 
 def read_pixels(
     stream: ByteStream, shape: tuple[int, int, int, int], count: int
 ) -> NDArray[np.uint8]:
-    """The first images of a stream of pixels, the channels put first.
+    """The first images of a stream of pixels, with the channels first.
 
     Args:
-        stream: at the first pixel; left after the last one read.
+        stream: at the first pixel; left after the last pixel read.
         shape: (N, H, W, C) of all its images.
-        count: how many images to read.
+        count: number of images to read.
 
     Returns:
         (count, C, H, W), contiguous and read-only.
@@ -132,7 +132,7 @@ def read_pixels(
     Raises:
         EOFError: the stream ends early.
         MemoryError: a single image is too large.
-        InputError: there is no room for a temporary file.
+        InputError: there is no space for a temporary file.
     """
     total, height, width, channels = shape
     size = height * width * channels
@@ -157,6 +157,6 @@ def read_pixels(
 
 
 def refuse_shorter(size: int, shape: tuple[int, ...]) -> None:
-    """Raise EOFError where a file is too short for its header, before memory is allocated."""
+    """Raise EOFError, before memory is allocated, where a file is too short for its header."""
     if size < math.prod(shape):
         raise EOFError(f"it holds {size} bytes of {math.prod(shape)}")

@@ -11,10 +11,10 @@ from ddpmbench.unet.unet import UNet
 from ddpmbench.user_code import calling
 
 CONTINUOUS_FROM = 10_000
-"""Network evaluations of a run from which on its bound in continuous time is estimated, too."""
+"""Network evaluations from which on a run estimates its bound in continuous time as well."""
 
 _TOLERANCE = 1e-3
-"""Of the change from one timestep to the next, or of the output: far more than rounding."""
+"""Relative to the change between timesteps, or to the output: far more than rounding."""
 
 
 def why_not_continuous(
@@ -22,12 +22,12 @@ def why_not_continuous(
 ) -> str | None:
     """Why a model cannot be evaluated in continuous time; None if it can.
 
-    Any network but this package's U-Net is called at two timesteps and between them.
+    Any network but this package's U-Net is evaluated at two timesteps and between them.
 
     Args:
         checkpoint: the model, on the device.
         shape: (C, H, W) of an image.
-        device: where it runs.
+        device: where the network is evaluated.
     """
     schedule = checkpoint.as_trained.schedule
     if checkpoint.prediction is Prediction.PREVIOUS_MEAN:
@@ -45,7 +45,7 @@ def why_not_continuous(
         strict_float32(),
     ):
         try:
-            return _why_whole(checkpoint.as_trained, shape, device)
+            return _why_integers_only(checkpoint.as_trained, shape, device)
         except InputError as error:
             if error.__cause__ is not None and is_out_of_memory(error.__cause__):
                 return None
@@ -60,10 +60,10 @@ def why_left_out(
     *,
     device: torch.device,
 ) -> str | None:
-    """Why the bound in continuous time is not estimated beside that of a run; None if it is.
+    """Why a run does not estimate the bound in continuous time as well; None if it does.
 
     Raises:
-        InputError: it is requested, and the model has none.
+        InputError: it is requested, but the model has none.
     """
     if checkpoint.schedule.is_continuous:
         if requested:
@@ -86,8 +86,10 @@ def why_left_out(
     return why
 
 
-def _why_whole(checkpoint: Checkpoint, shape: tuple[int, ...], device: torch.device) -> str | None:
-    """The same of the outputs of a network at a timestep, beyond it, and at the next.
+def _why_integers_only(
+    checkpoint: Checkpoint, shape: tuple[int, ...], device: torch.device
+) -> str | None:
+    """Why the outputs at a timestep, beyond it and at the next rule it out; None if they do not.
 
     Raises:
         InputError: the network fails.
@@ -103,9 +105,9 @@ def _why_whole(checkpoint: Checkpoint, shape: tuple[int, ...], device: torch.dev
         )
         return result
 
-    whole, low, between, high = output(t), output(float(t)), output(t + 0.5), output(t + 1.0)
+    integer, low, between, high = output(t), output(float(t)), output(t + 0.5), output(t + 1.0)
     change = float((high - low).abs().max())
-    if not _is_near(whole, low, max(change, float(whole.abs().max()))):
+    if not _is_near(integer, low, max(change, float(integer.abs().max()))):
         return "it reads a timestep that is given as a floating-point number otherwise"
     if not bool(between.isfinite().all()):
         return "its output between two timesteps is not finite"
@@ -124,7 +126,7 @@ def check_continuous(
     """Refuse a model that cannot be evaluated between its timesteps; see `why_not_continuous`.
 
     Raises:
-        InputError: it cannot; the message ends with the remedy.
+        InputError: the model cannot; the message ends with the remedy.
     """
     why = why_not_continuous(checkpoint, shape, device)
     if why is not None:

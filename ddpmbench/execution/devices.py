@@ -1,4 +1,4 @@
-"""The device of a run, its precision, and settings of the process that hold during a run alone."""
+"""The device of a run, its precision, and process settings that apply during a run only."""
 
 import contextlib
 import ctypes
@@ -18,12 +18,12 @@ from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError, instance_of
 from ddpmbench.unet.precision import Precision
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt, from malloc.h
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of mallopt, from malloc.h
 _MOST = 2**31 - 1
 
 
 def available_memory() -> int:
-    """Bytes available without swapping; all of the memory where the system does not say."""
+    """Bytes available without swapping; all memory where the system does not report it."""
     try:
         text = Path("/proc/meminfo").read_text(encoding="ascii")
     except OSError:
@@ -35,14 +35,14 @@ def available_memory() -> int:
 
 @contextlib.contextmanager
 def keeping_memory() -> Iterator[None]:
-    """Inside, freed memory is kept for the next call of the network, where glibc is the C library.
+    """Within, freed memory is kept for the next network evaluation, if glibc is the C library.
 
-    By default glibc returns large blocks to the system at once, and every activation of the
-    network begins with page faults, which on a CPU are a good part of a small network's time.
+    By default glibc returns large blocks to the system at once. Every activation of the network
+    then begins with page faults, which on a CPU take much of a small network's time.
 
-    Afterwards what was kept is returned. glibc does not say what its thresholds were; they become
-    those of the environment, or the ones that glibc itself arrives at in a process that frees
-    large blocks.
+    Afterwards the memory is returned. glibc does not reveal its earlier thresholds; they are set to
+    those of the environment, or to the ones that glibc itself reaches in a process that frees large
+    blocks.
     """
     libc = _glibc()
     if libc is None:
@@ -50,7 +50,7 @@ def keeping_memory() -> Iterator[None]:
         return
     _keepers.append(None)
     if not libc.mallopt(_MMAP_THRESHOLD, 2**30):
-        libc.mallopt(_MMAP_THRESHOLD, 2**25)  # older versions take no more
+        libc.mallopt(_MMAP_THRESHOLD, 2**25)  # the most that older versions accept
     libc.mallopt(_TRIM_THRESHOLD, _MOST)
     try:
         yield
@@ -63,7 +63,7 @@ def keeping_memory() -> Iterator[None]:
 
 
 _keepers: list[None] = []
-"""One for each block of `keeping_memory` that is entered: they may be nested."""
+"""One entry per active block of `keeping_memory`; they may be nested."""
 
 
 @functools.cache
@@ -81,8 +81,8 @@ def resolve_device(name: str | torch.device, local_rank: int = 0) -> torch.devic
 
     Args:
         name: "auto" (CUDA, then MPS, then the CPU), "cpu", "cuda", "cuda:1" or "mps".
-        local_rank: of this process on this machine; each has a CUDA device of its own as long as
-            there are enough.
+        local_rank: of this process on this machine; processes have a CUDA device each while there
+            are enough.
 
     Raises:
         InputError: there is no such device here.
@@ -114,7 +114,7 @@ def _cuda_of(local_rank: int) -> torch.device:
 
 AUTO = "auto"
 _TENSOR_CORES = (8, 0)
-"""The least compute capability whose products of float32 can be rounded to TF32."""
+"""The lowest compute capability that supports TF32."""
 
 
 def resolve_precision(
@@ -123,13 +123,13 @@ def resolve_precision(
     """The precision that a name stands for.
 
     Args:
-        name: a `Precision`, or "auto": strict float32 on the CPU and MPS, `on_cuda` on CUDA. A
-            run of a bound may find another; see `settled_precision`.
-        device: where the network runs.
-        on_cuda: the choice of "auto" there; a likelihood wants the mantissa of float16.
+        name: a `Precision`, or "auto": strict float32 on the CPU and MPS, `on_cuda` on CUDA. For
+            the bound, see `settled_precision`.
+        device: where the network is evaluated.
+        on_cuda: the choice of "auto" on CUDA; a likelihood needs the mantissa of float16.
 
     Raises:
-        InputError: there is no such precision, or not on this device.
+        InputError: there is no such precision, or the device does not support it.
     """
     if name == AUTO:
         return on_cuda if device.type == "cuda" else Precision.FP32
@@ -153,7 +153,7 @@ def _has_tf32(device: torch.device) -> bool:
 
 
 def _computes_in(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether the layers of a U-Net support this type on the device."""
+    """Whether the device supports the layers of a U-Net in this type."""
     x = torch.linspace(-1, 1, 2 * 8 * 4 * 4, device=device, dtype=dtype).reshape(2, 8, 4, 4)
     try:
         h = group_norm(conv2d(x, x[:1, :, :3, :3].expand(8, 8, 3, 3), padding=1), 4)
@@ -165,12 +165,12 @@ def _computes_in(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 _BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}
-"""Names of the instructions that multiply in bfloat16: of x86, and the last of Arm."""
+"""Names of the instructions that multiply in bfloat16: those of x86, then that of Arm."""
 
 
 @functools.cache
 def has_native_bfloat16() -> bool:
-    """Whether the CPU multiplies in bfloat16; False where the system does not say."""
+    """Whether the CPU multiplies in bfloat16; False where the system does not report it."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -179,7 +179,7 @@ def has_native_bfloat16() -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of any kind says that memory ran out."""
+    """Whether an error, of any type, means that memory ran out."""
     return (
         isinstance(error, (torch.OutOfMemoryError, MemoryError))
         or "out of memory" in str(error)
@@ -189,7 +189,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def products_of(precision: Precision) -> Iterator[None]:
-    """Inside, products and convolutions of float32 are in full precision, or in TF32."""
+    """Within, products and convolutions of float32 are in full precision, or in TF32."""
     backends: Any = torch.backends
     switches = [
         backends.cuda.matmul,
@@ -209,13 +209,13 @@ def products_of(precision: Precision) -> Iterator[None]:
 
 
 def strict_float32() -> contextlib.AbstractContextManager[None]:
-    """Inside, products and convolutions of float32 are in full precision."""
+    """Within, products and convolutions of float32 are in full precision."""
     return products_of(Precision.FP32)
 
 
 @contextlib.contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Inside, the network is in evaluation mode; afterwards every part is as it was."""
+    """Within, the network is in evaluation mode; afterwards every module is as it was."""
     training = {module: module.training for module in network.modules()}
     network.eval()
     try:
@@ -227,9 +227,9 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def evaluating_checkpoint(checkpoint: Checkpoint) -> Iterator[None]:
-    """Inside, its network is in evaluation mode; the user's code imports its own modules.
+    """Within, its network is in evaluation mode, and the user's code can import its own modules.
 
-    Every call of a checkpoint's network belongs inside.
+    Every evaluation of a checkpoint's network belongs inside.
     """
     with checkpoint.running(), evaluating(checkpoint.network):
         yield
@@ -243,6 +243,6 @@ def device_name(device: torch.device) -> str:
 
 
 def cpu_threads() -> str:
-    """How many threads PyTorch computes with on the CPU, in words."""
+    """Description of the number of threads that PyTorch uses on the CPU."""
     number = torch.get_num_threads()
     return f"{number} thread{'' if number == 1 else 's'}"

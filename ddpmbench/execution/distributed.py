@@ -1,7 +1,7 @@
-"""The processes of a run that torchrun started; without torchrun it is one.
+"""The processes that torchrun started for a run; without torchrun there is one.
 
 They share the run folder and nothing else. Each computes its share of the missing entries on its
-own; between two estimates of the bound they wait for one another.
+own, and waits for the others between two estimates of the bound.
 """
 
 import contextlib
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 STRIPES = 8
-"""A process has its share in so many parts, where there are enough batches."""
+"""Number of parts in the share of a process, if there are enough batches."""
 PATIENCE = datetime.timedelta(days=30)
-"""How long a process waits for a slower one; one that dies is noticed at once."""
+"""How long a process waits for a slower one; a dead one is noticed at once."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,10 +30,10 @@ class Ranks:
     """The processes of a run, seen from one of them.
 
     Attributes:
-        rank: which this is, 0 <= rank < count; rank 0 reports.
-        count: how many there are.
-        local_rank: which this is on its machine.
-        group: what they talk through; None where there is one.
+        rank: index of this process, 0 <= rank < count; rank 0 reports.
+        count: number of processes.
+        local_rank: index of this process on its machine.
+        group: the process group; None for a single process.
     """
 
     rank: int = 0
@@ -43,22 +43,22 @@ class Ranks:
 
     @property
     def reports(self) -> bool:
-        """Whether this is the process that speaks and writes the tables."""
+        """Whether this process prints and writes the tables."""
         return self.rank == 0
 
     def wait(self) -> None:
-        """Go on when all have come here.
+        """Wait for all processes.
 
         Raises:
-            ProcessLostError: one of the others has stopped.
+            ProcessLostError: another process has stopped.
         """
         self.together(lambda: None)
 
     def once(self, compute: Callable[[], T]) -> T:
-        """What rank 0 computes when all have come here; the others receive it.
+        """The result of rank 0, sent to all processes.
 
         Raises:
-            ProcessLostError: one of the others has stopped.
+            ProcessLostError: another process has stopped.
         """
         if self.group is None:
             return compute()
@@ -73,12 +73,12 @@ class Ranks:
         return cast(T, value if self.rank == 0 else sent[0])
 
     def together(self, compute: Callable[[], T]) -> T:
-        """What each process computes for itself, if all of them can.
+        """The result of each process's own computation, if all succeed.
 
         Raises:
-            InputError: this process came upon it.
-            ReportedError: another did.
-            ProcessLostError: one of the others has stopped.
+            InputError: this process failed.
+            ReportedError: another process failed.
+            ProcessLostError: another process has stopped.
         """
         if self.group is None:
             return compute()
@@ -100,16 +100,16 @@ class Ranks:
         return cast(T, value)
 
     def first_one(self, compute: Callable[[], T]) -> T:
-        """What each computes for itself, rank 0 before the others, as where it may download."""
-        # Not sent to the others: what is computed may be too large, or tied to a process.
+        """The result of each process's own computation, on rank 0 first, since it may download."""
+        # Results are not sent: they may be too large, or tied to a process.
         first = self.together(lambda: compute() if self.rank == 0 else None)
         return self.together(lambda: cast(T, first) if self.rank == 0 else compute())
 
     def share(self, batches: list[tuple[int, int]]) -> list[tuple[int, int]]:
         """This process's share of batches, in order.
 
-        The shares of all processes are the batches, each once; their sizes differ by one at most.
-        A share is spread over the batches, so that each process sees entries of every kind.
+        The shares are disjoint, cover all batches and differ in size by at most one. They are
+        interleaved, so that each process sees entries of every kind.
 
         Args:
             batches: ranges of indices.
@@ -130,7 +130,7 @@ class Ranks:
 def joined() -> Iterator[Ranks]:
     """The processes that torchrun started with this one, until the end of the block.
 
-    A process group that exists already, as in a program of one's own, is used.
+    An existing process group, as in the user's own program, is reused.
 
     Source: the environment variables of `torchrun`.
     """
@@ -141,15 +141,15 @@ def joined() -> Iterator[Ranks]:
     import torch.distributed as dist
 
     # The processes exchange a few bytes between two estimates; gloo does that on any device.
-    was_there = dist.is_initialized()
-    if not was_there:
+    was_initialized = dist.is_initialized()
+    if not was_initialized:
         dist.init_process_group("gloo", timeout=PATIENCE)
     group = cast("ProcessGroup", dist.new_group(backend="gloo", timeout=PATIENCE))
     try:
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         yield Ranks(dist.get_rank(), dist.get_world_size(), local_rank, group)
     finally:
-        dist.destroy_process_group(None if not was_there else group)
+        dist.destroy_process_group(None if not was_initialized else group)
 
 
 @contextlib.contextmanager

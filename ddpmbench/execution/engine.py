@@ -1,4 +1,4 @@
-"""Calling a network fast on a device."""
+"""Fast evaluation of a network on a device."""
 
 import contextlib
 import dataclasses
@@ -28,8 +28,8 @@ _WARM_UP = 3  # calls before the capture: libraries choose their kernels, the co
 class GraphedCall:
     """A function of tensors, captured as one CUDA graph for each shape of its arguments.
 
-    The function must not copy to or from the host, and must not wait for the device. What it
-    returns is copied out of the graph's memory, so that the next call does not overwrite it.
+    The function must neither copy to or from the host nor wait for the device. Its result is copied
+    out of the graph's memory, so that the next call does not overwrite it.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -37,9 +37,9 @@ class GraphedCall:
         self._captured: dict[tuple[object, ...], _Capture] = {}
 
     def __call__(self, *arguments: Tensor) -> Any:  # noqa: ANN401
-        """What the function returns."""
+        """The result of the function."""
         key = tuple((tuple(a.shape), a.dtype) for a in arguments)
-        # Streams and graphs are of the current device, which need not be that of the tensors.
+        # Streams and graphs belong to the current device, which may not be that of the tensors.
         with torch.cuda.device(arguments[0].device):
             if key not in self._captured:
                 self._captured[key] = _Capture(self._function, arguments)
@@ -72,9 +72,9 @@ _RECOMPILATIONS = 64
 
 
 def _recompiling() -> contextlib.AbstractContextManager[None]:
-    """Inside, a network may be compiled for many shapes.
+    """Within, a network may be compiled for many shapes.
 
-    Every shape and precision of every model of the process counts against the limit.
+    Every shape and precision of every model in the process counts towards the limit.
     """
     config: Any = torch._dynamo.config
     limit = max(config.recompile_limit, _RECOMPILATIONS)
@@ -84,13 +84,13 @@ def _recompiling() -> contextlib.AbstractContextManager[None]:
 
 @dataclasses.dataclass(frozen=True)
 class EngineChoice:
-    """What changes the speed of a network call, and by no more than its rounding the result.
+    """Settings that change the speed of network evaluations, and the results only by rounding.
 
     Attributes:
-        precision: of the network.
-        channels_last: whether the channels of a pixel lie side by side in memory.
+        precision: precision of the network.
+        channels_last: whether the channels of a pixel are adjacent in memory.
         compiled: whether the network is compiled.
-        cuda_graph: whether the kernels of a step are launched as one graph.
+        cuda_graph: whether the kernels of a step are launched as one CUDA graph.
     """
 
     precision: Precision = Precision.FP32
@@ -99,7 +99,7 @@ class EngineChoice:
     cuda_graph: bool = False
 
     def __str__(self) -> str:
-        """In words."""
+        """The settings in words."""
         return ", ".join([self.precision, *(name for name in FLAGS if getattr(self, name))])
 
 
@@ -108,13 +108,13 @@ FLAGS = ("channels_last", "compiled", "cuda_graph")
 
 
 class Engine:
-    """Calls a checkpoint's network on a device.
+    """Evaluates a checkpoint's network on a device.
 
-    Calls of a network that is compiled are of one size; smaller ones are filled up.
+    Batches of a compiled network have one size; smaller ones are padded.
 
     Attributes:
-        choice: how.
-        device: where.
+        choice: the settings.
+        device: where the network is evaluated.
     """
 
     def __init__(
@@ -125,14 +125,14 @@ class Engine:
         choice: EngineChoice,
         rows: int = 1,
     ) -> None:
-        """Bring the network to the device, and into the form that the choice names.
+        """Move the network to the device and prepare it.
 
         Args:
             checkpoint: the model.
-            device: where it is called.
-            choice: how.
-            rows: images of most calls, where that is known; what is compiled is compiled for so
-                many, or for the most that come.
+            device: where to evaluate it.
+            choice: the settings.
+            rows: usual batch size, if known; the network is compiled for it, or for the largest
+                batch so far.
         """
         self._checkpoint, self.device = checkpoint.to(device), device
         self.choice = choice
@@ -155,7 +155,7 @@ class Engine:
             self._launch = GraphedCall(self._call_filled)
 
     def model_output(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        """What `Checkpoint.model_output` gives, to the precision of the choice."""
+        """The result of `Checkpoint.model_output`, to the precision of the choice."""
         time = self._checkpoint.time_at(t) if t.is_floating_point() else t
         inputs = [self._checkpoint.network_input(x_t, t), time]
         if self._checkpoint.num_classes:
@@ -166,19 +166,19 @@ class Engine:
         return output
 
     def whole_step(self, step: Callable[..., T]) -> Callable[..., T]:
-        """The same function, launched as one graph where the choice says so.
+        """The same function, launched as one CUDA graph if the choice has one.
 
         Args:
-            step: tensors to tensors; the only one that calls `model_output` from now on.
+            step: maps tensors to tensors; from now on only it may call `model_output`.
         """
         if not self.choice.cuda_graph:
             return step
-        self._launch = self._call_filled  # a graph of the network would lie in that of the step
+        self._launch = self._call_filled  # the graph of the step includes that of the network
         return GraphedCall(step)
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Inside, the network is in evaluation mode and products are of the choice's precision."""
+        """Within, the network is in evaluation mode, and products have the choice's precision."""
         with contextlib.ExitStack() as stack:
             if self.device.type == "cpu":
                 stack.enter_context(keeping_memory())
@@ -197,16 +197,16 @@ class Engine:
         filled = [_filled(values, self._rows) for values in inputs]
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the compiler's, of itself
+                warnings.simplefilter("ignore")  # warnings of the compiler about itself
                 return self._call(*filled)[:rows]
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if is_out_of_memory(error):
-                self._rows = 1  # what comes next is smaller
+                self._rows = 1  # later batches are smaller
             raise
 
 
 class _TimedNetwork(nn.Module):
-    """Any network, with its time input looked up by the step."""
+    """A network whose time input is looked up by the timestep."""
 
     def __init__(self, network: nn.Module, times: Tensor, precision: Precision) -> None:
         super().__init__()
@@ -223,7 +223,7 @@ class _TimedNetwork(nn.Module):
 
 
 def _filled(values: Tensor, rows: int) -> Tensor:
-    """Padded to so many rows with copies of its first."""
+    """The batch padded to `rows` entries with copies of the first."""
     if len(values) == rows:
         return values
     return torch.cat([values, values[:1].expand(rows - len(values), *values.shape[1:])])

@@ -1,4 +1,4 @@
-"""The engine of a run: that of its folder, else the fastest of a short test.
+"""The engine of a run: that in its folder, else the fastest in a short test.
 
 Engines differ by rounding alone. A resumed run must round as it did before, so the choice is kept
 in its folder.
@@ -26,16 +26,16 @@ from ddpmbench.unet.unet import UNet
 ENGINE = "engine.json"
 
 WORTH_A_TEST = 30.0
-"""Seconds of a run from which on a test pays off."""
+"""Seconds that a run must take for a test to pay off."""
 FEW_BATCHES = 500
-"""A run of fewer tests nothing."""
+"""A run of fewer batches is not tested."""
 COMPILE_SECONDS = {"cpu": 60.0, "cuda": 120.0}
-"""Seconds that compiling a network takes at most, as a rule."""
+"""Seconds that compiling a network usually takes at most."""
 SHARE_TO_GAIN = 0.1
-"""Compilation is tried where saving this share of the run would pay for it."""
+"""Compilation is tried if saving this share of the run's time would pay for it."""
 _SMALL_BATCH = 32
 _CLEARLY = 0.05
-_AT_LEAST = 0.3  # seconds that a candidate is measured
+_AT_LEAST = 0.3  # seconds of measurement per candidate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +44,8 @@ class NetworkUse:
 
     Attributes:
         shape: (C, H, W) of an image.
-        num_evaluations: network evaluations, as far as they are known.
-        batch_size: evaluations a call; None for what suits the device.
+        num_evaluations: network evaluations, as far as known.
+        batch_size: images per network evaluation; None for what suits the device.
     """
 
     shape: tuple[int, ...]
@@ -53,7 +53,7 @@ class NetworkUse:
     batch_size: int | None = None
 
     def rows(self, device: torch.device) -> int:
-        """Images a call, as a run begins."""
+        """Images per network evaluation at the start of a run."""
         return self.batch_size or auto_batch_size(device, self.shape)
 
 
@@ -65,15 +65,15 @@ def settled_engine(
     precision: Precision,
     note: Callable[[str], None] = lambda line: None,
 ) -> Engine:
-    """The engine of a run: that of its folder, else the fastest of a short test.
+    """The engine of a run: that in its folder, else the fastest in a short test.
 
     Args:
         checkpoint: the model.
-        use: how it is used.
-        session: of the run; the first process decides.
-        precision: of the network.
-        note: called with a line about timesteps that the network was not trained at, and before
-            it is compiled for a test.
+        use: how the run uses the network.
+        session: the session of the run; its first process decides.
+        precision: precision of the network.
+        note: called with a line about timesteps that the network was not trained on, and before
+            the network is compiled for a test.
 
     Raises:
         InputError: the folder cannot be written.
@@ -106,7 +106,7 @@ def settled_engine(
 
 def at_once(checkpoint: Checkpoint, device: torch.device, precision: Precision) -> EngineChoice:
     """The choice where a test would take longer than it could save."""
-    # On a CPU, 16-bit convolutions have a layout of their own.
+    # On a CPU, 16-bit convolutions need a memory format of their own.
     is_narrow_on_cpu = device.type == "cpu" and precision is not Precision.FP32
     channels_last = _has_layouts(checkpoint, device) and not is_narrow_on_cpu
     return EngineChoice(precision, channels_last=channels_last)
@@ -120,13 +120,13 @@ def fastest(
     precision: Precision,
     note: Callable[[str], None] = lambda line: None,
 ) -> EngineChoice:
-    """The fastest engine by measurement, if the run is long enough to measure it.
+    """The fastest engine in a measurement, if the run is long enough for one.
 
     Args:
         checkpoint: the model.
-        use: how it is used.
-        device: where.
-        precision: of the network.
+        use: how the run uses the network.
+        device: where the network is evaluated.
+        precision: precision of the network.
         note: called with a line before the network is compiled.
     """
     known = at_once(checkpoint, device, precision)
@@ -136,7 +136,7 @@ def fastest(
     measure = partial(_batch_seconds, checkpoint, use, device)
     seconds: dict[EngineChoice, float] = {}
     try:
-        # The others must be clearly faster: what chance decides would be decided anew each time.
+        # Others must be clearly faster: a choice by chance would differ each time.
         seconds[known] = (1 - _CLEARLY) * measure(known)
         if seconds[known] * num_batches < WORTH_A_TEST:
             return known
@@ -149,8 +149,8 @@ def fastest(
             note(_compiling("to see if that is faster", device))
             seconds[compiled] = measure(compiled)
     except (torch.OutOfMemoryError, MemoryError, RuntimeError):
-        # Memory: the run itself finds a batch that fits. Or no compiler, or one that cannot: what
-        # was measured until then is left.
+        # Out of memory: the run itself finds a batch that fits. Or no compiler, or one that fails:
+        # what was measured before remains.
         pass
     return min(seconds, key=lambda choice: seconds[choice], default=known)
 
@@ -188,14 +188,14 @@ def _batch_seconds(
 
 
 def _read(path: Path, device: torch.device, precision: Precision) -> EngineChoice | None:
-    """That of an earlier session; None if it is damaged or of another kind of device."""
+    """The choice of an earlier session; None if damaged or for another kind of device."""
     try:
         record = read_json(path)
         flags = {name: record[name] for name in FLAGS}
-        is_of_this_kind = record["device"] == device.type
+        is_same_kind = record["device"] == device.type
     except (DamageError, KeyError):
         return None
-    if not is_of_this_kind or not all(isinstance(flag, bool) for flag in flags.values()):
+    if not is_same_kind or not all(isinstance(flag, bool) for flag in flags.values()):
         return None
     return EngineChoice(precision, **flags)
 

@@ -1,7 +1,7 @@
-"""Estimators of the bound: which terms they evaluate, when they stop, what the terms reduce to.
+"""Estimators of the bound: which terms they evaluate, when they stop, and how they reduce them.
 
 An estimator is a record of its options with a method `run`; `evaluate/nll.py` lists them by name.
-Here are what they share, and the one that evaluates every pair of image and timestep.
+This module has what they share, and the estimator that evaluates every image at every timestep.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ from ddpmbench.likelihood.terms import TermsPass, TermTable, columns_of_bound
 from ddpmbench.unet.precision import Precision
 
 SCHEMA = "ddpmbench.nll/1"
-"""Of the `summary.json` of a run."""
+"""Schema of the `summary.json` of a run."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,19 +38,19 @@ class LikelihoodRun:
     """The bound of a run, and its cost.
 
     Attributes:
-        bound: from the terms as they were evaluated, nats per dimension.
-        distortion: of the predicted x_start at every timestep.
+        bound: from the terms as evaluated, nats per dimension.
+        distortion: distortion of the predicted x_start at every timestep.
         others: the bounds under other conventions and of sub-schedules.
-        num_terms: in the store "terms".
-        num_evaluations: network evaluations, those of a pilot and of a correction included.
-        seconds: of the evaluations, summed over processes, interruptions left out.
-        devices: on which they were made.
+        num_terms: number of terms in the store "terms".
+        num_evaluations: network evaluations, including those of a pilot and a correction.
+        seconds: time of the evaluations, summed over processes, without interruptions.
+        devices: the devices that made them.
         horvitz_thompson: importance: the bound from the same terms without regression.
         density: importance: (T - 1,) proposal density over t = 2..T.
         pilot_evaluations: importance: network evaluations of the pilot.
-        correction: with terms in low precision, the correction of the bound; all else here is
-            uncorrected.
-        continuous: the difference of the bound in continuous time, where it was estimated.
+        correction: for terms in low precision, the correction of the bound; the other fields are
+            not corrected.
+        continuous: the difference of the bound in continuous time, if it was estimated.
     """
 
     bound: BoundEstimate | SampledBound
@@ -71,7 +71,7 @@ class Estimator(ABC):
     """An estimator of the bound with its options.
 
     Attributes:
-        name: of the estimator, by which a user chooses it.
+        name: the name by which a user chooses the estimator.
     """
 
     name: ClassVar[str]
@@ -83,30 +83,30 @@ class Estimator(ABC):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The options that determine only how many terms there are."""
+        """The options that determine only the number of terms."""
         return {}
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The options as `sampling` of `summary.json` has them."""
+        """The options as in `sampling` of `summary.json`."""
         return self.settings
 
     @abstractmethod
     def expected_evaluations(self, num_images: int, num_timesteps: int) -> int:
-        """About how many network evaluations a run takes; whether it is long follows from them."""
+        """About how many network evaluations a run takes, to tell whether it is long."""
 
     def usual_evaluations(self, num_images: int, num_timesteps: int) -> int:
-        """Those of all images; the size of a correction follows from them, whatever the goal."""
+        """About how many a run on all images takes, whatever its goal; sizes a correction."""
         return self.expected_evaluations(num_images, num_timesteps)
 
     @abstractmethod
     def run(self, run: TermsRun, stores: Stores, correction: CorrectionRun) -> LikelihoodRun:
-        """Evaluate the terms that are missing, and reduce all of them to the bound.
+        """Evaluate the missing terms, and reduce all terms to the bound.
 
         Args:
             run: evaluates terms.
-            stores: hold the terms of earlier sessions, and receive the others.
-            correction: of the run's precision.
+            stores: hold the terms of earlier sessions, and receive the new ones.
+            correction: the correction for the run's precision.
 
         Raises:
             InputError: see `TermsRun.compute`.
@@ -115,30 +115,30 @@ class Estimator(ABC):
     def check(
         self, checkpoint: Checkpoint, images: ImageSet, *, seed: int, precision: Precision
     ) -> None:
-        """Refuse a model or images that the estimator cannot take.
+        """Refuse a model or images that the estimator cannot handle.
 
         Args:
             checkpoint: the model.
             images: the image set.
-            seed: of the noise and the design.
-            precision: of the network. Less than float32 is corrected, which takes network
-                evaluations of its own.
+            seed: seed of the noise and the design.
+            precision: precision of the network. Below float32, the bound is corrected, which takes
+                additional network evaluations.
 
         Raises:
-            InputError: it cannot; the message names the parameter to change.
+            InputError: it cannot handle them; the message names the parameter to change.
         """
         return
 
     def note(self, num_images: int, num_timesteps: int, precision: Precision) -> str | None:
-        """A note where another estimator takes fewer network evaluations."""
+        """A note where another estimator would take fewer network evaluations."""
         return None
 
     def warning(self, summary: Mapping[str, Any]) -> str | None:
-        """A warning where the interval of a `summary.json` is wider than was asked for."""
+        """A warning where the interval in a `summary.json` is wider than requested."""
         return None
 
     def correction_design(self, terms_pass: TermsPass) -> CorrectionDesign:
-        """The terms of a correction. Their number depends on the size of the sets alone."""
+        """The terms of a correction; their number depends only on those of images and timesteps."""
         size = (len(terms_pass.images), terms_pass.checkpoint.schedule.num_timesteps)
         count = num_correction_terms(self.usual_evaluations(*size))
         return CorrectionDesign(*size, terms_pass.seed, count)
@@ -149,7 +149,7 @@ class EveryPair(Estimator):
     """Every image at every timestep.
 
     Attributes:
-        draws: noise draws of each pair; the error of the noise is known from two on.
+        draws: noise draws per image and timestep; from two on, the error due to noise is known.
     """
 
     name: ClassVar[str] = "every-pair"
@@ -166,11 +166,11 @@ class EveryPair(Estimator):
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The options as `sampling` of `summary.json` has them."""
+        """The options as in `sampling` of `summary.json`."""
         return {"draws": self.draws}
 
     def expected_evaluations(self, num_images: int, num_timesteps: int) -> int:
-        """All of them."""
+        """The number of terms."""
         return num_images * num_timesteps * self.draws
 
     def run(self, run: TermsRun, stores: Stores, correction: CorrectionRun) -> LikelihoodRun:
@@ -213,5 +213,5 @@ def tables_of(store: Store, design: Design, *, clip: bool) -> Iterator[TermTable
 def reducing(
     num_evaluations: int, bound: RoughBound | None = None, *, stage: str = "other conventions"
 ) -> RunProgress:
-    """The progress of a run that has evaluated all terms, and reduces them."""
+    """The progress of a run that has evaluated all terms and now reduces them."""
     return RunProgress(num_evaluations, num_evaluations, bound, stage)

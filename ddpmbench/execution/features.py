@@ -1,4 +1,4 @@
-"""Samples, their features and those of the references: computed and kept for their scores."""
+"""Samples, their features, and the features of references: computed, and stored for scores."""
 
 import contextlib
 import dataclasses
@@ -27,20 +27,20 @@ from ddpmbench.samples.feature_networks import FeatureNetwork
 from ddpmbench.samples.statistics import ReferenceStatistics
 
 WORTH_SAYING = 60.0
-"""Seconds from which on the cost of a run is reported."""
+"""Seconds that a run must take for its cost to be reported."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Seconds of a run, with these and with other settings.
+    """Seconds of a run, and what other settings would take.
 
     Attributes:
         per_evaluation: seconds per network evaluation.
         per_image: seconds per image of features.
-        num_samples: samples that are missing.
-        num_timesteps: of each sample; 0 where the sampler's grid does not consist of them.
-        num_evaluations: of the network for each sample.
-        num_images: images whose features are missing, samples and references.
+        num_samples: number of missing samples.
+        num_timesteps: timesteps per sample; 0 where the sampler's grid is not made of timesteps.
+        num_evaluations: network evaluations per sample.
+        num_images: number of images, samples and references, whose features are missing.
     """
 
     per_evaluation: float
@@ -61,12 +61,12 @@ class Cost:
         return self.per_evaluation * self.num_samples * self.num_evaluations
 
     def with_timesteps(self, num_timesteps: int) -> "Cost":
-        """About the cost with so many timesteps."""
+        """The approximate cost with this number of timesteps."""
         evaluations = round(self.num_evaluations * num_timesteps / self.num_timesteps)
         return dataclasses.replace(self, num_timesteps=num_timesteps, num_evaluations=evaluations)
 
     def with_samples(self, num_samples: int) -> "Cost":
-        """The cost of so many samples."""
+        """The cost of this number of samples."""
         fewer = self.num_samples - num_samples
         return dataclasses.replace(
             self, num_samples=num_samples, num_images=self.num_images - fewer
@@ -74,16 +74,16 @@ class Cost:
 
 
 BATCH_SHAPE = (3, 64, 64)
-"""The image shape by which a batch size is chosen: a feature network resizes every image, and soon
-reduces it again."""
+"""The image shape that determines the batch size: a feature network resizes every image, and soon
+downsamples it."""
 FORMAT = 3
-"""Of the features in the cache; another number computes them again."""
+"""Version of the features in the cache; another one computes them again."""
 
 
 def compute_features(
     network: FeatureNetwork, images: ImageSet, store: Store, worker: Worker
 ) -> None:
-    """Compute the `features` and, with classes, the `logits` of images that a store lacks.
+    """Compute the `features` and, if there are classes, the `logits` that a store lacks.
 
     Raises:
         InputError: features are not finite; or see `Worker.map_chunks`.
@@ -107,7 +107,7 @@ def compute_features(
 
 
 def reference_store(images: ImageSet, network: FeatureNetwork) -> FolderStore:
-    """The features of a reference: in the user's cache, where later runs of any model find them."""
+    """The store of a reference's features: in the user's cache, for later runs of any model."""
     text = repr((images.sha256, network.sha256, network.name, network.resize, FORMAT))
     key = hashlib.sha256(text.encode()).hexdigest()[:32]
     return FolderStore(cache_folder() / "features" / key, FEATURES, run=key, option=CACHE_VARIABLE)
@@ -154,7 +154,7 @@ class FidelityRun:
         num_generated: number of samples of a checkpoint.
         references: real images, or the moments of their features.
         network: the feature network.
-        session: where the run takes place; its folder is there when a store is asked for.
+        session: the session of the run; its folder must exist before a store is used.
         batch_size: samples computed together; None for a number that suits the device.
     """
 
@@ -177,7 +177,7 @@ class FidelityRun:
 
     @cached_property
     def reference_stores(self) -> tuple[FolderStore | None, ...]:
-        """The same of each reference; None where it is moments only."""
+        """The stores of the references; None for a reference that is moments only."""
         return tuple(
             reference_store(reference, self.network) if isinstance(reference, ImageSet) else None
             for reference in self.references
@@ -190,7 +190,7 @@ class FidelityRun:
                 yield reference, store
 
     def engine(self, *, note: Callable[[str], None]) -> Engine | None:
-        """The engine of a checkpoint's network, the one of the run folder if there is one."""
+        """The engine of a checkpoint's network: that in the run folder if there is one."""
         if isinstance(self.source, ImageSet):
             return None
         return self.source.engine(
@@ -198,7 +198,7 @@ class FidelityRun:
         )
 
     def compute(self, engine: Engine | None, listener: FidelityListener) -> ImageSet:
-        """Compute what is missing; return when all processes have.
+        """Compute the missing samples and features; return when all processes are done.
 
         Args:
             engine: the result of `engine`.
@@ -225,7 +225,7 @@ class FidelityRun:
                     compute = partial(compute_features, self.network, reference, store)
                     worker = self._worker(stage)
                     compute(worker)
-                    # Another machine may have a cache of its own; rank 0 needs all of it.
+                    # Another machine may have its own cache; rank 0 needs all features.
                     ranks.once(partial(compute, worker.alone))
         return images
 
@@ -248,7 +248,7 @@ class FidelityRun:
         return self.session.worker(BATCH_SHAPE, batch_size=None, listener=listener)
 
     def _report_cost(self, engine: Engine | None, listener: FidelityListener) -> None:
-        """Measure the cost of the run, where it may be long."""
+        """Measure the cost of the run, if it may be long."""
         source = self.source
         if isinstance(source, ImageSet):
             count, shape = len(source), source.part(0, 1)[0].shape
@@ -279,7 +279,7 @@ class FidelityRun:
 
 
 def _seconds_per_evaluation(run: SamplesRun, rows: int) -> float:
-    """Seconds per network evaluation, in batches of so many samples."""
+    """Seconds per network evaluation, in batches of `rows` samples."""
     steps = itertools.chain.from_iterable(run.steps(np.arange(rows)) for _ in itertools.count())
     with run.engine.running():
         evaluations = rows * next(steps).num_evaluations
@@ -287,6 +287,6 @@ def _seconds_per_evaluation(run: SamplesRun, rows: int) -> float:
 
 
 def _seconds_per_image(network: FeatureNetwork, shape: tuple[int, ...], rows: int) -> float:
-    """Seconds per image of features, (C, H, W), in batches of so many images."""
+    """Seconds per image of features, (C, H, W), in batches of `rows` images."""
     pixels = np.zeros((rows, *shape), np.uint8)
     return seconds_per_call(lambda: network(pixels), torch.device("cpu")) / rows

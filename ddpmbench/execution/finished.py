@@ -37,12 +37,12 @@ _NEEDED = {
     "ddpmbench.nll": ("num_images", "num_timesteps", "estimator", "sampling", "data", "seed"),
     "ddpmbench.score": ("num_timesteps",),
 }
-"""Fields of summaries that are read before the whole is checked, by the kind of the schema."""
+"""Fields of summaries that are read before validation, by the kind of schema."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FinishedRun:
-    """A run folder with a result in it.
+    """A run folder with a result.
 
     Attributes:
         path: the folder.
@@ -54,15 +54,15 @@ class FinishedRun:
 
     @classmethod
     def open(cls, path: Path, *, option: str, schema: str) -> "FinishedRun":
-        """The run of a folder.
+        """Open the run in a folder.
 
         Args:
             path: the folder.
-            option: how the user named it, for messages.
-            schema: what its summary must be.
+            option: how the user named the folder, for messages.
+            schema: the expected schema of its summary.
 
         Raises:
-            InputError: it holds no such run, an unfinished one, or one of a newer version.
+            InputError: the folder holds no such run, an unfinished one, or one of a newer version.
         """
         named = f"{option} {path}".strip()
         if not os.path.isdir(path):
@@ -110,7 +110,7 @@ class FinishedRun:
 
     @property
     def version(self) -> str | None:
-        """The version of ddpmbench that wrote it; None where its folder has none.
+        """The version of ddpmbench that wrote the run; None where its folder has no record of it.
 
         Raises:
             InputError: `run.json` is damaged.
@@ -133,10 +133,10 @@ class FinishedRun:
 
     @property
     def design(self) -> EveryPairDesign | ImportanceDesign:
-        """The design of its terms.
+        """The design of the terms.
 
         Raises:
-            InputError: the folder does not hold what they follow from.
+            InputError: the folder lacks the data to reconstruct it.
         """
         summary, sampling = self.summary, self.summary["sampling"]
         size = (summary["num_images"], num_steps(summary))
@@ -163,14 +163,14 @@ class FinishedRun:
         return run_store(self.path, name)
 
     def table(self, name: str, columns: Mapping[str, str]) -> pd.DataFrame:
-        """A table of the folder with one row a timestep.
+        """A table of the folder with one row per timestep.
 
         Args:
-            name: of the file.
-            columns: to their types; `t` among them.
+            name: the name of the file.
+            columns: names, `t` among them, and types of the columns.
 
         Raises:
-            InputError: it is not there, or damaged.
+            InputError: the table does not exist, or is damaged.
         """
         path = self.path / name
         try:
@@ -182,7 +182,7 @@ class FinishedRun:
         return frame
 
     def density(self) -> NDArray[np.float64]:
-        """(T - 1,) that of the importance estimator over t = 2..T.
+        """(T - 1,) the proposal density of the importance estimator over t = 2..T.
 
         Raises:
             InputError: the run has none, or it is damaged.
@@ -203,10 +203,10 @@ class FinishedRun:
         return density
 
     def predictions(self, design: ImportanceDesign) -> tuple[Predictions, ImageSample]:
-        """What was subtracted at the terms of its design, and the images of it.
+        """The predictions subtracted from the terms of a design, and the images sampled.
 
         Raises:
-            InputError: they are not there, or damaged.
+            InputError: they do not exist, or are damaged.
         """
         path = self.path / PREDICTIONS
         try:
@@ -223,37 +223,37 @@ class FinishedRun:
 
 
 def num_steps(summary: Mapping[str, Any]) -> int:
-    """Number of terms of an image's bound: the timesteps, or the parts of continuous time.
+    """Number of terms in an image's bound: the timesteps, or the parts of continuous time.
 
     Args:
-        summary: of a run of `nll`, or of a comparison of such.
+        summary: the summary of a run of `nll`, or of a comparison of such runs.
     """
     return int(summary.get("num_parts") or summary["num_timesteps"])
 
 
 def _has_plausible_counts(summary: Mapping[str, Any]) -> bool:
-    """Whether what a summary counts can be counted: tables are made that long."""
+    """Whether the counts in a summary are plausible, since tables are allocated by them."""
     names = ("num_images", "num_timesteps", "num_generated", "num_samples")
     counts = [summary[name] for name in names if name in summary]
     counts += [] if summary.get("num_parts") is None else [summary["num_parts"]]
     if isinstance(sampling := summary.get("sampling"), dict):
-        of_terms = ("draws", "num_replicates", "num_blocks")
-        counts += [sampling[name] for name in of_terms if name in sampling]
+        count_names = ("draws", "num_replicates", "num_blocks")
+        counts += [sampling[name] for name in count_names if name in sampling]
     return all(type(count) is int and 0 < count < _MOST for count in counts) and (
         math.prod(counts) < _MOST**2
     )
 
 
 def refuse_later(kind: object, schema: str, *, named: str) -> None:
-    """Refuse a result of the same kind that a newer version made.
+    """Refuse a result of the same kind that a newer version wrote.
 
     Args:
-        kind: its schema.
-        schema: the one that is read here.
+        kind: the schema of the result.
+        schema: the schema that this version reads.
         named: the folder, for the message.
 
     Raises:
-        InputError: its number is higher.
+        InputError: the version of the schema is newer.
     """
     name, _, number = str(kind).rpartition("/")
     own, _, least = schema.rpartition("/")
@@ -265,10 +265,10 @@ def refuse_later(kind: object, schema: str, *, named: str) -> None:
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """The object of a folder's `summary.json`, as it was in memory: without checksums.
+    """The object of a folder's `summary.json`, without its checksums.
 
     Raises:
-        InputError: it is not there, or damaged.
+        InputError: the file does not exist, or is damaged.
     """
     try:
         summary = read_json(folder / SUMMARY)
@@ -279,46 +279,46 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 
 def texts_of(path: Path) -> pd.DataFrame:
-    """A csv of a run folder as it was written: of every number all digits.
+    """A csv of a run folder as text, with all digits of every number.
 
     Raises:
-        InputError: it is not there or damaged, or not that of the `summary.json` beside it.
+        InputError: the file does not exist, is damaged, or does not belong to `summary.json`.
     """
     try:
         digest = checksum(path)
         checksums = read_json(path.parent / SUMMARY).get(CHECKSUMS)
         if checksums is not None and checksums.get(path.name) != digest:
             raise damaged(path)
-        # As text: what reads numbers in pandas rounds the last digit by default.
+        # As text, because pandas rounds the last digit of numbers by default.
         return pd.read_csv(path, dtype=str)
     except (DamageError, OSError, ValueError) as error:
         raise damaged(path) from error
 
 
 def write_predictions(path: Path, predictions: Predictions, sample: ImageSample) -> None:
-    """Write what `FinishedRun.predictions` reads."""
+    """Write the file that `FinishedRun.predictions` reads."""
     parts = {name: getattr(predictions, name) for name in _PARTS}
     write_npz(path, parts | {_IMAGES: sample.features})
 
 
 def density_frame(density: NDArray[np.float64]) -> pd.DataFrame:
-    """What `FinishedRun.density` reads."""
+    """The table that `FinishedRun.density` reads."""
     return pd.DataFrame({"t": np.arange(2, len(density) + 2), "density": density})
 
 
 def refuse_missing_shards(run: FinishedRun, *, option: str, reads_terms: bool = False) -> None:
-    """Refuse a run with shards that are missing or cannot be used.
+    """Refuse a run with missing or damaged shards.
 
-    A folder without shards is a published one, which has none.
+    A folder without any shards is that of a published result, and is accepted.
 
     Args:
-        run: the run; its summary is known to be complete.
+        run: the run, with a complete summary.
         option: how the user named it.
-        reads_terms: whether the command reads the terms, so that all of each shard counts; the
-            others read the tables, which have checksums of their own.
+        reads_terms: whether the command reads the terms, so that whole shards are verified; other
+            commands read the tables, which have their own checksums.
 
     Raises:
-        InputError: some are missing or damaged; the message names them.
+        InputError: shards are missing or damaged; the message names them.
     """
     if not (run.path / SHARDS).is_dir():
         return
@@ -341,7 +341,7 @@ def refuse_missing_shards(run: FinishedRun, *, option: str, reads_terms: bool = 
 
 
 def _num_terms(summary: Mapping[str, Any]) -> int:
-    """The number of terms of a run; what they follow from need not be at hand."""
+    """The number of terms of a run, without reconstructing its design."""
     num_images, sampling = summary["num_images"], summary["sampling"]
     if summary["estimator"] == "every-pair":
         return int(num_images * num_steps(summary) * sampling["draws"])

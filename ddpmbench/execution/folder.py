@@ -1,4 +1,4 @@
-"""The run folder: what a run is, its shards and its tables."""
+"""The run folder: the identity of a run, its shards and its tables."""
 
 import contextlib
 import importlib.metadata
@@ -43,7 +43,7 @@ PACKAGES = (
 
 
 def versions() -> dict[str, str | None]:
-    """Installed versions of what a result depends on; None where a package is missing."""
+    """Installed versions of the packages that a result depends on; None where one is missing."""
     versions: dict[str, str | None] = {
         "ddpmbench": __version__,
         "python": platform.python_version(),
@@ -57,7 +57,7 @@ def versions() -> dict[str, str | None]:
 
 
 def source_revision() -> str | None:
-    """The git revision of the package's source, "+" where it was changed; None if installed."""
+    """The git revision of the source, with "+" for uncommitted changes; None if installed."""
     folder = Path(__file__).resolve().parents[2]
     if not (folder / ".git").exists():
         return None
@@ -69,7 +69,7 @@ def source_revision() -> str | None:
 
 
 def describe_devices() -> list[str]:
-    """Every device PyTorch can compute on here."""
+    """Every device on which PyTorch can compute here."""
     names = [f"cpu: {platform.processor() or platform.machine()}, {cpu_threads()}"]
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
@@ -84,12 +84,12 @@ def describe_devices() -> list[str]:
 def environment(
     device: torch.device, *, given: list[str] | None, resolved: dict[str, object]
 ) -> dict[str, object]:
-    """The record kept beside a result.
+    """The record of the environment of a result.
 
     Args:
         device: where it was computed.
-        given: the command line as it was typed; None when called from Python.
-        resolved: the settings it came to mean.
+        given: the command line as typed; None when called from Python.
+        resolved: the settings after defaults and "auto" were resolved.
     """
     return {
         "versions": versions(),
@@ -108,7 +108,7 @@ def _git(folder: Path, *arguments: str) -> str:
 IDENTITY, SHARDS = "run.json", "shards"
 _DOTS_AN_INCH = 144
 LEFTOVER_SECONDS = 600.0
-"""A temporary file older than this was left by a run that was killed."""
+"""An older temporary file was left by a killed run."""
 
 
 class RunFolder:
@@ -119,14 +119,14 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, identity: dict[str, Any]) -> None:
-        """Begin a run in a new or empty folder, or go on with the same run in its folder.
+        """Begin a run in a new or empty folder, or resume the same run in its folder.
 
         Args:
             path: the folder.
-            identity: everything that determines the run's numbers, as JSON can hold it.
+            identity: everything that determines the run's numbers, as JSON.
 
         Raises:
-            InputError: the path is no folder, holds something else, or cannot be written.
+            InputError: the path is not a folder, holds something else, or cannot be written.
         """
         self.path = path
         self._tables: dict[str, str] = {}
@@ -149,19 +149,19 @@ class RunFolder:
         return run_store(self.path, name)
 
     def refuse_more(self, name: str, count: int) -> None:
-        """Refuse to replace a result by that of fewer samples.
+        """Refuse to replace a result by one with fewer samples.
 
         Args:
-            name: what their number is called in `summary.json`.
-            count: how many are asked for.
+            name: the field of `summary.json` with the number of samples.
+            count: the requested number of samples.
 
         Raises:
-            InputError: the result in the folder is of more.
+            InputError: the result in the folder has more samples.
         """
         try:
             held = read_json(self.path / "summary.json").get(name)
         except DamageError:
-            return  # unfinished, or to be written again
+            return  # unfinished, or will be rewritten
         if isinstance(held, int) and held > count:
             raise InputError(
                 f"`out={self.path}`: holds {held:,} samples, more than the {count:,} asked for; "
@@ -174,25 +174,25 @@ class RunFolder:
             write_json(temporary, record)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Write `summary.json`, which names the checksums of the tables written before it."""
+        """Write `summary.json`, with the checksums of the tables written before."""
         with self.replacing("summary.json") as temporary:
             write_json(temporary, summary, self._tables)
 
     @contextlib.contextmanager
     def replacing(self, name: str) -> Iterator[Path]:
-        """A path to write to, which takes the place of the file `name` if nothing fails."""
+        """A path to write to; it replaces the file `name` if no error occurs."""
         with writing_to(self.path), replacing(self.path / name) as temporary:
             yield temporary
 
     @contextlib.contextmanager
     def replacing_table(self, name: str) -> Iterator[Path]:
-        """The same of a table, whose checksum `summary.json` names."""
+        """The same for a table, whose checksum goes into `summary.json`."""
         with self.replacing(name) as temporary:
             yield temporary
             self._tables[name] = checksum(temporary)
 
     def keeps_table(self, name: str, known: str) -> bool:
-        """Whether a table still has the checksum `known`; `summary.json` names it again."""
+        """Whether a table still has the checksum `known`; it then stays in `summary.json`."""
         try:
             if checksum(self.path / name) != known:
                 return False
@@ -217,7 +217,7 @@ def run_store(path: Path, name: str) -> FolderStore:
 
 
 def tag(path: Path) -> str | None:
-    """What the shards of a run folder name their run by; None where the folder has no `run.json`.
+    """The identifier of the run in its shards; None where the folder has no `run.json`.
 
     Raises:
         InputError: the file cannot be read.
@@ -233,7 +233,7 @@ def tag(path: Path) -> str | None:
 def write_figure(folder: Path, name: str, figure: "Figure", numbers: pd.DataFrame) -> None:
     """Write a figure as svg and png under `figures/`, and the numbers behind it as csv.
 
-    The svg has no background, its texts are text, and the same figure gives the same file; the png
+    The svg has no background and real text, and the same figure always gives the same file; the png
     is on white.
 
     Raises:
@@ -250,7 +250,7 @@ def write_figure(folder: Path, name: str, figure: "Figure", numbers: pd.DataFram
     if (layout := figure.get_layout_engine()) is not None:
         layout.execute(figure)
         figure.set_layout_engine(None)
-    # The last bits of a layout are not the same each time.
+    # The last bits of a layout vary between calls.
     for part in figure.subfigs:
         part.bbox_relative.set_points(part.bbox_relative.get_points().round(9))
     for axes in figure.get_axes():
@@ -269,12 +269,12 @@ def write_figure(folder: Path, name: str, figure: "Figure", numbers: pd.DataFram
 
 
 def _is_foreign(path: Path) -> bool:
-    """Whether a file is none that a run killed at its very start can have left."""
+    """Whether a file cannot have been left by a run that was killed at its start."""
     return not is_temporary(path) and not (path.name == SHARDS and not any(path.iterdir()))
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Remove what killed runs were writing; a file that is being written now is younger."""
+    """Remove temporary files of killed runs; files that are being written now are younger."""
     for leftover in filter(is_temporary, path.rglob("*.tmp")):
         with contextlib.suppress(FileNotFoundError):
             if time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS:

@@ -54,31 +54,31 @@ from ddpmbench.likelihood.terms import TermsPass, TermTable
 from ddpmbench.unet.precision import Precision
 
 HALF_WIDTH = 0.005
-"""Bits/dim: of the bound, where none is asked for."""
+"""Default half width of the bound, bits/dim."""
 _LEAST_SHARE = 0.5
-"""The terms aim at no less than this share of a half width, however wide a correction's is."""
+"""The terms aim for at least this share of the half width, however wide a correction's is."""
 
 
 TERM_HALF_WIDTH, IMAGE_HALF_WIDTH = 0.42, 0.23
-"""Bits/dim: the half widths of a bound from r replicates of M images, times sqrt(r M), and from the
-choice of M of very many images, times sqrt(M), as measured for the default model on its 10,000
-images; other models differ."""
+"""Half widths in bits/dim, measured for the default model on its 10,000 images (other models
+differ): of a bound from r replicates of M images, times sqrt(r M); and due to the choice of M
+images from a much larger set, times sqrt(M)."""
 
 
 def expected_size(num_images: int, half_width: float) -> tuple[int, int]:
-    """About how many replicates and blocks of images a half width takes.
+    """About how many replicates and blocks of images are needed for a half width.
 
     Args:
         num_images: N.
-        half_width: of the bound for these images, bits per dimension.
+        half_width: half width of the bound's interval for these images, bits per dimension.
     """
     blocks, replicates = initial_blocks(num_images), initial_replicates(num_images)
     most = blocks_of(num_images)
 
     def is_enough() -> bool:
         sampled = num_images * blocks // most
-        of_images = IMAGE_HALF_WIDTH**2 * (1 / sampled - 1 / num_images)
-        return of_images + TERM_HALF_WIDTH**2 / (replicates * sampled) <= half_width**2
+        image_variance = IMAGE_HALF_WIDTH**2 * (1 / sampled - 1 / num_images)
+        return image_variance + TERM_HALF_WIDTH**2 / (replicates * sampled) <= half_width**2
 
     while blocks < most and not is_enough():
         blocks += 1
@@ -92,17 +92,17 @@ def expected_size(num_images: int, half_width: float) -> tuple[int, int]:
 class Importance(Estimator):
     """Stratified importance sampling over timesteps, with a regression estimator.
 
-    The decoder term of a random sample of the images, and one further term of each in each
-    replicate, at a timestep drawn from a proposal density (`ImportanceDesign`). Images are added,
-    and then replicates, until the interval is narrow enough. What is evaluated depends on the
-    options and on the terms alone: terms beyond it that an earlier session left are not read.
+    It evaluates the decoder term of each image in a random sample, and in each replicate one more
+    term per image, at a timestep drawn from a proposal density (`ImportanceDesign`). Images are
+    added, and then replicates, until the interval is narrow enough. The terms used depend on the
+    options and on earlier terms alone: additional terms of an earlier session are not read.
 
     Attributes:
-        half_width: of the 95 % interval for the images to stop at, bits per dimension; None for
-            that of the run `terms_of`, or else 0.005.
-        max_evaluations: network evaluations that are not exceeded; None for no limit.
-        terms_of: the folder of a run on the same images, whose proposal is taken instead of
-            that of a pilot, so that the terms are the same; and no fewer, for a half width that is
+        half_width: half width of the 95 % interval for the images at which to stop, bits per
+            dimension; None for that of the run `terms_of`, or else 0.005.
+        max_evaluations: the most network evaluations; None for no limit.
+        terms_of: the folder of a run on the same images, whose proposal density replaces that of a
+            pilot, so that the terms are the same; there are at least as many if `half_width` is
             no wider.
     """
 
@@ -112,7 +112,7 @@ class Importance(Estimator):
     terms_of: Path | None = None
 
     def __post_init__(self) -> None:
-        """Refuse options that make no sense."""
+        """Check the options."""
         if self.half_width is not None:
             given = positive_number("half_width", self.half_width)
             object.__setattr__(self, "half_width", given)
@@ -133,7 +133,7 @@ class Importance(Estimator):
 
     @cached_property
     def goal(self) -> float:
-        """The half width to stop at, bits per dimension."""
+        """The half width at which to stop, bits per dimension."""
         if self.half_width is not None:
             return self.half_width
         if self._other_run is None or self._density is None:
@@ -149,16 +149,16 @@ class Importance(Estimator):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The options that determine only how many terms there are."""
+        """The options that determine only the number of terms."""
         return {"half_width_goal": self.goal, "max_evaluations": self.max_evaluations}
 
     def expected_evaluations(self, num_images: int, num_timesteps: int) -> int:
-        """About those that the half width takes, and no more than the limit."""
+        """About how many the half width takes, up to the limit."""
         about = num_terms(num_images, *expected_size(num_images, self.goal))
         return min(about, self.max_evaluations or about)
 
     def usual_evaluations(self, num_images: int, num_timesteps: int) -> int:
-        """Those of all images, as a narrow interval takes them."""
+        """About how many a narrow interval takes on all images."""
         return num_terms(num_images, initial_replicates(num_images))
 
     def check(
@@ -190,7 +190,7 @@ class Importance(Estimator):
     def _refuse_small_limit(
         self, num_images: int, num_timesteps: int, precision: Precision
     ) -> None:
-        """Refuse a limit below the evaluations until the first interval."""
+        """Refuse a limit too low for a first interval."""
         least = self._until_interval(num_images, num_timesteps, precision)
         if self.max_evaluations is None or self.max_evaluations >= least:
             return
@@ -207,7 +207,7 @@ class Importance(Estimator):
         )
 
     def _until_interval(self, num_images: int, num_timesteps: int, precision: Precision) -> int:
-        """Network evaluations until the first interval, all of them."""
+        """All network evaluations up to the first interval."""
         pilot = len(PilotDesign(num_images, num_timesteps, 0)) if self.terms_of is None else 0
         terms = initial_terms(num_images)
         if precision is Precision.FP32:
@@ -216,7 +216,7 @@ class Importance(Estimator):
         return pilot + terms + 2 * num_correction_terms(usual)
 
     def note(self, num_images: int, num_timesteps: int, precision: Precision) -> str | None:
-        """A note where every pair takes fewer network evaluations than the first interval."""
+        """A note where evaluating every pair takes fewer than the first interval."""
         least = self._until_interval(num_images, num_timesteps, precision)
         every_pair = EveryPair().expected_evaluations(num_images, num_timesteps)
         if least <= every_pair:
@@ -227,7 +227,7 @@ class Importance(Estimator):
         )
 
     def warning(self, summary: Mapping[str, Any]) -> str | None:
-        """A warning where the interval of a `summary.json` is wider than was asked for."""
+        """A warning where the interval in a `summary.json` is wider than requested."""
         reached, correction = summary["half_width"], summary["precision_correction"]
         if reached is None or reached <= self.goal * (1 + 1e-9):
             return None
@@ -246,7 +246,7 @@ class Importance(Estimator):
         )
 
     def run(self, run: TermsRun, stores: Stores, correction: CorrectionRun) -> LikelihoodRun:
-        """See `Estimator.run`. The interval of a correction is part of the one to stop at."""
+        """See `Estimator.run`. The target interval includes that of a correction."""
         terms_pass, store, pilot_store = run.terms_pass, stores("terms"), stores("pilot")
         num_images, seed = len(terms_pass.images), terms_pass.seed
         num_timesteps = terms_pass.diffusion.schedule.num_timesteps
@@ -289,15 +289,15 @@ class Importance(Estimator):
         run.listener.progress(reducing(num_evaluations, last))
 
         def reduce() -> LikelihoodRun:
-            used = {store: len(design), pilot_store: pilot_evaluations}
+            sizes = {store: len(design), pilot_store: pilot_evaluations}
             return LikelihoodRun(
                 bound=bound,
                 distortion=reduction.distortion(design),
                 others=reduction.others(design),
                 num_terms=len(design),
                 num_evaluations=num_evaluations,
-                seconds=correction.seconds + sum(of.seconds(size) for of, size in used.items()),
-                devices=correction.devices.union(*(of.devices(n) for of, n in used.items())),
+                seconds=correction.seconds + sum(s.seconds(size) for s, size in sizes.items()),
+                devices=correction.devices.union(*(s.devices(n) for s, n in sizes.items())),
                 horvitz_thompson=reduction.horvitz_thompson(design),
                 density=density,
                 pilot_evaluations=pilot_evaluations,
@@ -307,7 +307,7 @@ class Importance(Estimator):
         return run.ranks.once(reduce)
 
     def _half_width_of_terms(self, correction: Correction | None) -> float:
-        """That the terms must reach beside a correction, nats per dimension."""
+        """The half width that the terms must reach, given a correction; nats per dimension."""
         half_width = self.goal * NATS_PER_BIT
         if correction is None:
             return half_width
@@ -322,9 +322,9 @@ class Importance(Estimator):
         seed: int,
         before: int,
     ) -> ImportanceDesign:
-        """The terms before the first interval: those of the other run if its goal was no narrower.
+        """The terms before the first interval: those of the other run unless its goal is narrower.
 
-        A difference rests on the terms that both runs have.
+        A difference is estimated from the terms that both runs have.
         """
         design = initial_design(num_images, num_timesteps, density, seed)
         other = self._other_run
@@ -338,7 +338,7 @@ class Importance(Estimator):
     def _allowed(
         self, design: ImportanceDesign, needed: ImportanceDesign, before: int
     ) -> ImportanceDesign:
-        """The longest up to the needed one within the limit, with so many evaluations before."""
+        """The longest design within the limit, up to `needed`, after `before` evaluations."""
         if self.max_evaluations is None:
             return needed
         left = self.max_evaluations - before
@@ -348,7 +348,7 @@ class Importance(Estimator):
 
 
 class _ImportanceReduction:
-    """The estimates from the terms of a design; the features are computed once."""
+    """The estimates from the terms of a design; features are computed once."""
 
     def __init__(self, terms_pass: TermsPass, store: Store, prior: NDArray[np.float64]) -> None:
         self._terms_pass, self._store, self._prior = terms_pass, store, prior
@@ -387,13 +387,13 @@ class _ImportanceReduction:
         )
 
     @cached_property
-    def _of_images(self) -> NDArray[np.float32]:
+    def _image_features(self) -> NDArray[np.float32]:
         return standardized_features(self._gaussian, self._terms_pass.images.pixels)
 
     def _features(self, design: ImportanceDesign) -> FeatureTable:
         pixels = self._terms_pass.images.pixels
         if self._known is None or self._known[0] != design.blocks:
-            table = FeatureTable.of(self._gaussian, pixels, design, self._of_images)
+            table = FeatureTable.of(self._gaussian, pixels, design, self._image_features)
         else:
             table = self._known[1].extended(self._gaussian, pixels, design)
         self._known = design.blocks, table

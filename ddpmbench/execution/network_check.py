@@ -1,4 +1,4 @@
-"""The check of a network before a run: one call on two images, for any but this package's U-Net.
+"""The check of a network before a run: evaluations of two images, for all but our own U-Net.
 
 The bound and the samples assume that the output is a finite tensor of the right shape, a
 deterministic function of each image alone, and that the input is left unchanged.
@@ -21,9 +21,9 @@ from ddpmbench.unet.unet import UNet
 from ddpmbench.user_code import calling, changed_default, described_value, torch_defaults
 
 _BATCH_TOLERANCE = 1e-2
-"""Of the largest output: far more than another batch size changes by rounding."""
+"""Relative to the largest output: far more than the rounding that a batch size changes."""
 _REPEAT_TOLERANCE = 1e-5
-"""Likewise, far more than the same call twice changes by the order of sums."""
+"""Likewise, far more than a changed order of summation."""
 _NUM_PROJECTIONS = 8
 _ADAPTER = (
     "name an adapter in its place, a module with self.net = Net() whose forward(self, x_t, time) "
@@ -44,22 +44,22 @@ def check_network(
     device: torch.device,
     ranks: Ranks | None = None,
 ) -> Checkpoint:
-    """Call a network on two images, and refuse one that cannot be evaluated.
+    """Evaluate a network on two images, and refuse one that cannot be evaluated reliably.
 
-    The U-Net of this package is known and is not called. Memory that does not suffice is no error
+    The U-Net of this package is known and is not evaluated. Running out of memory is not an error
     here.
 
     Args:
         checkpoint: the model.
         shape: (C, H, W) of an image.
-        device: where it will run.
-        ranks: the processes of the run, of which the first calls it; None for a single one.
+        device: where it will be evaluated.
+        ranks: the processes of the run, of which the first evaluates it; None for a single one.
 
     Returns:
-        The checkpoint to evaluate: on the device, with the numbers of its output.
+        The checkpoint on the device, with the numbers that identify its output.
 
     Raises:
-        InputError: the network fails, or its output is not as the conventions state; one line.
+        InputError: the network fails, or its output violates the conventions; one line.
     """
     checkpoint = checkpoint.to(device)
     if isinstance(checkpoint.network, UNet):
@@ -81,13 +81,13 @@ def check_network(
 
 
 class _NetworkCheck:
-    """Two images at the first and the last timestep, together and one alone."""
+    """Two images at the first and the last timestep, together and one of them alone."""
 
     def __init__(
         self, checkpoint: Checkpoint, shape: tuple[int, ...], device: torch.device
     ) -> None:
         self._checkpoint = checkpoint
-        self._who = checkpoint.network_name
+        self._name = checkpoint.network_name
         numbers = torch.randn((2, *shape), generator=torch.Generator().manual_seed(0))
         steps = torch.tensor([1, checkpoint.schedule.num_timesteps], device=device)
         last = max(checkpoint.num_classes - 1, 0)
@@ -104,17 +104,17 @@ class _NetworkCheck:
         checkpoint = self._checkpoint
         has_classes, wrapped = bool(checkpoint.num_classes), checkpoint.code is None
         if why := refused_call(checkpoint.network, has_classes=has_classes, wrapped=wrapped):
-            raise InputError(f"{self._who}: {why}")
+            raise InputError(f"{self._name}: {why}")
         both, again, alone = self._output(2), self._output(2), self._output(1)
         if not _alike(both, again, _REPEAT_TOLERANCE):
             raise InputError(
-                f"{self._who}: gives another output for the same input each time; turn off what is "
-                "random in evaluation, such as F.dropout without training=self.training, and what "
-                "a call leaves behind for the next"
+                f"{self._name}: gives another output for the same input each time; turn off what "
+                "is random in evaluation, such as F.dropout without training=self.training, and "
+                "what a call leaves behind for the next"
             )
         if not _alike(alone, both[:1], _BATCH_TOLERANCE):
             raise InputError(
-                f"{self._who}: an image's output depends on the other images of its batch, as of "
+                f"{self._name}: an image's output depends on the other images of its batch, as of "
                 "a batch normalization that ignores eval(); the bound is of each image alone"
             )
         return _numbers_of(both)
@@ -122,9 +122,9 @@ class _NetworkCheck:
     def _output(self, rows: int) -> Tensor:
         inputs = {name: tensor[:rows].clone() for name, tensor in self._inputs.items()}
         defaults = torch_defaults()
-        with _watching_embeddings(self._checkpoint, inputs["time"], self._who):
+        with _watching_embeddings(self._checkpoint, inputs["time"], self._name):
             try:
-                output = calling(lambda: self._checkpoint.network(*inputs.values()), self._who)
+                output = calling(lambda: self._checkpoint.network(*inputs.values()), self._name)
             except InputError as error:
                 if error.__cause__ is None:
                     raise
@@ -135,12 +135,12 @@ class _NetworkCheck:
                 ) from error
         if (call := changed_default(defaults)) is not None:
             raise InputError(
-                f"{self._who}: a call leaves another default of torch behind ({call}), which "
+                f"{self._name}: a call leaves another default of torch behind ({call}), which "
                 "would change the evaluation; set it back before it returns"
             )
         if not torch.equal(inputs["x_t"], self._inputs["x_t"][:rows]):
             raise InputError(
-                f"{self._who}: changes x_t, its input, in place; begin with x_t = x_t.clone() or "
+                f"{self._name}: changes x_t, its input, in place; begin with x_t = x_t.clone() or "
                 "write x = x + ... in place of x += ..."
             )
         return self._checked(output, inputs["x_t"]).float()
@@ -148,7 +148,7 @@ class _NetworkCheck:
     def _checked(self, output: object, x_t: Tensor) -> Tensor:
         if not isinstance(output, Tensor):
             raise InputError(
-                f"{self._who}: gives {described_value(output)}, not a tensor; name an adapter, a "
+                f"{self._name}: gives {described_value(output)}, not a tensor; name an adapter, a "
                 "module with self.net = Net() whose forward(self, x_t, time) returns the "
                 "prediction alone, as self.net(x_t, time)[0] or .sample"
             )
@@ -162,14 +162,14 @@ class _NetworkCheck:
             elif variance.is_learned and output.shape == x_t.shape:
                 remedy = "; it has no variance: choose `variance=fixed_small` or fixed_large"
             raise InputError(
-                f"{self._who}: gives {tuple(output.shape)} for x_t of {tuple(x_t.shape)}; with "
+                f"{self._name}: gives {tuple(output.shape)} for x_t of {tuple(x_t.shape)}; with "
                 f"`variance={variance}` it takes {shape}{remedy}"
             )
         if not output.is_floating_point():
-            raise InputError(f"{self._who}: gives {_dtype(output)}, not floating-point numbers")
+            raise InputError(f"{self._name}: gives {_dtype(output)}, not floating-point numbers")
         if not bool(output.isfinite().all()):
             raise InputError(
-                f"{self._who}: gives NaN or infinite numbers for normal noise as x_t and time "
+                f"{self._name}: gives NaN or infinite numbers for normal noise as x_t and time "
                 f"{self._inputs['time'].tolist()}{_on_random_numbers(self._checkpoint.network)}"
             )
         return output
@@ -182,10 +182,10 @@ class _NetworkCheck:
 
 
 def _numbers_of(output: Tensor) -> tuple[float, ...]:
-    """Numbers that tell an output from another's.
+    """Numbers that identify an output.
 
-    The logarithm of its root mean square r, and projections <output, z> / (r sqrt(n)) on normal
-    noise z.
+    They are the logarithm of its root mean square r, and projections <output, z> / (r sqrt(n)) on
+    normal noise z.
     """
     flat = output.double().cpu().flatten()
     size = flat.square().mean().sqrt().clamp(min=torch.finfo(torch.float32).tiny)
@@ -205,7 +205,7 @@ def _dtype(tensor: Tensor) -> str:
 
 
 def _on_random_numbers(network: nn.Module) -> str:
-    """The remedy where a tensor is NaN that `RandomNumbersAreNaN` leaves; empty elsewhere."""
+    """The remedy where a tensor left by `RandomNumbersAreNaN` is NaN; else empty."""
     for prefix, module in network.named_modules():
         for name, value in vars(module).items():
             if isinstance(value, Tensor) and bool(value.isnan().any()):
@@ -218,7 +218,7 @@ def _on_random_numbers(network: nn.Module) -> str:
 
 
 def _on_gradients(error: InputError) -> str:
-    """The remedy for a network that differentiates, and cannot here; empty for others."""
+    """The remedy for a network that needs gradients, which are off here; else empty."""
     text = str(error.__cause__)
     if not any(word in text for word in ("require grad", "requires_grad", "nference tensor")):
         return ""
@@ -230,9 +230,9 @@ def _on_gradients(error: InputError) -> str:
 
 @contextlib.contextmanager
 def _watching_embeddings(checkpoint: Checkpoint, time: Tensor, name: str) -> Iterator[None]:
-    """Inside, a row that an embedding does not have is an error on every device.
+    """Within, an index outside an embedding is an error on every device.
 
-    On a GPU it would be one that ends the process.
+    On a GPU it would kill the process.
     """
 
     def watch(module: nn.Module, inputs: tuple[object, ...], named: Mapping[str, object]) -> None:
@@ -263,15 +263,15 @@ def _watching_embeddings(checkpoint: Checkpoint, time: Tensor, name: str) -> Ite
 
 
 def refused_call(network: nn.Module, *, has_classes: bool, wrapped: bool = False) -> str | None:
-    """Why a network cannot be called with x_t, time and labels by position, and the remedy.
+    """Why a network cannot be called with x_t, time and labels by position, with the remedy.
 
     Args:
         network: the network.
-        has_classes: whether it is called with labels.
-        wrapped: whether an argument of wrap_network says so, and not an attribute of the network.
+        has_classes: whether labels are passed.
+        wrapped: whether an argument of wrap_network, not an attribute of the network, says so.
 
     Returns:
-        The rest of a line that begins with the network's name; None if it may be called.
+        The rest of a line that begins with the network's name; None if the call is possible.
     """
     if (parameters := signature_of(network)) is None:
         return None

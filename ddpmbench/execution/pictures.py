@@ -1,4 +1,4 @@
-"""The images of a run folder: all that it takes to draw them again without the network."""
+"""The images in a run folder, which figures are drawn from without the network."""
 
 import dataclasses
 from pathlib import Path
@@ -20,17 +20,17 @@ Record = TypeVar("Record", ProgressiveDecoding, ProgressiveGeneration, Interpola
 
 
 class DamagedPicturesError(InputError):
-    """The file of a run's pictures cannot be read as it was written."""
+    """The file of a run's pictures is damaged."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pictures:
-    """The pictures of a run, those that it has.
+    """The pictures of a run; None for missing ones.
 
     Attributes:
         decoding: what a receiver holds and shows.
-        generation: samples on their way.
-        interpolation: what lies between images.
+        generation: intermediate states of samples.
+        interpolation: interpolations between images.
     """
 
     decoding: ProgressiveDecoding | None = None
@@ -41,12 +41,12 @@ class Pictures:
 
     @property
     def _steps(self) -> set[int]:
-        """The T of each; those of one run share it."""
+        """T of each; those of one run agree."""
         records = (self.decoding, self.generation, self.interpolation)
         return {record.num_timesteps for record in records if record is not None}
 
     def with_those_of(self, other: "Pictures") -> "Pictures":
-        """The pictures of both, the other's where both have them."""
+        """The pictures of both; the other's where both have them."""
         return Pictures(
             other.decoding or self.decoding,
             other.generation or self.generation,
@@ -55,14 +55,14 @@ class Pictures:
 
     @classmethod
     def read(cls, folder: Path, num_timesteps: int) -> "Pictures":
-        """Those of a run folder; none where it has none.
+        """Read the pictures in a run folder; all None where it has none.
 
         Args:
-            folder: of the run.
-            num_timesteps: its T.
+            folder: the run folder.
+            num_timesteps: T of the run.
 
         Raises:
-            InputError: the file is damaged, or that of another run.
+            InputError: the file is damaged, or belongs to another run.
         """
         path = folder / PICTURES
         if not path.exists():
@@ -83,7 +83,7 @@ class Pictures:
         return pictures
 
     def write(self, folder: Path) -> None:
-        """Write them into a run folder, atomically, in the place of what it has.
+        """Write them into a run folder, atomically, replacing earlier ones.
 
         Raises:
             InputError: the folder cannot be written.
@@ -111,7 +111,7 @@ def _record(kind: type[Record], name: str, arrays: dict[str, Any]) -> Record | N
 
 EXTREMES = "extremes.npz"
 SHOWN = 8
-"""At most so many of the best, and of the worst."""
+"""The most images shown with the shortest codes, and with the longest."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -132,10 +132,10 @@ class Extremes:
 
     @classmethod
     def of(cls, values: NDArray[np.float64], pixels: NDArray[np.uint8]) -> Self:
-        """Those of an image set.
+        """The extremes of an image set.
 
         Args:
-            values: (N,) what each image costs, NaN where it is unknown; of equal ones the first
+            values: (N,) code length of each image, NaN where unknown; of equal ones the first
                 counts as shorter.
             pixels: (N, C, H, W).
         """
@@ -154,7 +154,7 @@ class Extremes:
         """Read the file of `write`.
 
         Raises:
-            InputError: it is not there, or damaged.
+            InputError: the file does not exist, or is damaged.
         """
         names = [field.name for field in dataclasses.fields(cls)]
         try:
@@ -168,5 +168,5 @@ class Extremes:
         return extremes
 
     def write(self, path: Path) -> None:
-        """Write what `read` reads."""
+        """Write the file that `read` reads."""
         write_npz(path, dataclasses.asdict(self), compressed=True)

@@ -1,7 +1,7 @@
-"""The precision of a bound where it is "auto", the same in every session and process of the run.
+"""The precision of a bound for "auto": the same in all sessions and processes of the run.
 
-A run that goes on keeps the precision of its folder. A new one on a CPU is in bf16 where a short
-test finds it to be faster by a third, the correction to strict float32 included.
+A resumed run keeps the precision in its folder. A new one on a CPU uses bf16 where a short test
+finds it a third faster, including the correction to strict float32.
 """
 
 import contextlib
@@ -29,9 +29,9 @@ from ddpmbench.unet.precision import Precision
 from ddpmbench.user_code import described
 
 LEAST_SPEEDUP = 4 / 3
-"""How many times as fast as in fp32 a run in bf16 must be, its correction included."""
+"""Speedup over fp32 that a run in bf16 must reach, including its correction."""
 NUM_PAIRS = 7
-"""Batches of the test, each in both precisions in turn."""
+"""Number of batches in the test, each in both precisions in turn."""
 _TOO_SHORT = (
     f"a run of fewer than {FEW_BATCHES} batches, or of less than about {WORTH_A_TEST:.0f} s, is "
     "too short for a test of another"
@@ -40,15 +40,15 @@ _TOO_SHORT = (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Candidate:
-    """A run that may be in low precision.
+    """A run that may use low precision.
 
     Attributes:
-        terms_pass: evaluates its terms.
-        use: network evaluations of each process, as far as they are known.
+        terms_pass: evaluates the terms.
+        use: network evaluations per process, as far as known.
         correction: the terms of its correction.
-        half_width: of the interval that it stops at, bits per dimension; None where the number of
-            terms is known.
-        check: raises InputError where it cannot be in a precision.
+        half_width: half width of its target interval, bits per dimension; None where the number of
+            terms is given.
+        check: raises InputError where the run does not support a precision.
     """
 
     terms_pass: TermsPass
@@ -59,11 +59,11 @@ class Candidate:
 
     @property
     def rows(self) -> int:
-        """Terms of a batch."""
+        """Terms per batch."""
         return self.use.rows(self.terms_pass.device)
 
     def batch(self, number: int) -> TermIndex:
-        """The batch 0 <= number < `NUM_PAIRS` of the test: terms of the correction, spread."""
+        """Batch 0 <= number < `NUM_PAIRS` of the test: terms of the correction, evenly spread."""
         spread = np.arange(number, self.rows * NUM_PAIRS, NUM_PAIRS)
         place = spread * len(self.correction) // (self.rows * NUM_PAIRS)
         design = self.correction
@@ -73,14 +73,14 @@ class Candidate:
 def settled_precision(
     name: str, candidate: Candidate, session: Session, *, note: Callable[[str], None]
 ) -> Precision:
-    """The precision that a name stands for in a run of a bound.
+    """The precision that a name stands for, for a run that estimates the bound.
 
     Args:
-        name: a `Precision`, or "auto": that of the run in the folder; in a new run fp16 on CUDA,
-            on a CPU bf16 where a test finds it to be worth it, and else fp32.
+        name: a `Precision`, or "auto": that of the run in the folder; in a new run fp16 on CUDA, on
+            a CPU bf16 where a test finds it worthwhile, else fp32.
         candidate: the run.
-        session: of the run; the first process decides.
-        note: called with a line about what "auto" is and why, unless the device alone decides.
+        session: the session of the run; its first process decides.
+        note: called with a line that explains "auto", unless the device alone decides.
 
     Raises:
         InputError: see `resolve_precision`.
@@ -119,10 +119,10 @@ class _KeptError(Exception):
 
 
 def _why_low(candidate: Candidate, num_processes: int) -> str:
-    """Why a new run on a CPU is in bfloat16.
+    """Why a new run on a CPU uses bfloat16.
 
     Raises:
-        _KeptError: it is not.
+        _KeptError: it stays in strict float32.
     """
     low, num_terms = Precision.BF16, len(candidate.correction)
     if not has_native_bfloat16():
@@ -156,16 +156,16 @@ def _why_low(candidate: Candidate, num_processes: int) -> str:
 
 
 def speedup(faster: float, *, num_evaluations: int, num_terms: int, share: float) -> float:
-    r"""How many times as fast as in float32 a run in low precision is, with its correction.
+    r"""Speedup of a run in low precision over strict float32, including its correction.
 
     .. math:: \frac{N s_{32}}{N s_{16} / (1 - c^2) + m (s_{16} + s_{32})}
 
     Args:
-        faster: s_32 / s_16, the seconds of a term in either precision.
+        faster: s_32 / s_16, the ratio of the seconds per term.
         num_evaluations: N, in float32.
         num_terms: m, of the correction.
-        share: 0 <= c < 1, the half width of the correction over that of the run, which takes more
-            terms for it; 0 where the number of terms is given.
+        share: 0 <= c < 1, the half width of the correction over that of the run, which needs more
+            terms because of it; 0 where the number of terms is given.
     """
     terms = num_evaluations / (1 - share**2)
     return num_evaluations * faster / (terms + num_terms * (1 + faster))
@@ -175,16 +175,16 @@ def _tested(candidate: Candidate) -> tuple[float, float]:
     """Time batches of terms in strict float32 and in bfloat16, in turn.
 
     Returns:
-        How many times as fast a term is in bfloat16, the median of the pairs; and about how wide
-        the 95 % interval of the correction is to either side, bits per dimension.
+        The speedup per term of bfloat16, the median of the pairs; and the approximate half width of
+        the correction's 95 % interval, bits per dimension.
 
     Raises:
-        _KeptError: the run is too short, or the network cannot be called in bfloat16.
+        _KeptError: the run is too short, or the network does not run in bfloat16.
     """
     num_batches = candidate.use.num_evaluations / candidate.rows
     strictly, low = (_evaluation(candidate, kind) for kind in (Precision.FP32, Precision.BF16))
     for evaluate in (strictly, low):
-        evaluate(0)  # warms up
+        evaluate(0)  # warm-up
     ratios, index, difference = [], [], []
     for number in range(NUM_PAIRS):
         seconds, strict = strictly(number)
@@ -203,7 +203,7 @@ def _tested(candidate: Candidate) -> tuple[float, float]:
 def _evaluation(
     candidate: Candidate, precision: Precision
 ) -> Callable[[int], tuple[float, TermTable]]:
-    """What gives the seconds and the terms of a batch of the test in a precision.
+    """A function that returns the seconds and the terms of a batch of the test in a precision.
 
     Raises:
         _KeptError: the terms are not finite, or the network fails.
@@ -228,7 +228,7 @@ def _evaluation(
 def _kept_if_it_fails(precision: Precision) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # a network of the user's raises anything
+    except Exception as error:  # a user's network may raise anything
         raise _KeptError(f"the network fails in {precision}: {described(error)}") from error
 
 
@@ -245,12 +245,12 @@ def timed_terms(
 def _half_width(
     design: CorrectionDesign, t: NDArray[np.int64], difference: NDArray[np.float64]
 ) -> float:
-    """About that of a correction, from some of its terms; without its strata, so rather too wide.
+    """Approximate half width of a correction from some of its terms; without strata, so too wide.
 
     Args:
-        design: of the correction.
-        t: (n,) timesteps of terms.
-        difference: (n,) of these terms, strict float32 minus low precision, nats per dimension.
+        design: the terms of the correction.
+        t: (n,) timesteps of the terms.
+        difference: (n,) strict float32 minus low precision of the terms, nats per dimension.
     """
     later = t > 1
     weighted = difference[later] / design.density[t[later] - 2]

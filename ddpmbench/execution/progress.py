@@ -19,23 +19,23 @@ SECONDS_BEFORE_PACE = 0.5
 _SECONDS_BETWEEN_CHANGES = 0.5
 _LONGEST_BAR = 40
 _WITH_UNIT = 72
-"""Columns from which on the unit of the pace is written out."""
+"""From this number of columns, the pace is shown with its unit."""
 
 Update = Callable[[int, int, str], None]
 
 
 @contextlib.contextmanager
 def progress(label: str, unit: str, *, calls: int = 1) -> Iterator[Update]:
-    """Show how far a long piece of work is, how fast it goes and how long it will take.
+    """Show the progress of a long task, its pace and the time left.
 
     Args:
-        label: what is being done.
-        unit: what is counted.
-        calls: steps of the count that make one of the unit.
+        label: the task.
+        unit: the unit of progress.
+        calls: steps of the count per unit.
 
     Yields:
-        A function of (done, total, remark). What is done at the first call was done in an
-        earlier session and does not count towards the speed.
+        A function of (done, total, remark). The amount done at the first call belongs to an earlier
+        session and does not count towards the pace.
     """
     pace = _Pace(unit, calls)
     if sys.stderr.isatty():
@@ -53,7 +53,7 @@ def progress(label: str, unit: str, *, calls: int = 1) -> Iterator[Update]:
 
 @contextlib.contextmanager
 def terminal_bar(label: str, pace: "_Pace", console: "Console") -> Iterator[Update]:
-    """A bar with the percentage and the time left, which always have room; the remark is below."""
+    """A bar with the percentage and the time left, which are never cut; the remark is below."""
     from rich.console import RenderableType
     from rich.progress import BarColumn, Progress, TextColumn
     from rich.table import Column
@@ -66,11 +66,11 @@ def terminal_bar(label: str, pace: "_Pace", console: "Console") -> Iterator[Upda
                 if remark := task.fields["remark"]:
                     yield Text(remark, no_wrap=True, overflow="ellipsis")
 
-    whole = Column(no_wrap=True)
+    fixed_column = Column(no_wrap=True)
     columns = (
-        TextColumn("{task.description}", table_column=whole),
+        TextColumn("{task.description}", table_column=fixed_column),
         BarColumn(max(5, min(_LONGEST_BAR, console.width - 56))),
-        TextColumn("{task.percentage:>3.0f} %", table_column=whole),
+        TextColumn("{task.percentage:>3.0f} %", table_column=fixed_column),
         TextColumn("{task.fields[pace]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
     )
     bars = Bars(*columns, console=console, transient=True)
@@ -79,7 +79,7 @@ def terminal_bar(label: str, pace: "_Pace", console: "Console") -> Iterator[Upda
     def update(done: int, total: int, remark: str = "") -> None:
         text = pace.text(done, total, with_unit=console.width >= _WITH_UNIT)
         bars.update(task, completed=done, total=total, pace=text, remark=remark)
-        bars.start()  # not before: lines printed until then have the terminal to themselves
+        bars.start()  # only now, so that lines printed before are not disturbed
 
     try:
         yield update
@@ -88,13 +88,13 @@ def terminal_bar(label: str, pace: "_Pace", console: "Console") -> Iterator[Upda
 
 
 def tell(line: str) -> None:
-    """Say a line on standard error, above the bar where there is one."""
-    # What click takes by default is the stream below the one that a bar stands in for.
+    """Print a line on standard error, above the bar if there is one."""
+    # By default click writes to the original stream, which the bar replaces.
     click.echo(printable(line), file=sys.stderr)
 
 
 def _notebook_display() -> Callable[..., Any] | None:
-    """What shows things in the notebook that this runs in; None where it runs in none."""
+    """The display function of the notebook; None outside notebooks."""
     ipython: Any = sys.modules.get("IPython")
     shell = None if ipython is None else ipython.get_ipython()
     if getattr(shell, "kernel", None) is None:
@@ -105,7 +105,7 @@ def _notebook_display() -> Callable[..., Any] | None:
 
 
 def _changing_line(display: Callable[..., Any]) -> Callable[[str], None]:
-    """What shows a line in a notebook in the place of the one before; it needs no widgets."""
+    """A function that shows a line in a notebook, replacing the last; it needs no widgets."""
     handle: Any = None
 
     def show(line: str) -> None:
@@ -123,7 +123,7 @@ def _changing_line(display: Callable[..., Any]) -> Callable[[str], None]:
 def _text(
     label: str, pace: "_Pace", show: Callable[[str], None], seconds: float, *, with_ends: bool
 ) -> Iterator[Update]:
-    """A line at most every so many seconds; the first and the last update, too, if so."""
+    """A line at most every `seconds`; with `with_ends`, also at the first and the last update."""
     shown = -math.inf if with_ends else time.monotonic()
 
     def update(done: int, total: int, remark: str = "") -> None:

@@ -1,4 +1,4 @@
-"""Samples of a checkpoint: what determines them, how a run computes them, and their files."""
+"""Samples of a checkpoint: what determines them, their computation, and their files."""
 
 import dataclasses
 import functools
@@ -38,19 +38,19 @@ from ddpmbench.user_code import user_errors
 Pixels = NDArray[np.uint8]
 SAMPLES = "samples.npz"
 SAMPLES_STORE = "samples"
-_CHUNK = 4096  # samples written at a time
+_CHUNK = 4096  # samples written together
 
 
 def write_samples(path: Path, pixels: Pixels, labels: NDArray[np.int64] | None) -> None:
-    """Write images as the published evaluations read them: arr_0 uint8 NHWC, arr_1 the labels.
+    """Write images in the format of published evaluations: arr_0 uint8 NHWC, arr_1 the labels.
 
     Args:
-        path: an .npz; written atomically, and the same for the same images.
+        path: an .npz; written atomically, and identical for identical images.
         pixels: (N, C, H, W).
         labels: (N,) classes, if any.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: the file cannot be written.
     """
     count, channels, height, width = pixels.shape
     header = npy.header_data_from_array_1_0(pixels[:0])
@@ -69,7 +69,7 @@ def write_samples(path: Path, pixels: Pixels, labels: NDArray[np.int64] | None) 
 
 
 def write_pngs(folder: Path, pixels: Pixels) -> None:
-    """Write each image as a PNG named by its index; those that are there are left.
+    """Write each image as a PNG named by its index; existing files are kept.
 
     Raises:
         InputError: the folder cannot be written.
@@ -91,15 +91,15 @@ class SampleSettings:
     """Settings of samples.
 
     Attributes:
-        sampler: which, and its settings.
-        eight_bit: how they become 8-bit pixels.
+        sampler: the sampler and its settings.
+        eight_bit: how samples become 8-bit pixels.
         image_size: height and width, where the checkpoint has none.
-        label: the class of all samples; None takes the classes in turn.
-        seed: of the noise, 0 <= seed < 2^64.
-        precision: of the network.
+        label: the class of all samples; None cycles through the classes.
+        seed: seed of the noise, 0 <= seed < 2^64.
+        precision: precision of the network.
 
     Raises:
-        InputError: a value is of another type, or outside its limits.
+        InputError: a value has another type, or is out of range.
     """
 
     sampler: SamplerChoice = dataclasses.field(default_factory=SamplerChoice)
@@ -110,7 +110,7 @@ class SampleSettings:
     precision: Precision = Precision.FP32
 
     def __post_init__(self) -> None:
-        """Refuse values of other types; numpy's integers become ints, names become members."""
+        """Check types; numpy integers become ints, names become members."""
         instance_of("sampler", self.sampler, SamplerChoice, 'write SamplerChoice("ddim")')
         one_of("eight_bit", self.eight_bit, EightBit)
         one_of("precision", self.precision, Precision)
@@ -128,21 +128,21 @@ class SampleSettings:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Generation:
-    """Samples of a checkpoint: sample i is a function of these, its seed and i.
+    """Samples of a checkpoint: sample i is a function of the checkpoint, the settings and i.
 
     Attributes:
         checkpoint: the model.
-        settings: how it is sampled.
+        settings: the sampler, the seed and the conversion to pixels.
 
     Raises:
-        InputError: they do not go together.
+        InputError: the two do not go together.
     """
 
     checkpoint: Checkpoint
     settings: SampleSettings
 
     def __post_init__(self) -> None:
-        """Refuse settings that the checkpoint does not have."""
+        """Refuse settings that the checkpoint does not support."""
         label = self.settings.label
         if label is not None and not self.checkpoint.has_class(label):
             has_any = self.checkpoint.num_classes > 0
@@ -161,10 +161,10 @@ class Generation:
         """(C, H, W) of a sample.
 
         Raises:
-            InputError: neither the checkpoint nor the settings have it.
+            InputError: neither the checkpoint nor the settings specify the size.
         """
-        checkpoint, wanted = self.checkpoint, self.settings.image_size
-        size = checkpoint.image_size if wanted is None else wanted
+        checkpoint, requested_size = self.checkpoint, self.settings.image_size
+        size = checkpoint.image_size if requested_size is None else requested_size
         if size is None:
             raise InputError(
                 f"`ckpt={checkpoint.source}`: does not say how large its images are; name their "
@@ -213,11 +213,11 @@ class Generation:
     def identity(self) -> dict[str, Any]:
         """Everything that determines a sample, besides its index."""
         data_range = self.checkpoint.data_range
-        of_sampler = {n: v for n, v in self.record.items() if n not in data_range.record}
-        of_sampler |= data_range.identity
+        sampler_fields = {n: v for n, v in self.record.items() if n not in data_range.record}
+        sampler_fields |= data_range.identity
         return {
-            # Settings of options first: the first difference is the one that a message names.
-            **{f"sampler.{name}": value for name, value in of_sampler.items()},
+            # Options first, since messages name the first difference.
+            **{f"sampler.{name}": value for name, value in sampler_fields.items()},
             "eight_bit": str(self.settings.eight_bit),
             "shape": list(self.shape),
             "seed": self.settings.seed,
@@ -229,15 +229,15 @@ class Generation:
         }
 
     def begun(self, session: Session, parameter: str, num_samples: int) -> "Generation":
-        """The same on the device of a run, after the network check.
+        """The same with the checkpoint on the device, after the network check.
 
         Args:
-            session: of the run.
+            session: the session of the run.
             parameter: the name of the number of samples, for messages.
-            num_samples: how many there will be.
+            num_samples: the number of samples.
 
         Raises:
-            InputError: there is no room for so many; or see `check_network`.
+            InputError: there is not enough room; or see `check_network`.
         """
         session.ranks.once(lambda: check_room(parameter, num_samples, self.shape, session.out))
         checked = session.checked(self.checkpoint, self.shape)
@@ -256,7 +256,7 @@ class Generation:
         batch_size: int | None,
         note: Callable[[str], None],
     ) -> Engine:
-        """The engine for so many samples; see `settled_engine`."""
+        """The engine for this number of samples; see `settled_engine`."""
         num_evaluations = num_samples * self.num_evaluations
         if self.settings.sampler.is_fractional and not self.checkpoint.time_input.is_of_noise:
             note("the sampler evaluates the network between the timesteps that it was trained on")
@@ -269,7 +269,7 @@ class Generation:
         )
 
     def images(self, num_samples: int, store: Store, *, source: str = SAMPLES) -> ImageSet:
-        """The samples 0..N - 1 of a store, with their classes where they have any."""
+        """Samples 0..N - 1 of a store, with their classes if there are any."""
         index = np.arange(num_samples)
         labels = self.labels(index) if self.checkpoint.num_classes else None
         pixels = gathered(store, "pixels", num_samples)
@@ -290,7 +290,7 @@ class SamplesRun:
     Attributes:
         generation: determines them.
         engine: evaluates the network.
-        worker: computes the missing ones in batches.
+        worker: computes missing samples in batches.
     """
 
     generation: Generation
@@ -299,7 +299,7 @@ class SamplesRun:
 
     @functools.cached_property
     def sampler(self) -> Sampler:
-        """Takes the steps."""
+        """The sampler with its engine."""
         settings = self.generation.settings
         sampler = settings.sampler.prepare(
             self.generation.checkpoint,
@@ -310,7 +310,7 @@ class SamplesRun:
         return sampler.launched(self.engine.whole_step)
 
     def compute(self, num_samples: int, store: Store) -> None:
-        """Compute the `pixels` of the samples 0..N - 1 that a store lacks.
+        """Compute the `pixels` of samples 0..N - 1 that a store lacks.
 
         Raises:
             InputError: a sample is not finite; or see `Worker.map_chunks`.
@@ -343,30 +343,31 @@ class SamplesRun:
 
 
 _SPARE = 2
-"""What is advised leaves as much free as it takes, for figures, features and files under way."""
+"""The recommended number leaves as much space free as it takes, for figures, features and temporary
+files."""
 
 
 def check_room(parameter: str, count: int, shape: tuple[int, int, int], out: Path | None) -> None:
     """Refuse more samples than there is room for.
 
-    They are kept as shards and as one file in the run folder, or in memory without one.
+    They are stored as shards and as one file in the run folder, or in memory without a folder.
 
     Args:
         parameter: the name of the number of samples.
         count: number of samples.
-        shape: (C, H, W) of each, 8 bits a pixel.
-        out: the run folder, there or not; None if the run is kept in memory.
+        shape: (C, H, W) of each, 8 bits per value.
+        out: the run folder, which need not exist; None if the run is kept in memory.
 
     Raises:
-        InputError: there is no room; the message has the number that fits.
+        InputError: there is not enough room; the message has the number that fits.
     """
     each = math.prod(shape)
     if out is None:
-        where, kept, copies, free = "memory", 0, 1, available_memory()
+        medium, num_stored, copies, free = "memory", 0, 1, available_memory()
     else:
-        kept = count - num_missing(FolderStore(out / SHARDS, SAMPLES_STORE), count)
-        where, copies, free = "disk", 2, _free(out)
-    needs = (copies * count - kept) * each
+        num_stored = count - num_missing(FolderStore(out / SHARDS, SAMPLES_STORE), count)
+        medium, copies, free = "disk", 2, _free(out)
+    needs = (copies * count - num_stored) * each
     fits = free // (copies * each)
     most = max(fits // _SPARE, min(fits, 1))
     if needs > free:
@@ -374,13 +375,13 @@ def check_room(parameter: str, count: int, shape: tuple[int, int, int], out: Pat
         none = f"there is no room for one; free some, or {other}"
         remedy = f"choose at most {most}" if most else none
         raise InputError(
-            f"`{parameter}={count}`: takes {needs / 1e9:,.1f} GB of {where}, and "
+            f"`{parameter}={count}`: takes {needs / 1e9:,.1f} GB of {medium}, and "
             f"{free / 1e9:,.1f} GB are free; {remedy}"
         )
 
 
 def _free(out: Path) -> int:
-    """Bytes free where the folder is, or will be."""
+    """Free bytes on the disk of the folder, which need not exist."""
     existing = next(path for path in (out, *out.absolute().parents) if path.exists())
     return shutil.disk_usage(existing).free
 

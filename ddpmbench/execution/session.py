@@ -1,4 +1,4 @@
-"""A run on a machine: its processes, its device, its folder and the record of them."""
+"""The session of a run: its processes, its device, its folder and its environment."""
 
 import contextlib
 import dataclasses
@@ -23,12 +23,12 @@ from ddpmbench.files import named_path
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Session:
-    """Where a run takes place.
+    """The processes, the device and the folder of a run.
 
     Attributes:
-        ranks: its processes.
-        device: that its networks run on.
-        out: the path of its folder; None if the run is kept in memory.
+        ranks: the processes.
+        device: the device of the networks.
+        out: the path of the run folder; None if the run is kept in memory.
         command: the command line, for the record; None when called from Python.
     """
 
@@ -55,44 +55,44 @@ class Session:
         return checked
 
     def dtype_of_tables(self, checkpoint: Checkpoint) -> str:
-        """The type of number that the tables of a schedule have on the device."""
+        """The dtype that the tables of a schedule have on the device."""
         return str(checkpoint.diffusion.to(self.device).dtype)
 
     def agree(self, identity: Mapping[str, Any], **settings: object) -> None:
-        """Refuse processes that are not of this run.
+        """Raise InputError unless all processes belong to the same run.
 
         Args:
             identity: what determines the run's numbers.
-            settings: what else must be the same in all processes.
+            settings: other values that must be equal in all processes.
 
         Raises:
             InputError: this process differs from process 0; the first difference is named.
         """
-        here = {**identity, **settings}
-        there = self.ranks.once(lambda: here)
+        ours = {**identity, **settings}
+        theirs = self.ranks.once(lambda: ours)
 
         def compare() -> None:
-            for name, value in here.items():
-                if value != there.get(name):
+            for name, value in ours.items():
+                if value != theirs.get(name):
                     raise InputError(
-                        f"process {self.ranks.rank}: {name} is {value}, but {there.get(name)} in "
+                        f"process {self.ranks.rank}: {name} is {value}, but {theirs.get(name)} in "
                         "process 0; start all with the same options, files and version"
                     )
 
         self.ranks.together(compare)
 
     def folder(self, identity: Mapping[str, Any], warn: Callable[[str], None]) -> RunFolder | None:
-        """The run folder, new or to be resumed, without its damaged shards.
+        """The run folder, new or resumed, without damaged shards.
 
         Args:
             identity: what determines the run's numbers.
-            warn: called with a line where there were damaged shards.
+            warn: called with a line if there were damaged shards.
 
         Returns:
             None if the run is kept in memory.
 
         Raises:
-            InputError: it cannot be written, holds another run, or is not shared.
+            InputError: it cannot be written, holds another run, or is not shared by the processes.
         """
         path = self.out
         if path is None:
@@ -119,7 +119,7 @@ class Session:
     def worker(
         self, shape: tuple[int, ...], *, batch_size: int | None, listener: RunListener
     ) -> Worker:
-        """Computes entries of stores in batches of images (C, H, W)."""
+        """A worker that computes entries of stores in batches of images (C, H, W)."""
         return Worker.of(
             self.device, shape, batch_size=batch_size, ranks=self.ranks, listener=listener
         )
@@ -139,17 +139,17 @@ class Session:
 
         Args:
             resolved: the settings of the run.
-            batch_size: as it was given.
-            engine: that the network was called with; None if it is not known or there is none.
+            batch_size: as given by the user.
+            engine: the engine of the network; None if unknown or without a network.
         """
-        own: dict[str, object] = {
+        fields: dict[str, object] = {
             "device": str(self.device),
             "batch_size": batch_size or "auto",
             "processes": self.ranks.count,
         }
         if engine is not None:
-            own["engine"] = str(engine.choice)
-        return environment(self.device, given=self.command, resolved={**resolved, **own})
+            fields["engine"] = str(engine.choice)
+        return environment(self.device, given=self.command, resolved={**resolved, **fields})
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""A short measurement of a model on a device: engines, kinds of work, and the device's limit."""
+"""A short measurement of a model on a device: engines, kinds of work, and the peak FLOP/s."""
 
 import contextlib
 import dataclasses
@@ -40,18 +40,18 @@ FEW_STEPS = 50
 
 
 FIRST, LATER, STEP = "likelihood, t = 1", "likelihood, t >= 2", "step of a sample"
-"""The kinds of work: terms of the bound with and without the decoder, and steps of samples."""
+"""The kinds of work: terms of the bound with and without the decoder, and sampler steps."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PartSeconds:
-    """Seconds of one network evaluation with what surrounds it, in parts that add up.
+    """Seconds of one network evaluation and its surroundings, in parts that add up.
 
     Attributes:
-        kind: of work.
-        network: in the network.
-        noise: for the noise.
-        rest: for terms or the posterior, tables and copies.
+        kind: the kind of work.
+        network: seconds in the network.
+        noise: seconds for the noise.
+        rest: seconds for terms or the posterior, tables and copies.
     """
 
     kind: str
@@ -70,9 +70,9 @@ class Workload:
     """A command, and how many network evaluations of each kind it takes.
 
     Attributes:
-        name: what it computes, in words.
-        command: to type, without the checkpoint and the images.
-        evaluations: by the kind of work.
+        name: description of the result.
+        command: the command line, without the checkpoint and the images.
+        evaluations: network evaluations by kind of work.
     """
 
     name: str
@@ -81,14 +81,14 @@ class Workload:
 
     @property
     def num_evaluations(self) -> int:
-        """Network evaluations."""
+        """All network evaluations."""
         return sum(self.evaluations.values())
 
     def seconds(self, parts: Sequence[PartSeconds]) -> float:
         """Seconds of the whole command.
 
         Args:
-            parts: of one evaluation of each kind.
+            parts: of one network evaluation, for each kind of work.
         """
         return sum(part.seconds * self.evaluations.get(part.kind, 0) for part in parts)
 
@@ -96,13 +96,13 @@ class Workload:
 def workloads(
     num_images: int, num_timesteps: int, *, half_width: float, num_samples: int
 ) -> list[Workload]:
-    """The bound to a half width and by every pair; samples of all steps and of a few.
+    """The bound to a half width and by every pair; samples with all timesteps and with a few.
 
     Args:
         num_images: N.
         num_timesteps: T.
-        half_width: of the bound, bits per dimension.
-        num_samples: how many samples.
+        half_width: half width of the bound's interval, bits per dimension.
+        num_samples: number of samples.
     """
     pairs = Workload(
         "every pair, one draw",
@@ -134,11 +134,11 @@ _LEAST_ROUNDS = 3
 
 
 def likelihood_work(probe: Probe, engine: Engine, kind: str) -> Callable[[], TermTable]:
-    """What computes terms of the bound for a whole batch of the probe.
+    """A function that computes terms of the bound for a whole batch of the probe.
 
     Args:
         probe: the images and the number of terms.
-        engine: calls the network; running when the terms are computed.
+        engine: evaluates the network; it must be running when the terms are computed.
         kind: `FIRST` or `LATER`.
     """
     t = np.ones_like(probe.rows.t) if kind == FIRST else np.maximum(probe.rows.t, 2)
@@ -154,11 +154,11 @@ def likelihood_work(probe: Probe, engine: Engine, kind: str) -> Callable[[], Ter
 
 
 def step_work(probe: Probe, sampler: Sampler) -> Callable[[], None]:
-    """What takes the next step of a batch of samples, from T down and again.
+    """A function that takes the next sampler step of a batch, from T down, over and over.
 
     Args:
         probe: the number of samples.
-        sampler: its engine is running when they are computed.
+        sampler: its engine must be running when the steps are taken.
     """
     sample = torch.arange(len(probe.rows), device=probe.device)
     _, _, labels = probe.inputs(len(probe.rows))
@@ -178,16 +178,16 @@ def step_work(probe: Probe, sampler: Sampler) -> Callable[[], None]:
 def part_seconds(
     kind: str, work: Callable[[], object], probe: Probe, engine: Engine, *, at_least: float
 ) -> PartSeconds:
-    """Seconds of the whole, the network and the noise, for one network evaluation.
+    """Seconds of the work, the network and the noise, per network evaluation.
 
-    The three take turns, so that a busy machine slows all of them alike.
+    The three are timed in turn, so that a busy machine slows all of them alike.
 
     Args:
-        kind: of the work.
-        work: does it for the batch.
+        kind: the kind of work.
+        work: does the work for the batch.
         probe: the batch.
-        engine: calls the network; running.
-        at_least: seconds that are measured.
+        engine: evaluates the network; running.
+        at_least: seconds to measure.
     """
     inputs, size = probe.inputs(len(probe.rows)), len(probe.rows)
     address = [
@@ -204,16 +204,16 @@ def part_seconds(
         call()
     synchronize(probe.device)
     clock = timer(probe.device)
-    taken: list[np.ndarray] = []
+    samples: list[np.ndarray] = []
     since = clock()
-    while len(taken) < _LEAST_ROUNDS or clock() - since < at_least:
+    while len(samples) < _LEAST_ROUNDS or clock() - since < at_least:
         marks = [clock()]
         for call in works:
             call()
             marks.append(clock())
-        taken.append(np.diff(marks))
-    seconds, network, noise = (float(value) / size for value in np.median(taken, axis=0))
-    # By chance the parts may take longer than the whole: then they are scaled to it.
+        samples.append(np.diff(marks))
+    seconds, network, noise = (float(value) / size for value in np.median(samples, axis=0))
+    # By chance the parts may exceed the whole; they are then scaled to it.
     scale = min(1.0, seconds / (network + noise))
     network, noise = scale * network, scale * noise
     return PartSeconds(kind, network, noise, seconds - network - noise)
@@ -226,7 +226,7 @@ PRECISIONS = {
 }
 """Precisions that are measured by default."""
 BATCH_SECONDS = 1.0
-"""The longest a batch of the default size takes: a larger one is no faster."""
+"""The longest time of a batch of the default size; larger ones are no faster."""
 _LEAST_BATCH = 4
 _PEAKS = 3
 
@@ -235,12 +235,12 @@ Tell = Callable[[str], None]
 
 @dataclasses.dataclass(frozen=True)
 class SpeedPlan:
-    """What is measured.
+    """What to measure.
 
     Attributes:
-        precisions: of the network; None for those that suit the device, as far as it has them.
-        compiled: whether compiling is tried, which takes longer than all else.
-        at_least: seconds that each speed is measured.
+        precisions: precisions of the network; None for those that suit the device.
+        compiled: whether to try compiling, which takes longer than everything else.
+        at_least: seconds to measure each speed.
     """
 
     precisions: tuple[Precision, ...] | None = None
@@ -250,13 +250,13 @@ class SpeedPlan:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MeasuredSpeed:
-    """How fast a device is at a model.
+    """The measured speed of a model on a device.
 
     Attributes:
-        calls: the network called in every way, in batches of every size.
-        parts: of each kind of work, by precision, with the fastest engine of that precision.
-        peaks: FLOP/s of a product of matrices, by precision, where it was measured.
-        flop_per_call: of the network, one image.
+        calls: speed of the network with every engine and batch size.
+        parts: seconds of each kind of work by precision, with its fastest engine.
+        peaks: FLOP/s of a matrix product by precision, if measured.
+        flop_per_call: FLOP of the network for one image.
     """
 
     calls: Sequence[CallSpeed]
@@ -273,13 +273,13 @@ def fitting_probe(
     batch_size: int | None = None,
     tell: Tell = lambda line: None,
 ) -> Probe:
-    """A batch that fits into memory, and takes no longer than a measurement needs.
+    """A batch that fits into memory, and is no slower than a measurement needs.
 
     Args:
         checkpoint: the model.
         images: the images of the batch.
-        device: where.
-        batch_size: of the batch; None for what suits the device and the network.
+        device: where the network is evaluated.
+        batch_size: size of the batch; None for what suits the device and the network.
         tell: called with a line when a batch does not fit.
 
     Raises:
@@ -301,15 +301,15 @@ def fitting_probe(
 
 
 def measured(probe: Probe, plan: SpeedPlan, *, tell: Tell = lambda line: None) -> MeasuredSpeed:
-    """Time every engine, each kind of work with the fastest of a precision, the matrix product.
+    """Time every engine, each kind of work with the fastest engine, and the matrix product.
 
     Args:
         probe: the model and the largest batch.
-        plan: what is measured.
-        tell: called with a line for what is measured, and for what the device does not support.
+        plan: what to measure.
+        tell: called with a line for each measurement, and for what the device does not support.
 
     Raises:
-        InputError: the device does not support a precision that the plan names.
+        InputError: the device does not support a precision in the plan.
     """
     device, calls, precisions = probe.device, [], []
     for precision in plan.precisions or PRECISIONS[device.type]:
@@ -318,19 +318,19 @@ def measured(probe: Probe, plan: SpeedPlan, *, tell: Tell = lambda line: None) -
     sizes = batch_sizes(len(probe.rows))
     for choice in engine_choices(device, precisions, compiled=plan.compiled):
         tell(f"The network: {choice}")
-        # What is compiled is compiled again for every size.
-        own = sizes if not choice.compiled else sorted({sizes[0], sizes[-1]})
+        # A compiled network is compiled again for every size.
+        chosen_sizes = sizes if not choice.compiled else sorted({sizes[0], sizes[-1]})
         with _left_out(plan, tell):
-            calls += call_speeds(probe, choice, own, at_least=plan.at_least)
+            calls += call_speeds(probe, choice, chosen_sizes, at_least=plan.at_least)
     parts: dict[Precision, list[PartSeconds]] = {}
     peaks: dict[Precision, float] = {}
     for precision in dict.fromkeys(call.choice.precision for call in calls):
         best = fastest_call(calls, precision)
         tell(f"Terms, samples and the matrix product: {best.choice}")
         parts[precision] = _parts(probe, best, plan.at_least)
-        # The product that is measured is strict, which tf32 is not.
+        # The measured product is strict, which tf32 is not.
         if precision is not Precision.TF32:
-            # The best of a few: what else the machine does can only make it less.
+            # The best of a few: other load on the machine can only lower it.
             peaks[precision] = max(
                 matmul_peak(device, precision.dtype, at_least=plan.at_least / _PEAKS)
                 for _ in range(_PEAKS)
@@ -340,7 +340,7 @@ def measured(probe: Probe, plan: SpeedPlan, *, tell: Tell = lambda line: None) -
 
 @contextlib.contextmanager
 def _left_out(plan: SpeedPlan, tell: Tell) -> Iterator[None]:
-    """Inside, what a device cannot do is told, unless the plan names the precision."""
+    """Within, unsupported engines are reported, unless the plan names the precision."""
     try:
         yield
     except InputError as error:
@@ -361,7 +361,7 @@ def _parts(probe: Probe, call: CallSpeed, at_least: float) -> list[PartSeconds]:
     }
     with engine.running():
         parts = [part_seconds(*work, probe, engine, at_least=at_least) for work in works.items()]
-        # Last: from now on the engine is the step's.
+        # Last, since the engine now belongs to the sampler step.
         step = step_work(probe, sampler.launched(engine.whole_step))
         return [*parts, part_seconds(STEP, step, probe, engine, at_least=at_least)]
 

@@ -1,9 +1,9 @@
 """Arrays by index, kept in shards: npz files of consecutive indices, or memory.
 
-A shard is named by its indices. It is written beside its place and then moved there, so a file that
-is there is complete; a run that was killed computes the indices that no shard covers, whichever
-process wrote the others. A shard holds its checksum, its first index and the run that it belongs
-to, and all of them are verified on every read.
+A shard is named by its indices. It is written to a temporary file and then moved, so an existing
+shard is complete. A killed run computes the indices that no shard covers, whichever process wrote
+the others. A shard holds its checksum, its first index and the run that it belongs to, and all of
+them are verified on every read.
 """
 
 import dataclasses
@@ -35,17 +35,17 @@ Arrays = dict[str, NDArray[Any]]
 Gaps = list[tuple[int, int]]
 
 ARRIVAL_SECONDS = 120.0
-"""A file that another machine wrote to a network file system is visible here after at most that."""
+"""A file that another machine wrote to a network file system becomes visible within this time."""
 EARLIER = "an earlier version wrote it"
 """The fault of a shard that lacks an array."""
 UNREADABLE = "cannot be read"
-"""The fault of a shard, before the reason."""
+"""The fault of an unreadable shard, before the reason."""
 _DAMAGED, _ELSEWHERE = "is damaged", "is of another run"
 _KEPT = {
     _ELSEWHERE: "move it out of the folder",
     UNREADABLE: "try again when it can be read, or name a new `out`",
 }
-"""Faults of shards that are not removed, and their remedies."""
+"""Faults of shards that are not removed, and the remedies."""
 _START, _RUN, _DEVICE, _SECONDS = "shard_start", "shard_run", "shard_device", "shard_seconds"
 _RECORD = (_START, _RUN, _DEVICE, _SECONDS)
 _NAME = re.compile(r"(.+)-(\d{12})-(\d{12})\.npz")
@@ -61,7 +61,7 @@ class MemoryStore:
         self._devices: set[str] = set()
 
     def save(self, start: int, arrays: Arrays, *, seconds: float, device: str) -> None:
-        """Keep the entries of indices start, start + 1, ..."""
+        """Store the entries of indices start, start + 1, ..."""
         self._batches.append(arrays)
         self._length = start + length_of(arrays)
         self._seconds += seconds
@@ -72,15 +72,15 @@ class MemoryStore:
         return [(self._length, length)] if self._length < length else []
 
     def read(self, length: int, names: Collection[str] | None = None) -> Iterator[Arrays]:
-        """Everything; a run in memory computes no more than it needs."""
+        """All entries; a run in memory computes no more than it needs."""
         yield from self._batches
 
     def seconds(self, length: int) -> float:
-        """How long everything took."""
+        """Seconds that all entries took."""
         return self._seconds
 
     def devices(self, length: int) -> set[str]:
-        """The devices that computed everything."""
+        """The devices that computed all entries."""
         return self._devices
 
 
@@ -95,19 +95,19 @@ class FolderStore:
         Args:
             folder: holds the shards.
             name: the first part of their file names.
-            run: the run that they belong to; None where it is not known, and not verified.
-            option: that names the place of the folder, for messages.
+            run: the run of the shards; None where it is unknown, and not verified.
+            option: the option for the folder, for messages.
         """
         self.folder, self._name, self._run, self._option = folder, name, run, option
 
     def save(self, start: int, arrays: Arrays, *, seconds: float, device: str) -> None:
-        """Keep the entries of indices start, start + 1, ... as a shard.
+        """Store the entries of indices start, start + 1, ... as a shard.
 
         Args:
             start: the first index.
             arrays: (B, ...) each.
-            seconds: that it took to compute them.
-            device: that computed them.
+            seconds: time to compute them.
+            device: the device that computed them.
 
         Raises:
             InputError: the folder cannot be written.
@@ -129,11 +129,11 @@ class FolderStore:
         return gaps_between(((shard.start, shard.stop) for shard in self._shards(length)), length)
 
     def read(self, length: int, names: Collection[str] | None = None) -> Iterator[Arrays]:
-        """The entries of indices below `length`, once each, in order.
+        """The entries of indices below `length`, in order and without repetition.
 
         Args:
-            length: the indices are below it.
-            names: of the arrays to read; None reads all. There may be others besides.
+            length: upper limit of the indices, exclusive.
+            names: names of the arrays to read, of all that are stored; None reads all.
 
         Raises:
             InputError: a shard is damaged.
@@ -147,7 +147,7 @@ class FolderStore:
                 covered = last
 
     def seconds(self, length: int) -> float:
-        """How long the entries below `length` took; a shard that extends beyond counts in part."""
+        """Seconds that the entries below `length` took; a longer shard counts in proportion."""
         return sum(
             float(shard.load(())[_SECONDS])
             * (min(shard.stop, length) - shard.start)
@@ -166,12 +166,12 @@ class FolderStore:
     def faults(
         self, length: int, names: Collection[str], *, by_headers: bool = False
     ) -> dict[str, str]:
-        """The shards below `length` that cannot be used.
+        """The unusable shards below `length`.
 
         Args:
-            length: the indices are below it.
-            names: of the arrays that are needed.
-            by_headers: whether the checksums are left out, for callers that read no entries.
+            length: upper limit of the indices, exclusive.
+            names: names of the required arrays.
+            by_headers: whether to skip the checksums, for callers that read no entries.
 
         Returns:
             The fault of each, by file name.
@@ -187,7 +187,7 @@ class FolderStore:
         return drop_damaged(self.folder, self._run, option=self._option)
 
     def _shards(self, length: int) -> "list[_Shard]":
-        """Those that begin below `length`, in order, the longer of two first."""
+        """The shards that begin below `length`, in order, longer ones first."""
         return sorted(
             (
                 shard
@@ -207,11 +207,11 @@ def length_of(arrays: Arrays) -> int:
 
 
 def gaps_between(ranges: Iterable[tuple[int, int]], length: int) -> Gaps:
-    """The ranges of indices below `length` that none covers.
+    """The ranges of indices below `length` that no range covers.
 
     Args:
-        ranges: from and up to, in the order of where they begin; they may overlap.
-        length: the indices are below it.
+        ranges: start and stop of each, sorted by start; they may overlap.
+        length: upper limit of the indices, exclusive.
     """
     gaps, covered = [], 0
     for start, stop in ranges:
@@ -224,15 +224,15 @@ def gaps_between(ranges: Iterable[tuple[int, int]], length: int) -> Gaps:
 
 
 def num_missing(store: Store, length: int) -> int:
-    """How many indices below `length` have no entry."""
+    """Number of indices below `length` without an entry."""
     return sum(stop - start for start, stop in store.missing(length))
 
 
 def wait_until_complete(store: Store, length: int) -> None:
-    """Return when the shards that other processes wrote are visible here.
+    """Wait until the shards that other processes wrote are visible here.
 
     Raises:
-        InputError: they do not become visible.
+        InputError: they do not become visible in time.
     """
     deadline = time.monotonic() + ARRIVAL_SECONDS
     while gaps := store.missing(length):
@@ -261,16 +261,16 @@ def drop_damaged(folder: Path, run: str | None, *, option: str = "`out`") -> lis
     """Remove the damaged shards of a folder, so that their entries are computed again.
 
     Args:
-        folder: holds shards, of any name; it need not exist.
-        run: the run that they must belong to.
-        option: that names the place of the folder, for messages.
+        folder: holds shards of any name; it need not exist.
+        run: the run to which they must belong.
+        option: the option for the folder, for messages.
 
     Returns:
-        Their file names.
+        The file names of the removed shards.
 
     Raises:
         InputError: the folder cannot be written, or holds a shard that cannot be read or belongs to
-            another run; then none is removed.
+            another run; no shard is removed then.
     """
     with writing_to(folder.parent, option):
         faults = list(_faults_in(folder, run))
@@ -290,17 +290,17 @@ def _fault_at(path: Path, shard: "_Shard", run: str | None) -> str | None:
 
 
 def has_faults(folder: Path, run: str | None) -> bool:
-    """Whether a shard of a folder, of any name, cannot be used.
+    """Whether a folder has an unusable shard, of any name.
 
     Args:
         folder: holds shards.
-        run: the run that they must belong to.
+        run: the run to which they must belong.
     """
     return any(_faults_in(folder, run))
 
 
 def recomputed(names: list[str]) -> str:
-    """That damaged shards were removed, in a line.
+    """A line about damaged shards that were removed.
 
     Args:
         names: their file names.
@@ -312,7 +312,7 @@ def recomputed(names: list[str]) -> str:
 def _faults_in(folder: Path, run: str | None) -> "Iterator[tuple[_Shard, str]]":
     for shard in _shards_in(folder):
         fault = shard.fault(run)
-        # One that is not there any more was removed by another process.
+        # A shard that has vanished was removed by another process.
         if fault and os.path.lexists(shard.path):
             yield shard, fault
 
@@ -330,7 +330,7 @@ def _shards_in(folder: Path) -> "Iterator[_Shard]":
 
 @dataclasses.dataclass(frozen=True)
 class _Shard:
-    """A file that is named as a shard: of this store, for the indices start..stop - 1."""
+    """A file named as a shard of this store, for the indices start..stop - 1."""
 
     path: Path
     name: str
@@ -340,7 +340,7 @@ class _Shard:
     def fault(
         self, run: str | None = None, names: Collection[str] = (), *, by_header: bool = False
     ) -> str | None:
-        """Why it cannot be used; None where it can."""
+        """Why it cannot be used; None if it can."""
         try:
             lengths, record = outline_of_npz(self.path)
             fault = self._fault_of_header(lengths, record, run, names)
@@ -372,13 +372,13 @@ class _Shard:
         return {name: array for name, array in arrays.items() if name not in _RECORD}
 
     def load(self, names: Collection[str] | None) -> Arrays:
-        """The same with the record of the shard."""
+        """The same, with the record of the shard."""
         fault = self.fault(names=names or ())
         try:
             if fault is None:
                 return read_npz(self.path, None if names is None else [*names, *_RECORD])
         except DamageError:
-            fault = _DAMAGED  # since then
+            fault = _DAMAGED  # since it was opened
         if UNREADABLE in fault:
             raise InputError(f"{self.path}: {fault}; try again when it can be read")
         raise InputError(

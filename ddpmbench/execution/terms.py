@@ -1,7 +1,7 @@
 """The terms of a design: computed with a network, kept in a store, read in order.
 
-Beside the terms of a run there may be a few that are evaluated in two ways, for the mean difference
-between the two: low precision and strict float32, or timesteps and continuous time.
+A few additional terms may be evaluated in two ways, for the mean difference between the two: low
+precision and strict float32, or timesteps and continuous time.
 """
 
 import contextlib
@@ -38,10 +38,10 @@ from ddpmbench.likelihood.terms import VALUE_COLUMNS, TermIndex, TermsPass, Term
 from ddpmbench.unet.precision import Precision
 
 Stores = Callable[[str], Store]
-"""The store of the terms of a name: "terms", "pilot"."""
+"""The store of terms with a name: "terms", "pilot"."""
 _ADDRESS = ("image", "t", "draw")
 _LARGEST_ERROR = 1e60
-"""Intervals take the fourth power of a term's error, which must stay finite in float64."""
+"""Intervals use the fourth power of a term's error, which must stay finite in float64."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -49,10 +49,10 @@ class TermsRun:
     """Computes terms.
 
     Attributes:
-        terms_pass: evaluates them.
+        terms_pass: evaluates the terms.
         worker: computes the missing ones in batches.
-        precision: of the network.
-        running: the context in which the network is called.
+        precision: precision of the network.
+        running: the context in which the network is evaluated.
     """
 
     terms_pass: TermsPass
@@ -89,15 +89,15 @@ class TermsRun:
         before: int = 0,
         after: int = 0,
     ) -> None:
-        """Compute the terms of a design that a store lacks; return when all processes have.
+        """Compute the terms of a design that a store lacks; return when all processes are done.
 
         Args:
             design: the terms.
-            store: holds those of earlier sessions, and receives the others.
-            whole: so many consecutive terms stay in one shard.
-            watch: called with every batch; returns the estimate of the bound so far.
+            store: holds the terms of earlier sessions, and receives the new ones.
+            whole: number of consecutive terms that stay in one shard.
+            watch: called with every batch; returns the current estimate of the bound.
             before: terms of the run before those of the design.
-            after: terms after them.
+            after: terms of the run after them.
 
         Raises:
             InputError: the network's output is not finite or too large; or see
@@ -137,43 +137,43 @@ class TermsRun:
             release(self.terms_pass.images.pixels)
         return prior
 
-    def _refused(self, row: TermIndex, error: float) -> InputError:
+    def _refused(self, term: TermIndex, error: float) -> InputError:
         terms_pass = self.terms_pass
         problem = "not finite" if not math.isfinite(error) else "too large"
-        where = (
+        cause = (
             f"the network's output is {problem} for image "
-            f"{terms_pass.images.ids[int(row.image[0])]} at t = {int(row.t[0])}"
+            f"{terms_pass.images.ids[int(term.image[0])]} at t = {int(term.t[0])}"
         )
         if self.precision is not Precision.FP32:
             return InputError(
-                f"`precision={self.precision}`: {where}; choose fp32 and another `out`, to see "
+                f"`precision={self.precision}`: {cause}; choose fp32 and another `out`, to see "
                 "whether it is the precision"
             )
         return InputError(
-            f"`ckpt={terms_pass.checkpoint.source}`: {where}; the batches before it are kept"
+            f"`ckpt={terms_pass.checkpoint.source}`: {cause}; the batches before it are kept"
         )
 
 
 def arrays_of(table: TermTable) -> Arrays:
-    """Terms as a store keeps them: the address of each, and its values."""
+    """The terms as arrays for a store: the address of each, and its values."""
     return {name: getattr(table.index, name) for name in _ADDRESS} | table.values
 
 
 def table_of(arrays: Arrays, columns: Collection[str]) -> TermTable:
-    """Terms of a store, with the values of these columns."""
-    rows = TermIndex(*(arrays[name] for name in _ADDRESS))
-    return TermTable(rows, {name: arrays[name] for name in columns})
+    """The terms in arrays from a store, with the values of these columns."""
+    index = TermIndex(*(arrays[name] for name in _ADDRESS))
+    return TermTable(index, {name: arrays[name] for name in columns})
 
 
 def read_terms(
     store: Store, length: int, columns: Collection[str] = VALUE_COLUMNS
 ) -> Iterator[TermTable]:
-    """The terms of a store, once each, in order.
+    """The terms of a store, in order and without repetition.
 
     Args:
         store: holds terms.
-        length: those of indices below it.
-        columns: the values that are needed.
+        length: upper limit of the indices, exclusive.
+        columns: the values to read.
 
     Raises:
         InputError: a shard is damaged.
@@ -185,7 +185,7 @@ def read_terms(
 def checked(
     tables: Iterable[TermTable], design: Design, *, where: Path | None = None
 ) -> Iterator[TermTable]:
-    """The same tables, verified to hold the terms of the design in its order.
+    """The same tables, verified to hold the terms of the design in order.
 
     Args:
         tables: the terms.
@@ -193,7 +193,7 @@ def checked(
         where: the run folder, for messages; None for `out` of the command.
 
     Raises:
-        InputError: they hold others.
+        InputError: they hold other terms.
     """
     start = 0
     for table in tables:
@@ -210,25 +210,25 @@ def checked(
 
 
 class PairedTerms:
-    """Terms of a design that are evaluated in each of several ways."""
+    """Terms of a design, each evaluated in several ways."""
 
     def __init__(self, design: CorrectionDesign, ways: Iterable[tuple[TermsRun, Store]]) -> None:
-        """The terms of earlier sessions are in the stores, which receive the others."""
+        """Take the terms of earlier sessions from the stores, which receive the new ones."""
         self._design, self._ways = design, tuple(ways)
 
     @property
     def num_evaluations(self) -> int:
-        """Network evaluations in all ways."""
+        """Network evaluations for all ways."""
         return len(self._ways) * len(self._design)
 
     @property
     def num_missing(self) -> int:
-        """How many of them are missing."""
+        """Number of missing evaluations."""
         return sum(num_missing(store, len(self._design)) for _, store in self._ways)
 
     @property
     def seconds(self) -> float:
-        """How long the terms took, interruptions excluded."""
+        """Seconds that the terms took, without interruptions."""
         return sum(store.seconds(len(self._design)) for _, store in self._ways)
 
     @property
@@ -237,7 +237,7 @@ class PairedTerms:
         return {name for _, store in self._ways for name in store.devices(len(self._design))}
 
     def compute(self, *, before: int = 0, after: int = 0) -> None:
-        """Compute the missing terms, between so many network evaluations of the run.
+        """Compute the missing terms; `before` and `after` count evaluations of the run around them.
 
         Raises:
             InputError: see `TermsRun.compute`.
@@ -256,27 +256,27 @@ class PairedTerms:
 
 
 class CorrectionRun(PairedTerms):
-    """The terms of the correction of a run in low precision; none for a run in strict float32."""
+    """The terms that correct a run in low precision; empty for a run in strict float32."""
 
     def __init__(
         self, run: TermsRun, strict: TermsRun, design: CorrectionDesign, stores: Stores
     ) -> None:
-        """The correction of a run.
+        """Prepare the correction of a run.
 
         Args:
-            run: to be corrected.
+            run: the run to correct.
             strict: the same in strict float32, which may be the run itself.
             design: the terms.
-            stores: hold the terms of earlier sessions, and receive the others.
+            stores: hold the terms of earlier sessions, and receive the new ones.
         """
         ways = () if strict is run else (run, strict)
         super().__init__(design, [(way, stores(correction_store(way.precision))) for way in ways])
 
     def estimate(self, *, after: int) -> Correction | None:
-        """The correction, after the missing terms are computed.
+        """Compute the missing terms, and estimate the correction.
 
         Args:
-            after: network evaluations of the run that follow, for the progress.
+            after: later network evaluations of the run, for the progress.
 
         Raises:
             InputError: see `TermsRun.compute`.
@@ -298,15 +298,15 @@ def correction_store(precision: Precision | str) -> str:
 
 
 class ContinuousRun(PairedTerms):
-    """The terms of the difference of the bound in continuous time from that of a run."""
+    """The terms for the difference between the bound in continuous time and that of a run."""
 
     def __init__(self, strict: TermsRun, design: ContinuousDesign, stores: Stores) -> None:
-        """The difference from a run.
+        """Prepare the difference from a run.
 
         Args:
             strict: the run in strict float32, so that the difference needs no correction.
             design: the terms.
-            stores: hold the terms of earlier sessions, and receive the others.
+            stores: hold the terms of earlier sessions, and receive the new ones.
         """
         terms_pass = ContinuousTermsPass.like(strict.terms_pass).at(design.fractions)
         continuous = dataclasses.replace(strict, terms_pass=terms_pass)
@@ -315,10 +315,10 @@ class ContinuousRun(PairedTerms):
         self._continuous = design
 
     def estimate(self, *, before: int) -> ContinuousDifference:
-        """The difference, after the missing terms are computed.
+        """Compute the missing terms, and estimate the difference.
 
         Args:
-            before: network evaluations of the run, for the progress.
+            before: earlier network evaluations of the run, for the progress.
 
         Raises:
             InputError: see `TermsRun.compute`.
@@ -331,18 +331,18 @@ class ContinuousRun(PairedTerms):
 
 TERMS_TABLE = "terms.parquet"
 _ROW_GROUP = 2**16
-"""Rows that are written together."""
+"""Number of terms written together."""
 
 
 def write_terms(path: Path, store: Store, length: int) -> None:
-    """Write the terms of a store as a parquet table: one row a term, in order.
+    """Write the terms of a store as a parquet table: one row per term, in order.
 
-    The columns are the arrays of the shards. Memory does not depend on the number of terms.
+    The columns are the arrays of the shards. Memory use does not depend on the number of terms.
 
     Args:
         path: the file.
         store: holds the terms.
-        length: those of indices below it.
+        length: upper limit of the indices, exclusive.
 
     Raises:
         InputError: a shard is damaged.
@@ -354,13 +354,13 @@ def write_terms(path: Path, store: Store, length: int) -> None:
     names = (*_ADDRESS, *VALUE_COLUMNS)
     schema = pa.schema([(name, pa.int64() if name in _ADDRESS else pa.float64()) for name in names])
     rows = schema.empty_table()
-    # A file of Python: its errors are those of the system, with their numbers.
+    # A Python file, because its errors are those of the system, with their numbers.
     with path.open("wb") as file, parquet.ParquetWriter(file, schema) as writer:
         for arrays in store.read(length, names):
             columns = {name: arrays[name] for name in names}
             rows = pa.concat_tables([rows, pa.table(columns, schema=schema)])
-            if whole := len(rows) - len(rows) % _ROW_GROUP:
-                writer.write_table(rows.slice(0, whole), row_group_size=_ROW_GROUP)
-                rows = rows.slice(whole)
+            if num_complete := len(rows) - len(rows) % _ROW_GROUP:
+                writer.write_table(rows.slice(0, num_complete), row_group_size=_ROW_GROUP)
+                rows = rows.slice(num_complete)
         if len(rows):
             writer.write_table(rows)

@@ -1,6 +1,6 @@
-"""Seconds that work takes on a device, most of all a call of a network.
+"""Seconds that work takes on a device, above all a network evaluation.
 
-A device still works when a call returns: every clock here waits for it.
+A device may still be working when a call returns; every clock here waits for it.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from ddpmbench.unet.precision import Precision
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
+    """Wait until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -45,12 +45,12 @@ def timer(device: torch.device) -> Callable[[], float]:
 def seconds_per_call(
     call: Callable[[], object], device: torch.device, *, at_least: float = 0.3
 ) -> float:
-    """The median seconds of a call, after one that warms up.
+    """The median seconds of a call, after a warm-up.
 
     Args:
         call: the work.
-        device: where it is done.
-        at_least: seconds that are measured.
+        device: the device that does it.
+        at_least: seconds to measure.
     """
     clock = timer(device)
     call()
@@ -68,20 +68,20 @@ def matmul_peak(
 ) -> float:
     """FLOP/s of a product of two matrices, the fastest work of a device.
 
-    On a CPU also of convolutions, which are such products.
+    On a CPU, convolutions are measured as well, as they are such products.
 
     Args:
-        device: which.
-        dtype: of the matrices; float32 products are rounded to nothing less.
-        size: rows; None for what fills the device.
-        at_least: seconds that are measured.
+        device: the device to measure.
+        dtype: dtype of the matrices; float32 products are strict.
+        size: rows; None for a size that fills the device.
+        at_least: seconds to measure.
     """
     size = size or (1024 if device.type == "cpu" else 8192)
     one, other = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     products: list[tuple[float, Callable[[], object]]] = [(2.0 * size**3, lambda: one @ other)]
     if device.type == "cpu":
-        # The library of convolutions is far faster on some processors, most of all where what it
-        # multiplies by fits into a core's cache.
+        # On some processors the convolution library is far faster, especially where the weights
+        # fit into a core's cache.
         fits = size // 4
         pixels = one.reshape(4, fits, -1, 32).contiguous(memory_format=torch.channels_last)
         for width in (1, 3):
@@ -97,12 +97,12 @@ def matmul_peak(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Probe:
-    """A batch that a network is timed on, and its output in strict float32.
+    """A batch for timing a network, and the noise predicted in strict float32.
 
     Attributes:
         checkpoint: the model, on the device.
-        images: of the batch.
-        device: where it is called.
+        images: the images of the batch.
+        device: where the network is evaluated.
         rows: image, timestep and draw of each element; the timesteps are spread over 1..T.
     """
 
@@ -163,7 +163,7 @@ def spread_rows(num_images: int, num_timesteps: int, count: int) -> TermIndex:
 
 
 def gray_images(shape: tuple[int, ...], count: int, num_classes: int) -> ImageSet:
-    """Images (C, H, W) of one level each, for timing, which depends on no image."""
+    """Images (C, H, W) of one level each, for timing, which does not depend on the images."""
     levels = np.linspace(0, 255, count).round().astype(np.uint8)
     pixels = np.broadcast_to(levels[:, None, None, None], (count, *shape)).copy()
     labels = np.arange(count) % num_classes if num_classes else None
@@ -175,15 +175,15 @@ _BATCH_STEP = 8
 
 @dataclasses.dataclass(frozen=True)
 class CallSpeed:
-    """A network called one way, in batches of one size.
+    """The speed of a network with one engine and batch size.
 
     Attributes:
-        choice: how.
-        batch_size: images a call.
-        seconds: an image, the median of several batches.
-        first_seconds: of the first call, with preparing and compiling the network.
-        eps_error: root mean square of what the predicted noise is off from strict float32, over
-            that of the noise; steps spread over 1..T.
+        choice: the engine.
+        batch_size: images per network evaluation.
+        seconds: seconds per image, the median of several batches.
+        first_seconds: seconds of the first batch, including preparing and compiling the network.
+        eps_error: root mean square error of the predicted noise against strict float32, relative to
+            the root mean square of the noise; timesteps spread over 1..T.
     """
 
     choice: EngineChoice
@@ -194,12 +194,12 @@ class CallSpeed:
 
     @property
     def per_second(self) -> float:
-        """Network calls, one an image."""
+        """Network evaluations per second, counted per image."""
         return 1 / self.seconds
 
 
 def batch_sizes(largest: int) -> list[int]:
-    """From a single image to the largest batch."""
+    """Batch sizes from a single image to the largest batch."""
     sizes = [_BATCH_STEP**k for k in range(8)]
     return [*(size for size in sizes if size < largest), largest]
 
@@ -207,12 +207,12 @@ def batch_sizes(largest: int) -> list[int]:
 def engine_choices(
     device: torch.device, precisions: Sequence[Precision], *, compiled: bool
 ) -> list[EngineChoice]:
-    """The ways to call a network that are worth a measurement.
+    """The engines that are worth measuring.
 
     Args:
-        device: where.
-        precisions: which.
-        compiled: whether compiling is tried, too.
+        device: the device.
+        precisions: the precisions.
+        compiled: whether to try compiling as well.
     """
     plain = [
         EngineChoice(precision, channels_last)
@@ -231,28 +231,28 @@ def engine_choices(
 def call_speeds(
     probe: Probe, choice: EngineChoice, sizes: list[int], *, at_least: float
 ) -> list[CallSpeed]:
-    """Call the network one way in batches of some sizes.
+    """Time the network with one engine in batches of several sizes.
 
     Args:
-        probe: what it is called with.
-        choice: how it is called.
-        sizes: of the batches.
-        at_least: seconds that each is measured.
+        probe: the batch.
+        choice: the engine.
+        sizes: the batch sizes.
+        at_least: seconds to measure each.
 
     Raises:
-        InputError: the device cannot do it.
+        InputError: the device does not support the engine.
     """
     if not (choice.compiled or choice.cuda_graph):
-        return _of_one_engine(probe, choice, sizes, at_least)
-    # What is compiled or recorded is so for one size, and fills up smaller batches.
+        return _speeds_of_engine(probe, choice, sizes, at_least)
+    # A compiled or recorded network has one batch size, and pads smaller batches.
     speeds = []
     for size in sizes:
-        own = Probe.of(probe.checkpoint, probe.images, probe.device, size)
-        speeds += _of_one_engine(own, choice, [size], at_least)
+        sized_probe = Probe.of(probe.checkpoint, probe.images, probe.device, size)
+        speeds += _speeds_of_engine(sized_probe, choice, [size], at_least)
     return speeds
 
 
-def _of_one_engine(
+def _speeds_of_engine(
     probe: Probe, choice: EngineChoice, sizes: list[int], at_least: float
 ) -> list[CallSpeed]:
     strict, speeds = probe.strict_eps, []
@@ -281,7 +281,7 @@ def _of_one_engine(
 
 
 def fastest_call(calls: Sequence[CallSpeed], precision: Precision) -> CallSpeed:
-    """The fastest way of a precision, in its largest batch."""
-    own = [call for call in calls if call.choice.precision is precision]
-    largest = max(call.batch_size for call in own)
-    return min((c for c in own if c.batch_size == largest), key=lambda call: call.seconds)
+    """The fastest engine of a precision, in its largest batch."""
+    candidates = [call for call in calls if call.choice.precision is precision]
+    largest = max(call.batch_size for call in candidates)
+    return min((c for c in candidates if c.batch_size == largest), key=lambda call: call.seconds)

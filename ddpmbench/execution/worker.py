@@ -1,8 +1,8 @@
-"""Computing the entries of a store that are missing: in batches, by one process or many.
+"""Computing the missing entries of a store: in batches, by one process or many.
 
 `Worker.map_chunks` is the loop of every run. `BatchSize` decides how many entries are computed
-together, `Ranks.share` who computes which of them, and `_ShardWriter` when a shard is written.
-Whatever ends the loop, Ctrl-C included, closes the shard: all complete batches are kept.
+together, `Ranks.share` assigns them to processes, and `_ShardWriter` decides when to write a shard.
+However the loop ends, even by Ctrl-C, the shard is closed: all complete batches are kept.
 """
 
 import contextlib
@@ -24,31 +24,31 @@ from ddpmbench.likelihood.estimator import RoughBound
 from ddpmbench.records import short_repr
 
 SHARD_SECONDS = 10.0
-"""A shard is written at least this often; a killed run loses that work and a batch."""
+"""A shard is written at least this often; a killed run loses that much work and a batch."""
 SHARD_BYTES = 2**25
-"""No shard is larger than this by much."""
+"""Approximate upper limit of the size of a shard."""
 
 
 T = TypeVar("T")
 
 PIXELS_PER_BATCH = {"cpu": 48 * 28 * 28, "cuda": 2048 * 32 * 32, "mps": 256 * 32 * 32}
-"""Height times width, summed over the images of a batch whose size is auto."""
+"""Height times width, summed over the images of an automatic batch."""
 
 
 def auto_batch_size(device: torch.device, image_shape: tuple[int, ...]) -> int:
-    """Images (C, H, W) of a batch whose size is auto, before it is halved for want of memory."""
+    """Images (C, H, W) in an automatic batch, before it is halved for lack of memory."""
     return max(1, PIXELS_PER_BATCH[device.type] // math.prod(image_shape[1:]))
 
 
 class BatchSize:
     """How many images share a network evaluation.
 
-    A number that was given is kept. Auto is `auto_batch_size`: 48 images of 28x28 on a CPU, 2,048
-    of 32x32 on CUDA, 256 of those on MPS, and as many pixels of other images. It is halved, with a
-    warning, as often as a batch does not fit into memory, and depends on nothing else.
+    A given number is kept. The automatic one is `auto_batch_size`: 48 images of 28x28 on a CPU,
+    2,048 of 32x32 on CUDA, 256 of those on MPS, and as many pixels for other images. It is halved,
+    with a warning, until a batch fits into memory, and depends on nothing else.
 
     Attributes:
-        rows: the number at present.
+        rows: the current number.
     """
 
     def __init__(
@@ -59,19 +59,19 @@ class BatchSize:
         image_shape: tuple[int, ...],
         warn: Callable[[str], None],
     ) -> None:
-        """Begin with the number that was given, None for auto."""
+        """Begin with the given number, None for auto."""
         self._is_fixed = given is not None
         self._warn = warn
         self.rows = given or auto_batch_size(device, image_shape)
 
     def attempt(self, compute: Callable[[int], T]) -> T:
-        """What `compute` returns for the largest batch that fits.
+        """The result of `compute` for the largest batch that fits.
 
         Args:
             compute: called with the number of images.
 
         Raises:
-            InputError: the number was given, or is one, and does not fit.
+            InputError: the given number, or a single image, does not fit.
         """
         while True:
             try:
@@ -91,14 +91,14 @@ class BatchSize:
 
 @dataclasses.dataclass(frozen=True)
 class RunProgress:
-    """Where a run stands.
+    """The progress of a run.
 
     Attributes:
-        done: network evaluations that are done, those of earlier sessions included; other
-            processes are assumed to be as fast as this one.
+        done: network evaluations done, including earlier sessions; other processes are assumed to
+            be as fast as this one.
         total: network evaluations known to be needed.
-        bound: the estimate of the bound so far, if any.
-        stage: the work at present where it is no network evaluation; empty where it is.
+        bound: the current estimate of the bound, if any.
+        stage: the current work other than network evaluations; empty for those.
     """
 
     done: int
@@ -112,7 +112,7 @@ class RunListener:
     """Callbacks of a run.
 
     Attributes:
-        start: called once, with the number of network evaluations that are missing.
+        start: called once, with the number of missing network evaluations.
         progress: called after every batch.
         warn: called with a warning, one line.
         note: called with a note, one line.
@@ -127,7 +127,7 @@ class RunListener:
 
 
 Function = Callable[[NDArray[np.int64], Callable[[int], None]], Arrays]
-"""Computes the entries of (B,) indices; it reports its network evaluations so far."""
+"""Computes the entries of (B,) indices, and reports its network evaluations so far."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -135,9 +135,9 @@ class Worker:
     """Computes entries of stores.
 
     Attributes:
-        device: where networks run.
-        batch: how many entries are computed together.
-        ranks: the processes among which the indices are divided.
+        device: where networks are evaluated.
+        batch: the number of entries computed together.
+        ranks: the processes that share the indices.
         listener: receives the progress.
     """
 
@@ -179,49 +179,49 @@ class Worker:
         before: int = 0,
         after: int = 0,
     ) -> None:
-        """Compute the entries 0..length - 1 that a store lacks; return when all processes have.
+        """Compute entries 0..length - 1 that a store lacks; return when all processes are done.
 
-        A batch begins at a multiple of its size, whichever process computes it: so an entry shares
-        its network evaluations with the same neighbors always.
+        A batch begins at a multiple of its size, whichever process computes it, so an entry always
+        shares its network evaluations with the same neighbors.
 
         Args:
             function: computes a batch.
-            store: holds the entries of earlier sessions, and receives the others.
+            store: holds the entries of earlier sessions, and receives the new ones.
             length: number of entries.
             cost: network evaluations per entry.
-            whole: so many consecutive entries stay in one shard; `length` is a multiple.
-            balanced: whether batches may be smaller, so that all processes have equally many.
-            watch: called with every batch; its estimate of the bound accompanies the progress.
+            whole: number of consecutive entries that stay in one shard; divides `length`.
+            balanced: whether to use smaller batches, so that all processes have equally many.
+            watch: called with every batch; its estimate of the bound is part of the progress.
             before: network evaluations of the run before these entries.
-            after: network evaluations after them.
+            after: network evaluations of the run after them.
 
         Raises:
             InputError: the batch does not fit into memory, the store cannot be written, or
                 `function` raised it.
             ProcessLostError: another process has stopped.
         """
-        # All processes must divide the entries alike: as they are before any process adds to them,
-        # and by one batch size; those of processes that ran out of memory may differ.
+        # All processes must divide the entries alike: by the gaps before any of them adds entries,
+        # and by one batch size, which may differ between them after running out of memory.
         gaps, rows = self.ranks.once(lambda: (store.missing(length), self.batch.rows))
         rows = max(whole, rows - rows % whole)
         if balanced and self.ranks.count > 1:
             num_batches = self.ranks.count * -(-length // (self.ranks.count * rows))
             rows = whole * -(-(length // whole) // num_batches)
-        own = self.ranks.share(cut(gaps, rows))
-        num_missing, num_own = (sum(b - a for a, b in ranges) for ranges in (gaps, own))
+        own_share = self.ranks.share(cut(gaps, rows))
+        num_missing, share_size = (sum(b - a for a, b in ranges) for ranges in (gaps, own_share))
         done, total = before + (length - num_missing) * cost, before + length * cost + after
         computed, bound = 0, None
 
         def report(num_evaluations: int) -> None:
             # Other processes are assumed to be as fast as this one.
-            now = (computed * cost + num_evaluations) * num_missing / max(num_own, 1)
+            now = (computed * cost + num_evaluations) * num_missing / max(share_size, 1)
             self.listener.progress(RunProgress(done + round(now), total, bound))
 
         def compute() -> None:
             nonlocal computed, bound
-            # Closed whatever happens: an interruption keeps the batches that are complete.
+            # Closed in any case: an interruption keeps the complete batches.
             with contextlib.closing(_ShardWriter(store, device_name(self.device), whole)) as shard:
-                for start, stop in own:
+                for start, stop in own_share:
                     while start < stop:
                         arrays = self.batch.attempt(_on_range(function, start, stop, report))
                         shard.add(start, arrays)
@@ -241,7 +241,7 @@ def _on_range(
 
 
 def cut(gaps: Gaps, rows: int) -> Gaps:
-    """The gaps, cut at the multiples of `rows`."""
+    """The gaps, cut at multiples of `rows`."""
     return [
         (max(start, edge), min(stop, edge + rows))
         for start, stop in gaps
@@ -279,7 +279,7 @@ class _ShardWriter:
                 name: np.concatenate([arrays[name] for arrays in self._batches])
                 for name in self._batches[0]
             }
-            # Before they are saved: an interruption must not save them a second time.
+            # Before saving, so that an interruption does not save them twice.
             rest = {name: array[size:] for name, array in collected.items()}
             self._batches, self._start = ([rest] if length_of(rest) else []), start + size
             entries = {name: array[:size] for name, array in collected.items()}

@@ -1,7 +1,7 @@
 """Other parameterizations of the same weights: predictions, data ranges, time inputs, schedules.
 
-A wrong parameterization raises no error, it only makes the bound worse. Every candidate is a model
-of the same images, and its bound a code length in the same unit, so that candidates compare
+A wrong parameterization raises no error; it only makes the bound worse. Every candidate is a model
+of the same images, and its bound a code length in the same unit, so candidates can be compared
 (`sanity_check.scores`).
 """
 
@@ -28,15 +28,15 @@ NORMALIZATIONS = {
 }
 """Mean and standard deviation of pixels on [0, 1] in common normalizations, by channels.
 
-One channel: MNIST, Fashion-MNIST, KMNIST, EMNIST. Three: averaged over channels, since a data range
-is the same for all, CIFAR-10 (two in use) and ImageNet.
+One channel: MNIST, Fashion-MNIST, KMNIST, EMNIST. Three, averaged over channels because all share
+one data range: CIFAR-10 (two in use) and ImageNet.
 """
 LENGTHS = (10, 20, 25, 50, 100, 200, 250, 300, 400, 500, 600, 800, 1000, 1500, 2000, 4000)
 """Common numbers of timesteps."""
 _INTEGER_TIMES = (TimeInput.INDEX, TimeInput.ONE_BASED)
 _TIMES = (*_INTEGER_TIMES, TimeInput.FRACTION, TimeInput.RESCALED_1000)
 _PREDICTIONS = (Prediction.EPSILON, Prediction.X_START, Prediction.V, Prediction.PREVIOUS_MEAN)
-"""Time inputs and predictions that are usual for VP."""
+"""Common time inputs and predictions for VP."""
 _PREDICTIONS_OF_SCALE = (
     *(Prediction.SCORE, Prediction.VELOCITY, Prediction.EPSILON, Prediction.X_START),
 )
@@ -50,10 +50,10 @@ class Candidate:
     """A checkpoint under one parameterization.
 
     Attributes:
-        parameters: what differs from the given parameterization, by parameter, as the command
-            takes it: `{"prediction": "v"}`; empty for the given one.
-        checkpoint: the weights under it.
-        is_exact: whether a network can have been trained with exactly this.
+        parameters: differences from the given parameterization, by parameter, in the form of the
+            command's options: `{"prediction": "v"}`; empty for the given one.
+        checkpoint: the weights under this parameterization.
+        is_exact: whether a network can have been trained with exactly this one.
     """
 
     parameters: Mapping[str, str]
@@ -67,7 +67,7 @@ class Candidate:
 
     @property
     def quoted(self) -> str:
-        """The same for a message, in which the command spells parameters as its options."""
+        """The same for a message, in which the command replaces parameters by its options."""
         return " ".join(f"`{name}={value}`" for name, value in self.parameters.items())
 
     @property
@@ -77,12 +77,12 @@ class Candidate:
 
     @property
     def time_parameters(self) -> dict[str, str]:
-        """Those of its parameters that change the network's time at some noise level."""
+        """The parameters that change the network's time at some noise level."""
         return {k: v for k, v in self.parameters.items() if k in ("time_input", "schedule")}
 
     @property
     def output_parameters(self) -> frozenset[tuple[str, str]]:
-        """Those that change the network's outputs: all but the prediction."""
+        """The parameters that change the network's outputs: all but the prediction."""
         return frozenset(p for p in self.parameters.items() if p[0] != "prediction")
 
     @property
@@ -92,23 +92,23 @@ class Candidate:
 
     @property
     def has_integer_times(self) -> bool:
-        """Whether the network is given the number of the timestep."""
+        """Whether the network's time is the number of the timestep."""
         return self.checkpoint.time_input in _INTEGER_TIMES
 
     @property
     def largest_time(self) -> float:
-        """The largest time the network is given."""
+        """The largest time that the network is given."""
         last = torch.tensor([self.checkpoint.schedule.num_timesteps])
         return float(self.checkpoint.network_time(last).item())
 
     @property
     def may_index_a_table(self) -> bool:
-        """Whether the time may be the index of an embedding, which has an end."""
+        """Whether the time may be the index of an embedding, which is finite."""
         return self.has_integer_times and not isinstance(self.checkpoint.network, UNet)
 
 
 def alternatives(base: Candidate, channels: int) -> tuple[Candidate, ...]:
-    """All candidates that differ from another in one parameter, equivalent ones left out.
+    """Candidates that differ from the base in one parameter, without equivalent ones.
 
     Predictions come first, then data ranges, time inputs and schedules of the same length.
     """
@@ -123,8 +123,8 @@ def alternatives(base: Candidate, channels: int) -> tuple[Candidate, ...]:
 def other_lengths(base: Candidate) -> tuple[Candidate, ...]:
     """Common schedules of other lengths.
 
-    None for a respaced model, for a process other than VP, nor for a network whose time is a share
-    of T: its time at some noise level hardly depends on T.
+    There are none for a respaced model, for a process other than VP, and for a network whose time
+    is a fraction of T, which at a given noise level hardly depends on T.
     """
     own = base.checkpoint.schedule
     total = own.num_original_timesteps
@@ -140,7 +140,7 @@ def other_lengths(base: Candidate) -> tuple[Candidate, ...]:
 
 
 def common_schedules(total: int) -> Iterator[tuple[str, NoiseSchedule]]:
-    """Common schedules of T timesteps, with the form that `schedule` takes."""
+    """Common schedules of T timesteps, in the form of the `schedule` parameter."""
     scaled = f"{0.1 / total:g}:{20 / total:g}"
     both = ["0.0001:0.02"] if total == 1000 else ["0.0001:0.02", scaled]
     linear = ["linear:1000"] if total == 1000 else [f"linear:{total}:{ends}" for ends in both]
@@ -150,19 +150,19 @@ def common_schedules(total: int) -> Iterator[tuple[str, NoiseSchedule]]:
     for form in forms:
         try:
             yield form, read_schedule(form)
-        except InputError:  # too few timesteps for it
+        except InputError:  # too few timesteps for the form
             continue
 
 
 def at_constant_time(candidate: Candidate, time: int) -> Candidate:
-    """The same with one and the same network time at every timestep."""
+    """The same with one constant network time at all timesteps."""
     return _retimed(candidate, lambda times: torch.full_like(times, time))
 
 
 def time_at(candidate: Candidate, log_snr: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The network's integer time at some log SNR of its schedule, interpolated between timesteps.
+    """The network's time, counted in timesteps, at given log SNRs; interpolated between timesteps.
 
-    Beyond the ends of the schedule the nearest timestep counts.
+    Beyond the ends of the schedule, the nearest timestep counts.
     """
     own = candidate.checkpoint.schedule.log_snr.numpy()
     first = 1 if candidate.checkpoint.time_input is TimeInput.ONE_BASED else 0
@@ -170,7 +170,7 @@ def time_at(candidate: Candidate, log_snr: NDArray[np.float64]) -> NDArray[np.fl
 
 
 def shifted(candidate: Candidate, timesteps: int) -> Candidate:
-    """The same with the network's time so many timesteps later; negative for earlier."""
+    """The same with the network's time shifted by `timesteps`; negative for earlier."""
     if candidate.checkpoint.time_input not in _TIMES:
         return _at_other_timesteps(candidate, lambda t: t + timesteps)
     unit = _time_unit(candidate.checkpoint)
@@ -180,7 +180,7 @@ def shifted(candidate: Candidate, timesteps: int) -> Candidate:
 def scaled_time(candidate: Candidate, factor: float) -> Candidate:
     """The same with the network's time scaled by about a factor, above 1 for later.
 
-    It changes by one timestep at least, and stays within the schedule.
+    It changes by at least one timestep, and stays within the schedule.
     """
 
     def farther(t: Tensor) -> Tensor:
@@ -218,7 +218,7 @@ def one_timestep_away(base: Candidate) -> Iterator[tuple[int, Candidate]]:
 
 
 class _Retimed(nn.Module):
-    """A network with a function of its time in front."""
+    """A network that transforms its time first."""
 
     def __init__(self, network: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -236,7 +236,7 @@ def _retimed(candidate: Candidate, change: Callable[[Tensor], Tensor]) -> Candid
 
 
 def _at_other_timesteps(candidate: Candidate, change: Callable[[Tensor], Tensor]) -> Candidate:
-    """The same with the network's times of other timesteps, the nearest of the schedule's."""
+    """The same with the network's times of other timesteps, rounded to the schedule's."""
     total = candidate.checkpoint.schedule.num_timesteps
     times = candidate.checkpoint.network_time(torch.arange(1, total + 1))
 
@@ -249,7 +249,7 @@ def _at_other_timesteps(candidate: Candidate, change: Callable[[Tensor], Tensor]
 
 
 def _time_unit(checkpoint: Checkpoint) -> float:
-    """The difference of the network's times at neighboring timesteps."""
+    """The difference between the network's times at adjacent timesteps."""
     total = checkpoint.schedule.num_original_timesteps
     units = {TimeInput.FRACTION: 1 / total, TimeInput.RESCALED_1000: 1000 / total}
     return units.get(checkpoint.time_input, 1)
@@ -257,18 +257,18 @@ def _time_unit(checkpoint: Checkpoint) -> float:
 
 def _with(base: Candidate, parameter: str, value: str, **changes: object) -> Candidate:
     """The base with one parameter changed; `changes` are the fields of its checkpoint."""
-    kept = {name: own for name, own in base.parameters.items() if name != parameter}
+    other_parameters = {name: own for name, own in base.parameters.items() if name != parameter}
     checkpoint = dataclasses.replace(base.checkpoint, **changes)  # type: ignore[arg-type]
-    parameters = {**kept, parameter: value}
+    parameters = {**other_parameters, parameter: value}
     return Candidate(parameters, checkpoint, base.is_exact)
 
 
 def other_predictions(base: Candidate) -> Iterator[Candidate]:
-    """A candidate with other predictions of the same network outputs."""
+    """The candidate with other predictions of the same network outputs."""
     own = base.checkpoint.prediction
     if own in (Prediction.PREVIOUS_MEAN, Prediction.EDM):
-        # The mean tells little of the noise at large t: any other prediction would look better.
-        # Inside EDM's preconditioning the network has another input.
+        # At large t the mean tells little about the noise; any other prediction would look better.
+        # EDM's preconditioning changes the input of the network as well.
         return
     usual = _PREDICTIONS if base.is_preserving else _PREDICTIONS_OF_SCALE
     for prediction in usual:
@@ -303,15 +303,15 @@ def _schedules(base: Candidate) -> Iterator[Candidate]:
     own = base.checkpoint.schedule
     if not base.is_preserving:
         return
-    for form, whole in common_schedules(own.num_original_timesteps):
-        schedule = whole.subset(own.original_timesteps.tolist())
+    for form, full_schedule in common_schedules(own.num_original_timesteps):
+        schedule = full_schedule.subset(own.original_timesteps.tolist())
         log_snr, other = own.log_snr, schedule.log_snr
         if not torch.allclose(log_snr, other, rtol=0.0, atol=_SAME_LOG_SNR):
             yield _with(base, "schedule", form, schedule=schedule)
 
 
 def other_processes(base: Candidate) -> Iterator[Candidate]:
-    """Candidates with the same noise levels, and x_t at the scale of another family."""
+    """Candidates with the same noise levels, but x_t at the scale of another family."""
     own = base.checkpoint.schedule
     for process in _PROCESSES:
         if process is not own.process:

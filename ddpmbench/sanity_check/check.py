@@ -1,15 +1,15 @@
 """The sanity check: is a checkpoint evaluated as it was trained? From a few images and timesteps.
 
-1. The given parameterization is scored. A trained model has none of some faults
-   (`scores.worst_fault`), and at each noise level no other time denoises better than the network's
+1. The given parameterization is scored. A trained model does not have certain faults
+   (`scores.worst_fault`), and at no noise level does another time denoise better than the network's
    own.
-2. If it passes, only predictions and data ranges are tried, and times one timestep off, which show
-   at the first timesteps alone. Otherwise time inputs, schedules and schedules of other lengths are
-   tried, too.
-3. From the best candidate the same once more, since two parameters may be wrong.
+2. If it passes, only predictions and data ranges are tried, and times one timestep off, which
+   matter at the first timesteps only. Otherwise time inputs, schedules and schedules of other
+   lengths are tried as well.
+3. The best candidate is the base of a second search, since two parameters may be wrong.
 
 It errs on the side of silence. A candidate is recommended only if it lowers the bound, and called
-likely only if it passes 1 itself, with a finer test of its times where they are what it changes.
+likely only if it passes 1 itself, with a finer test of its times if it changes them.
 """
 
 import dataclasses
@@ -53,11 +53,11 @@ from ddpmbench.sanity_check.scores import (
 )
 
 _SCREENING = ((1, 0.25), (2, 0.1), (NUM_IMAGES, np.inf))
-"""After so many images, candidates whose area is larger than the smallest by so many nats per
+"""(n, d): after n images, candidates whose area exceeds the smallest by more than d nats per
 dimension are dropped."""
-_NUM_FINALISTS = 6  # of schedules of other lengths
-_NUM_TIMES = 28  # at which the network is evaluated to rank them
-_SAME_TIME = 0.1  # mean difference of log times of two schedules that count as the same
+_NUM_FINALISTS = 6  # schedules of other lengths
+_NUM_TIMES = 28  # times at which the network is evaluated to rank them
+_SAME_TIME = 0.1  # mean difference of log times below which two schedules count as the same
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,9 +65,9 @@ class _TimeTest:
     """Whether the network denoises better at another time.
 
     Attributes:
-        factor: of the other time, and its inverse.
-        min_share: share by which eps_mse must be lower.
-        min_area: nats per dimension by which the area must be smaller.
+        factor: scales the network's time; so does its inverse.
+        min_share: relative decrease of eps_mse that counts.
+        min_area: decrease of the area that counts, nats per dimension.
     """
 
     factor: float
@@ -77,12 +77,12 @@ class _TimeTest:
 
 _COARSE = _TimeTest(factor=1.15, min_share=0.05, min_area=0.005)
 _FINE = _TimeTest(factor=1.05, min_share=0.002, min_area=0.0)
-_FIRST_IMAGES = 4  # after which a test ends if there is no gain
+_FIRST_IMAGES = 4  # images after which a test ends if there is no gain
 
 _OFFSET_NUM_IMAGES = 64
-_OFFSET_TIMESTEPS = (2, 3, 4, 6)  # t = 1 may be one that the network was never trained on
-_OFFSET_MIN_GAIN = 0.004  # share of eps_mse
-_OFFSET_MIN_LOSS = 0.5  # of that gain, that a second timestep must lose
+_OFFSET_TIMESTEPS = (2, 3, 4, 6)  # the network may not have been trained at t = 1
+_OFFSET_MIN_GAIN = 0.004  # relative decrease of eps_mse
+_OFFSET_MIN_LOSS = 0.5  # share of that gain that a second timestep must lose
 
 
 class Outcome(StrEnum):
@@ -95,7 +95,7 @@ class Outcome(StrEnum):
     BETTER = "better"
     """Another one is better, but likely not the one the network was trained with."""
     FAULT = "fault"
-    """It has an error that no trained model has, and no candidate mends it."""
+    """It has a fault that no trained model has, and no candidate removes it."""
     UNDECIDED = "undecided"
     """Something speaks against it, but not significantly."""
     TOO_FEW_IMAGES = "too few images"
@@ -104,16 +104,16 @@ class Outcome(StrEnum):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TimeOffset:
-    """The network's time one timestep off, judged by eps_mse at the first timesteps.
+    """A network time that is one timestep off, judged by eps_mse at the first timesteps.
 
     Attributes:
-        candidate: with the time one timestep later or earlier.
-        is_later: which of them.
-        gain: share by which its eps_mse is lower, the mean logarithm over images and timesteps.
-        standard_error: of that, over images.
-        timesteps: the first and the last of them.
-        num_images: evaluated.
-        is_likely: whether the network was trained with it.
+        candidate: the candidate with the time one timestep later or earlier.
+        is_later: whether the time is later.
+        gain: relative decrease of its eps_mse, the mean log ratio over images and timesteps.
+        standard_error: standard error of the gain, over images.
+        timesteps: the first and the last timestep.
+        num_images: images evaluated.
+        is_likely: whether the network was trained with this time.
     """
 
     candidate: Candidate
@@ -130,14 +130,14 @@ class SanityCheck:
     """The result of the sanity check.
 
     Attributes:
-        outcome: in a word.
+        outcome: the outcome.
         given: the score of the given parameterization; None with too few images.
-        fault: its error that no trained model has; None if it has none.
+        fault: its worst fault; None if it has none.
         is_mistimed: whether at some noise level the network denoises better with another time; not
-            asked where there is a significant fault.
+            tested where there is a significant fault.
         others: the candidates whose network could be evaluated.
-        best: the one to recommend; None if there is none.
-        offset: the comparison of times one timestep off, where it was made.
+        best: the candidate to recommend; None if there is none.
+        offset: the comparison with a time one timestep off, if it was made.
         num_evaluations: network evaluations.
     """
 
@@ -152,7 +152,7 @@ class SanityCheck:
 
     @property
     def candidate(self) -> Candidate | None:
-        """The one that lowers the bound, likely or not; None if there is none."""
+        """The candidate that lowers the bound, likely or not; None if there is none."""
         if self.best is not None:
             return self.best.score.candidate
         if self.offset is not None and self.offset.is_likely:
@@ -195,9 +195,9 @@ class Checker:
         *,
         raises_outside: bool = True,
     ) -> None:
-        """Prepare a checkpoint under the given parameterization, and images that it is a model of.
+        """Prepare a checkpoint under the given parameterization, and images for scoring.
 
-        `raises_outside` is whether an index outside an embedding raises; on a GPU it ends the
+        `raises_outside` tells whether an index outside an embedding raises; on a GPU it kills the
         process.
         """
         self._given, self._images = Candidate({}, checkpoint), images
@@ -237,7 +237,7 @@ class Checker:
     ) -> tuple[list[Comparison], Comparison | None, bool]:
         """All candidates, the one to recommend, and whether the network was trained with it.
 
-        The best candidate of one parameter is the base of those of two.
+        The best candidate with one parameter is the base of those with two.
         """
         others = [self._scorer.compared(given, score) for score in near.scores]
         best = self._best([other for other in others if other.has_smaller_area])
@@ -263,7 +263,7 @@ class Checker:
         return others, best, is_likely
 
     def _trained(self, base: Score) -> _Neighborhood:
-        """Whether a candidate shows nothing that a trained model does not."""
+        """The faults and times of a candidate, which tell whether it may be the trained one."""
         fault = self._scorer.fault(base)
         return _Neighborhood(fault, not is_significant(fault) and self._is_mistimed(base))
 
@@ -291,9 +291,9 @@ class Checker:
     def _with_predictions(
         base: Score, fault: Fault | None, others: list[Candidate]
     ) -> list[Candidate]:
-        """Candidates, and if the given one has a fault, other predictions of their outputs.
+        """The candidates and, if the base has a fault, other predictions of their outputs.
 
-        They take no more network evaluations.
+        They take no additional network evaluations.
         """
         if fault is None or not base.candidate.is_given:
             return others
@@ -301,7 +301,7 @@ class Checker:
         return others + [more for other in outputs for more in other_predictions(other)]
 
     def _has_trained(self, base: Score, scores: Sequence[Score]) -> bool:
-        """Whether the best of some candidates shows nothing that a trained model does not."""
+        """Whether the best of some candidates shows no sign against having been trained."""
         compared = [self._scorer.compared(base, score) for score in scores]
         best = self._best([other for other in compared if other.is_improvement])
         return best is not None and self._trained(best.score).is_trained
@@ -311,7 +311,7 @@ class Checker:
         return self._raises_outside or is_inside or not self._given.may_index_a_table
 
     def _finalists(self, base: Score) -> list[Candidate]:
-        """The schedules of other lengths with the best times, by the errors of one image."""
+        """The schedules of other lengths with the best times, by the errors on one image."""
         candidates = [c for c in other_lengths(base.candidate) if self._can_be_evaluated(c)]
         if not candidates:
             return []
@@ -346,13 +346,13 @@ class Checker:
                     scores[name] = scores[name].joined(score) if name in scores else score
             complete = [base, *(score for score in scores.values() if score.num_images == stop)]
             leader = max(complete, key=lambda score: area_gain(base, score))
-            kept = {s.candidate.name for s in complete if area_gain(s, leader) < margin}
-            groups = [[c for c in group if c.name in kept] for group in groups]
+            remaining = {s.candidate.name for s in complete if area_gain(s, leader) < margin}
+            groups = [[c for c in group if c.name in remaining] for group in groups]
             groups, start = [group for group in groups if group], stop
         return list(scores.values())
 
     def _best(self, others: Sequence[Comparison]) -> Comparison | None:
-        """The one of the smallest area; of more parameters only if significantly smaller."""
+        """The one of the smallest area; with more parameters only if significantly smaller."""
         best: Comparison | None = None
         for other in sorted(others, key=lambda other: (other.num_parameters, -other.gain)):
             if best is None:
@@ -368,7 +368,7 @@ class Checker:
         """Whether another parameterization may be right as well, with another bound."""
         candidate = best.score.candidate
         if candidate.time_parameters and len(candidate.parameters) > 1:
-            # Wrong times and another wrong parameter can make up for each other.
+            # Wrong times and another wrong parameter can compensate each other.
             return True
         for other in others:
             if other is not best and other.is_improvement:
@@ -379,7 +379,7 @@ class Checker:
             return False
         if self._has_twin(candidate) or self._is_mistimed(best.score, _FINE):
             return True
-        # Times one timestep off that no parameter gives: a schedule with one more entry.
+        # Times one timestep off, which no parameter gives: a schedule with one more entry.
         images = self._scorer.subset(NUM_IMAGES)
         off = [near for _, near in one_timestep_away(self._given) if near.is_given]
         scores = [score for near in off for score in self._scorer.scores([near], images)]
@@ -415,7 +415,7 @@ class Checker:
         """Whether the scaled time is significantly better at any timestep but the first."""
         timesteps, images = base.timesteps[1:], self._scorer.subset(NUM_IMAGES)
         other = scaled_time(base.candidate, factor)
-        # The share of eps_mse in the area: half the distance of the neighbors, halved.
+        # The weight of eps_mse in the area: half the distance of the neighbors, halved.
         weight = np.convolve(-np.diff(base.log_snr), [0.25, 0.25])[1:]
         gains = np.empty((0, len(timesteps)))
         for part in (slice(0, _FIRST_IMAGES), slice(_FIRST_IMAGES, NUM_IMAGES)):
@@ -442,7 +442,7 @@ class Checker:
         return offset
 
     def _compared_offset(self, near: Candidate, by: int) -> TimeOffset | None:
-        """A candidate `by` timesteps off, compared on as many images as it takes."""
+        """A candidate `by` timesteps off, compared on as many images as needed."""
         last = self._given.checkpoint.schedule.num_timesteps - 2
         timesteps = np.array([t for t in _OFFSET_TIMESTEPS if t <= last], np.int64)
         images, values = self._scorer.subset(_OFFSET_NUM_IMAGES), np.empty(0)
@@ -462,8 +462,8 @@ class Checker:
         offset = TimeOffset(near, by > 0, gain, error, ends, num_images)
         if not gain > max(SIGNIFICANT * error, _OFFSET_MIN_GAIN):
             return offset
-        # A network that is not fully trained may be a little better one timestep off, and still
-        # better two; one that was trained one timestep off is worse again.
+        # A network that is not fully trained may be slightly better one timestep off, and better
+        # still two off; one that was trained one timestep off is worse again.
         back = self._log_ratios(shifted(near, by), near, timesteps, images)
         if back is None:
             return offset

@@ -1,4 +1,4 @@
-"""The sanity check before a long run: its networks, its record in the run folder, and its lines."""
+"""The sanity check before a long run: network evaluations, record in the run folder, messages."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from ddpmbench.execution.features import FidelityListener
 
 MIN_EVALUATIONS = 10_000
-"""Network evaluations of a run from which on its checkpoint is checked first."""
+"""Network evaluations from which on a run is preceded by the check."""
 TABLE, RECORD = "check.csv", "check.json"
 """Files of the check in a run folder; a resumed run reads the record."""
 _TABLE_CHECKSUM = "table_sha256"
-"""In the record, so that a resumed run knows a damaged table."""
+"""Key of the table's checksum in the record, for a resumed run."""
 _ANNOUNCEMENT = (
     "sanity check of the parameterization first, some hundred network evaluations on a few images; "
     "they do not count towards the run (`check=False` skips it)"
@@ -46,7 +46,7 @@ def check_parameterization(
     device: torch.device,
     batch: BatchSize,
 ) -> SanityCheck:
-    """Compare the parameterization of a checkpoint with others on images of a run.
+    """Compare the parameterization of a checkpoint with others, on images of a run.
 
     Raises:
         InputError: not even a single term fits into memory.
@@ -60,7 +60,7 @@ def check_parameterization(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evaluator:
-    """Evaluates the terms of candidates; its fields are those of `check_parameterization`."""
+    """Evaluates the terms of candidates; for its fields see `check_parameterization`."""
 
     given: Checkpoint
     images: ImageSet
@@ -68,7 +68,7 @@ class Evaluator:
     device: torch.device
     batch: BatchSize
 
-    def evaluate(self, candidates: Sequence[Candidate], rows: TermIndex) -> list[TermTable | None]:
+    def evaluate(self, candidates: Sequence[Candidate], terms: TermIndex) -> list[TermTable | None]:
         """The terms of candidates that share network outputs, as `scores.Evaluate`."""
         model_output, last = candidates[0].checkpoint.to(self.device).model_output, list[Tensor]()
 
@@ -93,15 +93,15 @@ class Evaluator:
         parts: list[list[TermTable]] = []
         start = 0
         try:
-            while start < len(rows):
+            while start < len(terms):
 
                 def compute(count: int, start: int = start) -> list[TermTable]:
-                    return [each.terms(rows[start : start + count]) for each in passes]
+                    return [each.terms(terms[start : start + count]) for each in passes]
 
                 parts.append(self.batch.attempt(compute))
                 start += len(parts[-1][0])
         except Exception as error:
-            # A network may raise anything for a time that it does not know.
+            # A network may raise anything for a time outside its range.
             if candidates[0].checkpoint is self.given or is_out_of_memory(error):
                 raise
             return [None] * len(candidates)
@@ -109,11 +109,11 @@ class Evaluator:
 
 
 CheckRecord: TypeAlias = dict[str, Any]
-"""`check` of `summary.json`, with the keys of `check_record`."""
+"""The fields of `check` in `summary.json`; see `check_record`."""
 
 
 def check_record(check: SanityCheck) -> CheckRecord:
-    """The result as JSON holds it.
+    """The result as JSON.
 
     - warning: one line; None where nothing significant speaks against the parameterization.
     - likely: the parameters that the network was likely trained with, `prediction=v`; None if there
@@ -138,13 +138,12 @@ _DIFFERENCES = (
 
 
 def check_frame(check: SanityCheck) -> pd.DataFrame:
-    """One row a candidate and timestep, the given parameterization first.
+    """One row per candidate and timestep, the given parameterization first.
 
-    `difference` is by how much the area is larger than that of the given one, in bits,
-    `bound_difference` by how much the bound is higher, in bits/dim, as estimated from these
-    timesteps, and `eps_difference` the share by which eps_mse is higher at the first timesteps,
-    where that was evaluated. Standard errors are over images; one image has none. `x_start_mse` is
-    that of images on [0, 1].
+    `difference` is the increase of the area over the given one's, in bits, `bound_difference` that
+    of the bound, in bits/dim, as estimated from these timesteps, and `eps_difference` the relative
+    increase of eps_mse at the first timesteps, if it was evaluated there. Standard errors are over
+    images; a single image has none. `x_start_mse` is for images on [0, 1].
     """
     columns = ("parameterization", "num_images", *_DIFFERENCES, "t", "eps_mse", "x_start_mse")
     rows: list[dict[str, object]] = []
@@ -182,7 +181,7 @@ def check_frame(check: SanityCheck) -> pd.DataFrame:
 
 
 def note(record: CheckRecord) -> str | None:
-    """The line where there is no warning; None where there is one."""
+    """A note for a check without a warning; None where there is a warning."""
     if record["warning"] is not None:
         return None
     evaluations = f"sanity check, {record['num_evaluations']:,} network evaluations: "
@@ -220,19 +219,19 @@ def _warning(check: SanityCheck) -> str | None:
 
 
 def _remedy(check: SanityCheck) -> str:
-    """A candidate that is better but likely not right, and a guess why."""
+    """A candidate that is better but likely not right, with a guess at the reason."""
     if check.best is None:
         assert check.offset is not None
-        which = "next" if check.offset.is_later else "previous"
-        return f"the time of the {which} timestep, perhaps since its schedule has one more entry"
+        neighbor = "next" if check.offset.is_later else "previous"
+        return f"the time of the {neighbor} timestep, perhaps since its schedule has one more entry"
     candidate = check.best.score.candidate
     if not candidate.is_exact:
-        why = "perhaps since its data were normalized by channel"
+        reason = "perhaps since its data were normalized by channel"
     elif "schedule" in candidate.parameters:
-        why = "perhaps a schedule that is not listed"
+        reason = "perhaps a schedule that is not listed"
     else:
-        why = "but another parameter may be wrong, too"
-    return f"{candidate.quoted}, {why}"
+        reason = "but another parameter may be wrong, too"
+    return f"{candidate.quoted}, {reason}"
 
 
 def _numbers(check: SanityCheck) -> str:
@@ -278,12 +277,12 @@ class PreliminaryCheck:
     """The sanity check before a run.
 
     Attributes:
-        requested: whether to check; None for before long runs.
-        num_evaluations: network evaluations of the run, as far as they are known.
-        seed: of the noise.
-        batch_size: terms a network evaluation; None for what suits the device.
-        listener: of the run; it is noted before the check begins, and after it if there is no
-            warning.
+        requested: whether to check; None checks before long runs only.
+        num_evaluations: network evaluations of the run, as far as known.
+        seed: seed of the noise.
+        batch_size: terms per network evaluation; None for what suits the device.
+        listener: the listener of the run; it receives a note before the check, and one after it if
+            there is no warning.
     """
 
     requested: bool | None
@@ -294,22 +293,22 @@ class PreliminaryCheck:
 
     @property
     def is_needed(self) -> bool:
-        """Whether to check: it is requested, or the run is long."""
+        """Whether to check: because it is requested, or the run is long."""
         is_long = self.num_evaluations >= MIN_EVALUATIONS
         return is_long if self.requested is None else self.requested
 
     def run(
         self, checkpoint: Checkpoint, images: ImageSet, session: Session, folder: RunFolder | None
     ) -> CheckRecord | None:
-        """Check on the first rank, or read the record of an interrupted run.
+        """Check on rank 0, or read the record of an interrupted run.
 
         The folder is None if the run is kept in memory.
 
         Returns:
-            The record; None if nothing was checked.
+            The record; None if there was no check.
 
         Raises:
-            InputError: the folder cannot be written, or no batch fits into memory.
+            InputError: the folder cannot be written, or not even a single term fits into memory.
         """
         if not self.is_needed:
             return None
@@ -343,7 +342,7 @@ class PreliminaryCheck:
 
 
 def recorded_check(folder: Path) -> CheckRecord | None:
-    """The record in a run folder; None where there is none, or it is damaged."""
+    """The record in a run folder; None where it is missing or damaged."""
     try:
         record = read_json(folder / RECORD) if is_whole(folder / RECORD) else {}
     except DamageError:
@@ -353,7 +352,7 @@ def recorded_check(folder: Path) -> CheckRecord | None:
 
 
 def _kept_record(folder: RunFolder) -> CheckRecord | None:
-    """The record of an earlier session whose table is whole; None where there is none."""
+    """The record of an earlier session with an intact table; None where there is none."""
     record = recorded_check(folder.path)
     if record is None:
         return None

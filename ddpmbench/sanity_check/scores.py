@@ -1,15 +1,15 @@
 r"""Scores of candidates: how well each denoises a few images at a few timesteps.
 
-At each noise level the network has an eps_mse, whatever schedule, range or prediction it is read
-with. Half the area under it,
+At each noise level the network has an eps_mse, whatever its schedule, data range or prediction.
+Half the area under it,
 
 .. math:: \frac{1}{2} \int \mathrm{eps\_mse}(\lambda) \, d\lambda, \quad \lambda = \log \mathrm{SNR}
 
 is the code length in continuous time, nats per dimension (Kingma, Salimans, Poole & Ho 2021, eq.
-17): on average no wrong parameterization is below the one the network was trained with, however few
-timesteps a schedule has. The bound itself does not tell which one is right: a schedule with better
-placed timesteps has a lower bound even where the network's time is wrong. But no advice is given
-that does not lower it.
+17). On average no wrong parameterization has a smaller area than the true one, however few
+timesteps a schedule has. The bound itself does not tell which parameterization is right: a schedule
+with better placed timesteps has a lower bound even where the network's time is wrong. But only
+parameterizations that lower the bound are recommended.
 """
 
 import dataclasses
@@ -27,13 +27,13 @@ from ddpmbench.sanity_check.candidates import Candidate
 Array = NDArray[np.float64]
 Timesteps = NDArray[np.int64]
 Evaluate = Callable[[Sequence[Candidate], TermIndex], "list[TermTable | None]"]
-"""The terms of the same rows under candidates that share the first one's network outputs; None
-where its network cannot be evaluated."""
+"""Evaluates the same terms for candidates that share the first one's network outputs; None where
+its network cannot be evaluated."""
 
 NUM_IMAGES = 16
-"""Images that a candidate is scored on; with fewer nothing is checked."""
+"""Images on which a candidate is scored; with fewer there is no check."""
 NUM_TIMESTEPS = 8
-"""Timesteps that a candidate is scored on, at most."""
+"""The most timesteps at which a candidate is scored."""
 SIGNIFICANT = 4.0
 """Standard errors over images that a difference must exceed."""
 MIN_BOUND_GAIN = 0.02
@@ -42,12 +42,12 @@ _POINTS = 65
 _NOTHING_LEARNED = 1.0
 """Cap of eps_mse in an area. Predicting 0 has 1; a network that predicts x_start is far above it
 where there is hardly any noise, and is not judged by that."""
-_MIN_ERROR, _MAX_ERROR = 1e-6, 1e6  # of eps_mse, for its logarithm
+_MIN_ERROR, _MAX_ERROR = 1e-6, 1e6  # limits of eps_mse, for its logarithm
 _NO_SIGNAL = -9.0  # log SNR
 _HIGH_NOISE = 0.05  # SNR
 _LOW_NOISE = 100.0  # SNR
 _SOLVED = 0.1
-_PIXELS_ALONE = 0.95  # of the code length of independent pixels
+_PIXELS_ALONE = 0.95  # share of the code length of independent pixels
 _MIN_GAIN = 0.03  # nats per dimension of an area
 
 
@@ -56,10 +56,10 @@ class Score:
     """The errors of a candidate on N images at S timesteps.
 
     Attributes:
-        candidate: which.
+        candidate: the candidate.
         timesteps: (S,) rising.
         log_snr: (S,) falling: log of the signal-to-noise ratio of x_t, the data in units of their
-            range, so that it has one meaning for all ranges.
+            range, so that it has the same meaning for all ranges.
         eps_mse: (N, S).
         x_start_mse: (N, S), in the model's numbers; clipped if the model clips.
         decoder: (N,) the term at t = 1, nats per dimension.
@@ -88,12 +88,12 @@ class Score:
 
     @property
     def num_images(self) -> int:
-        """N."""
+        """The number of images N."""
         return len(self.eps_mse)
 
     @property
     def squared_width(self) -> float:
-        """Of the data range."""
+        """The squared width of the data range."""
         return float(np.exp(2 * self.candidate.checkpoint.data_range.log_width))
 
     def joined(self, more: "Score") -> "Score":
@@ -114,9 +114,9 @@ class Score:
     def bounds(self, mean_square: Array) -> Array:
         """(N,) the bound of each image, nats per dimension, exact at these timesteps.
 
-        Between them the error of x_start is interpolated in `log_snr`. A learned variance is taken
-        for the posterior's. `mean_square` is (N,), of the numbers of each image in the model's
-        range.
+        Between them the error of x_start is interpolated in `log_snr`. A learned variance is
+        treated as the posterior's. `mean_square` is (N,), of the numbers of each image in the
+        model's range.
 
         Source: Ho, Jain & Abbeel 2020, eq. 5.
         """
@@ -132,13 +132,13 @@ class Score:
             weight = weight * ratio
         noise = float(schedule.one_minus_alphas_cumprod[-1])
         log_ratio = np.log(noise) - float(schedule.log_prior_variance)
-        of_mean = signal * mean_square * np.exp(-float(schedule.log_prior_variance))
-        prior = 0.5 * (np.expm1(log_ratio) - log_ratio + of_mean)
+        mean_term = signal * mean_square * np.exp(-float(schedule.log_prior_variance))
+        prior = 0.5 * (np.expm1(log_ratio) - log_ratio + mean_term)
         return np.asarray(prior + mse @ weight + constant + self.decoder)
 
 
 def _interpolated(points: Array, log_snr: Array, errors: Array) -> Array:
-    """(N, P) errors of (N, S), their logarithm linear in `log_snr`."""
+    """(N, P) errors interpolated from (N, S), their logarithm linear in `log_snr`."""
     return np.exp([np.interp(points, log_snr[::-1], row[::-1]) for row in _log(errors)])
 
 
@@ -156,17 +156,17 @@ def log_snr(candidate: Candidate) -> Array:
 def timesteps_of(candidate: Candidate) -> Timesteps:
     """Timesteps from 1 to T - 1, about evenly spaced in `log_snr`.
 
-    T is left out, since another time input may not have its time, and so is what has hardly any
-    signal, where nothing is learned.
+    T is left out, because another time input may not define its time; so are noise levels with
+    hardly any signal, where nothing is learned.
     """
     ratios = log_snr(candidate)[: max(1, len(log_snr(candidate)) - 1)]
-    wanted = np.linspace(ratios[0], max(ratios[-1], min(_NO_SIGNAL, ratios[0])), NUM_TIMESTEPS)
-    nearest = [int(np.abs(ratios - value).argmin()) + 1 for value in wanted]
+    targets = np.linspace(ratios[0], max(ratios[-1], min(_NO_SIGNAL, ratios[0])), NUM_TIMESTEPS)
+    nearest = [int(np.abs(ratios - value).argmin()) + 1 for value in targets]
     return np.unique(np.array(nearest, np.int64))
 
 
 def shared_areas(first: Score, second: Score) -> tuple[Array, Array]:
-    """(N,) areas of both over the noise levels that both have; 1 and 1 where there are none."""
+    """(N,) areas of both over their common noise levels; 1 and 1 where there are none."""
     count = min(first.num_images, second.num_images)
     low = max(first.log_snr[-1], second.log_snr[-1])
     high = min(first.log_snr[0], second.log_snr[0])
@@ -176,14 +176,14 @@ def shared_areas(first: Score, second: Score) -> tuple[Array, Array]:
 
 
 def area_gain(first: Score, second: Score) -> float:
-    """By how much the area of the second is smaller."""
+    """By how much the area of the second is smaller, the mean over images."""
     return float(np.subtract(*shared_areas(first, second)).mean())
 
 
 def furthest_apart(first: Score, second: Score) -> tuple[int, float, float]:
-    """The timestep where the first is worst beside the second, and the eps_mse of both there.
+    """The timestep where the first is worst relative to the second, and both eps_mse there.
 
-    That of the second is taken at the same `log_snr`, or the nearest it has.
+    That of the second is taken at the same `log_snr`, or the nearest.
     """
     own, other = (score.eps_mse.mean(0) for score in (first, second))
     nearby = np.interp(first.log_snr, second.log_snr[::-1], _log(other)[::-1])
@@ -198,10 +198,10 @@ class Fault:
     Attributes:
         t: the timestep; None for all of them.
         name: "eps_mse", "x_start_mse" or "nats", the code length over all timesteps.
-        value: the mean over images: of x_start_mse in units of the variance of the pixels, of the
-            code length in nats per dimension.
-        limit: that of a trained model is below it.
-        is_significant: whether it exceeds the limit by more than chance.
+        value: the mean over images; x_start_mse is in units of the variance of the pixels, the code
+            length in nats per dimension.
+        limit: a trained model is below it.
+        is_significant: whether the value exceeds the limit by more than chance.
     """
 
     t: int | None
@@ -221,9 +221,9 @@ def worst_fault(score: Score, *, spread: float) -> Fault | None:
     - at low noise the predicted x_start is nearer than the mean of all pixels;
     - the code is shorter than the best one of independent normal pixels.
 
-    Of a network that predicts the previous mean, which tells little of the noise and x_start at
-    large t, only the second is asked, at the lowest noise. `spread` is the variance of the pixels,
-    in the model's numbers.
+    A network that predicts the previous mean, which tells little about the noise and x_start at
+    large t, need only satisfy the second, at the lowest noise. `spread` is the variance of the
+    pixels, in the model's numbers.
     """
     snr = spread / score.squared_width * np.exp(score.log_snr)
     x_start = score.x_start_mse / spread
@@ -239,7 +239,7 @@ def worst_fault(score: Score, *, spread: float) -> Fault | None:
             faults.append(_fault(t, "x_start_mse", x_start[:, i], 1.0))
     low, high = score.log_snr[-1], score.log_snr[0]
     if low < high and not is_mean:
-        # Wiener's filter of independent pixels, on the same grid.
+        # The Wiener filter for independent pixels, on the same grid.
         alone = dataclasses.replace(score, eps_mse=(snr / (1 + snr))[None]).areas(low, high)[0]
         faults.append(_fault(None, "nats", score.areas(low, high), _PIXELS_ALONE * float(alone)))
     exceeding = [fault for fault in faults if not fault.value < fault.limit]
@@ -257,19 +257,19 @@ def _excess(fault: Fault) -> tuple[bool, float]:
 
 
 def is_significant(fault: Fault | None) -> bool:
-    """Whether there is a fault, and by more than chance."""
+    """Whether there is a fault that exceeds its limit by more than chance."""
     return fault is not None and fault.is_significant
 
 
 def standard_error(values: Array) -> float:
-    """Of the mean over (N,) images; NaN for one image."""
+    """Standard error of the mean over (N,) images; NaN for one image."""
     if len(values) < 2:
         return float("nan")
     return float(values.std(ddof=1) / np.sqrt(len(values)))
 
 
 def _z_score(values: Array) -> float:
-    """Standard errors that the mean is above 0; NaN for one image."""
+    """The mean in standard errors above 0; NaN for one image."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return float(values.mean() / np.float64(standard_error(values)))
 
@@ -279,14 +279,14 @@ class Comparison:
     """A candidate compared with another, image by image.
 
     Attributes:
-        score: the candidate's.
-        gain: by how much its area is smaller, the mean over images, nats per dimension.
-        standard_error: of that; NaN for one image.
+        score: the score of the candidate.
+        gain: decrease of the area, the mean over images, nats per dimension.
+        standard_error: standard error of the gain; NaN for one image.
         z_score: the gain in standard errors, the larger of two: of the difference, and of the
-            difference of logarithms, in which easy and hard images weigh the same.
-        bound_gain: by how much its bound is lower.
-        bound_standard_error: of that.
-        fault: the candidate's; None if it has none.
+            difference of logarithms, in which easy and hard images have the same weight.
+        bound_gain: decrease of the bound.
+        bound_standard_error: standard error of the decrease.
+        fault: the fault of the candidate; None if it has none.
     """
 
     score: Score
@@ -299,7 +299,7 @@ class Comparison:
 
     @property
     def num_parameters(self) -> int:
-        """By how many parameters it differs from the given parameterization."""
+        """The number of parameters that differ from the given parameterization."""
         return len(self.score.candidate.parameters)
 
     @property
@@ -310,9 +310,9 @@ class Comparison:
 
     @property
     def is_improvement(self) -> bool:
-        """Whether it lowers the bound, too, and is plausible.
+        """Whether it lowers the bound as well, and is plausible.
 
-        That is without a significant fault; where it differs in two parameters, without any.
+        It is plausible without a significant fault or, with two other parameters, without any.
         """
         has_no_fault = self.fault is None or (
             self.num_parameters == 1 and not self.fault.is_significant
@@ -325,7 +325,7 @@ class Scorer:
     """Scores candidates on a few images of a set, and counts the network evaluations.
 
     Attributes:
-        num_evaluations: so far.
+        num_evaluations: network evaluations so far.
     """
 
     def __init__(self, images: ImageSet, evaluate: Evaluate) -> None:
@@ -336,13 +336,13 @@ class Scorer:
 
     @property
     def channels(self) -> int:
-        """Of the images."""
+        """The number of channels of the images."""
         return int(self._pixels.shape[1])
 
     def subset(self, count: int) -> TermIndex:
-        """So many images spread over the set, as rows without a timestep.
+        """So many images spread over the set, as terms without a timestep.
 
-        A smaller set is repeated with other draws of the noise. Each 16 are spread over the set.
+        A smaller set is repeated with other noise draws. Each 16 images are spread over the set.
         """
         distinct = min(count, self._num_images)
         chosen = np.rint(np.linspace(0, self._num_images - 1, distinct)).astype(np.int64)
@@ -356,9 +356,9 @@ class Scorer:
         """The terms of candidates that share network outputs: each image at each timestep."""
         count = len(timesteps)
         image, draw = (np.repeat(column, count) for column in (images.image, images.draw))
-        rows = TermIndex(image, np.tile(timesteps, len(images)), draw)
-        tables = self._evaluate(group, rows)
-        self.num_evaluations += len(rows) if any(table is not None for table in tables) else 0
+        terms = TermIndex(image, np.tile(timesteps, len(images)), draw)
+        tables = self._evaluate(group, terms)
+        self.num_evaluations += len(terms) if any(table is not None for table in tables) else 0
         return tables
 
     def eps_mse(
@@ -411,7 +411,7 @@ class Scorer:
 
 
 def mean_over_images(values: Array, images: TermIndex) -> tuple[float, float]:
-    """The mean over images of (N,) values, and its standard error; draws of an image count once."""
+    """Mean over images of (N,) values, and its standard error; draws of an image count as one."""
     _, index = np.unique(images.image[: len(values)], return_inverse=True)
     means = np.bincount(index, values) / np.bincount(index)
     return float(means.mean()), standard_error(means)

@@ -1,7 +1,7 @@
 """Training: Algorithm 1 of Ho et al. 2020, for every family of forward processes.
 
-Every step draws its images, timesteps and noise from a generator seeded by (seed, step), so a
-resumed run equals an uninterrupted one.
+Every training step draws its images, timesteps and noise from a generator seeded by (seed, step),
+so a resumed run equals an uninterrupted one.
 """
 
 import contextlib
@@ -32,13 +32,13 @@ from ddpmbench.train.recipe import TrainingRecipe
 from ddpmbench.unet.unet import UNet
 
 CURVE_INTERVAL = 50
-"""Training steps averaged in one point of the training curve."""
+"""Training steps averaged in each point of the training curve."""
 MOST_STEPS = 10**9
 SAVE_SECONDS = 60.0
-"""A run is saved at least this often, so a killed run loses no more work than that."""
+"""Seconds between saves; a killed run loses no more work than that."""
 _FLOAT = 4
 _COPIES = 5
-"""Copies of the weights in memory: weights, average, gradient, and Adam's two moments."""
+"""Copies of the weights in memory: weights, moving average, gradient, and Adam's two moments."""
 
 
 def check_memory(recipe: TrainingRecipe, device: torch.device) -> None:
@@ -46,7 +46,7 @@ def check_memory(recipe: TrainingRecipe, device: torch.device) -> None:
 
     Raises:
         InputError: the weights and a lower bound of the activations (the last convolution of each
-            block) take more.
+            block) need more.
     """
     network = recipe.network
     weights = _COPIES * _FLOAT * network.least_parameters
@@ -85,7 +85,7 @@ class TrainingState:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             network = UNet(recipe.network)
-        # Ho et al. begin with an output of zero.
+        # Ho et al. initialize the output to zero.
         for parameter in network.conv_out.parameters():
             torch.nn.init.zeros_(parameter)
         self.network = network.to(device)
@@ -118,7 +118,7 @@ class TrainingState:
             torch.save(state, file)
 
     def restore(self, path: Path, fingerprint: str, device: torch.device) -> None:
-        """Load a saved state; refuses that of another recipe or other images."""
+        """Load a saved state; refuse that of another recipe or other images."""
         try:
             state = torch.load(path, map_location=device, weights_only=True)
             saved = state["fingerprint"]
@@ -141,8 +141,8 @@ class TrainingProgress:
     """Progress of a training run.
 
     Attributes:
-        step: training steps done.
-        total: training steps in all.
+        step: training steps completed.
+        total: training steps in total.
         loss: mean loss over the last interval; None before the first.
     """
 
@@ -167,8 +167,8 @@ def train(
         images: the training images.
         folder: receives `checkpoint.safetensors` (moving average, native format),
             `training_curve.csv` and `training_state.pt`.
-        steps: training steps in all; a larger number continues a finished run.
-        device: where to train.
+        steps: training steps in total; a larger number continues a finished run.
+        device: the device to train on.
         on_progress: called at each point of the training curve.
 
     Returns:
@@ -176,7 +176,7 @@ def train(
 
     Raises:
         InputError: the folder holds another run, the images do not fit the network, the run does
-            not fit into memory, or the loss is no longer finite.
+            not fit into memory, or the loss is not finite.
 
     Source: Ho, Jain & Abbeel 2020, Algorithm 1.
     """
@@ -227,7 +227,7 @@ def _between_steps() -> Iterator[threading.Event]:
     """The first Ctrl-C sets the event, so that the step completes; a second one interrupts."""
     interrupted = threading.Event()
     before = signal.getsignal(signal.SIGINT)
-    # Only the main thread sets handlers, and a background job ignores Ctrl-C on purpose.
+    # Only the main thread may set handlers, and a background job ignores Ctrl-C on purpose.
     if threading.current_thread() is not threading.main_thread() or before is signal.SIG_IGN:
         yield interrupted
         return
@@ -244,9 +244,9 @@ def _between_steps() -> Iterator[threading.Event]:
 
 
 def _divergence(state: TrainingState, folder: Path) -> str:
-    kept = " (the last good checkpoint is kept)" if (folder / TRAINED).exists() else ""
+    remark = " (the last good checkpoint is kept)" if (folder / TRAINED).exists() else ""
     return (
-        f"training diverged before step {state.step}: the loss or a weight is not finite{kept}; "
+        f"training diverged before step {state.step}: the loss or a weight is not finite{remark}; "
         "lower `learning_rate`, and name a new folder with `out`"
     )
 
@@ -320,7 +320,7 @@ def _train_step(
         torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"),
         twice_differentiable() if is_sliced else contextlib.nullcontext(),
     ):
-        torch.manual_seed(generator.initial_seed())  # dropout's
+        torch.manual_seed(generator.initial_seed())  # for dropout
         output = model.model_output(x_t, t).float()
     if is_sliced:
         probe = torch.randint(2, x_t.shape, generator=generator).to(x_t) * 2 - 1

@@ -1,4 +1,4 @@
-"""Objectives of training."""
+"""Training objectives."""
 
 import contextlib
 import dataclasses
@@ -30,13 +30,13 @@ def training_loss(
         objective: L_simple, L_vlb or L_hybrid.
         diffusion: the process; the network predicts the noise.
         x_start: (B, C, H, W) in [-1, 1].
-        t: (B,) steps in 1..T, drawn uniformly.
+        t: (B,) timesteps in 1..T, drawn uniformly.
         eps: (B, C, H, W) the noise in x_t.
         output: (B, C, H, W) the network's output; (B, 2C, H, W) where a variance is learned.
 
     Returns:
         L_simple: mean squared error of the noise; L_vlb: an unbiased estimate of the sum of the
-        terms in nats per dimension; or their weighted sum.
+        terms in nats per dimension; L_hybrid: their weighted sum.
 
     Source: Ho et al. 2020, eqs. 5 and 14; Nichol & Dhariwal 2021, eq. 16.
     """
@@ -71,15 +71,15 @@ def sliced_loss(
         1 + \frac{2 s_t^2}{D} \left( v^T \nabla_x (v^T s_\theta(x_t))
         + \tfrac12 \lVert s_\theta(x_t) \rVert^2 \right)
 
-    Its expectation over the noise and v is that of L_simple, but it uses neither the noise in x_t
-    nor the process that added it. It is the same at any scale of x_t.
+    Its expectation over the noise and v is that of L_simple, but it needs neither the noise in x_t
+    nor the process that added it. It does not depend on the scale of x_t.
 
     Args:
         diffusion: the process; the network predicts the noise.
-        x_t: (B, C, H, W), which the output was computed from with gradients.
-        t: (B,) steps in 1..T, drawn uniformly.
+        x_t: (B, C, H, W), the input of the output, with gradients.
+        t: (B,) timesteps in 1..T, drawn uniformly.
         output: (B, C, H, W) the network's output.
-        probe: (B, C, H, W) v, of mean 0 and covariance I.
+        probe: (B, C, H, W) v, with mean 0 and covariance I.
 
     Returns:
         The mean over the batch, differentiable in the weights.
@@ -95,6 +95,6 @@ def sliced_loss(
 
 @contextlib.contextmanager
 def twice_differentiable() -> Iterator[None]:
-    """Inside, attention is computed such that gradients can be differentiated."""
+    """Within, attention is computed so that gradients can be differentiated."""
     with sdpa_kernel(SDPBackend.MATH):
         yield

@@ -1,4 +1,4 @@
-"""The settings of a training run, besides its data and its length."""
+"""The settings of a training run, apart from its data and its length."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -24,28 +24,28 @@ _SCHEDULES: Mapping[str, Callable[[int], NoiseSchedule]] = {
 
 @dataclasses.dataclass(frozen=True)
 class TrainingRecipe:
-    """The settings of a training run, besides its data and its length.
+    """The settings of a training run, apart from its data and its length.
 
     Attributes:
         network: the U-Net.
         image_size: height and width of an image.
-        process: family of the forward process; "ve" with its noise levels, or 0.01 to 50 where
-            they are left out: "ve:SIGMA_MIN:SIGMA_MAX".
+        process: family of the forward process; "ve" may have its noise levels,
+            "ve:SIGMA_MIN:SIGMA_MAX", by default 0.01 and 50.
         schedule: linear, cosine or sigmoid, for "vp" and "sub-vp"; None for linear. The other
             families have noise levels of their own.
         num_timesteps: T.
-        variance: of the reverse process; learned_range for the objective "hybrid".
-        objective: "simple" is L_simple (Ho et al. 2020, eq. 14), "vlb" the bound itself with t
-            uniform, "hybrid" L_simple + 0.001 L_vlb with the mean held fixed in the latter
+        variance: variance of the reverse process; learned_range for the objective "hybrid".
+        objective: "simple" is L_simple (Ho et al. 2020, eq. 14), "vlb" the bound itself with
+            uniform t, "hybrid" L_simple + 0.001 L_vlb with the mean held fixed in the latter
             (Nichol & Dhariwal 2021, eq. 16), "sliced" sliced score matching (Song et al. 2019).
         batch_size: images in a training step.
-        learning_rate: of Adam, after the warm-up.
-        warmup_steps: steps over which the learning rate rises linearly.
-        ema_decay: of the moving average of the weights; it starts at (1 + step) / (10 + step).
+        learning_rate: learning rate of Adam, after the warm-up.
+        warmup_steps: training steps over which the learning rate rises linearly.
+        ema_decay: decay of the moving average of the weights, limited to (1 + step) / (10 + step).
         gradient_clip: largest norm of the gradient.
         horizontal_flip: whether images are mirrored at random.
         precision: "fp32", or "bf16" for the network's forward pass.
-        seed: of the weights, the order of images, the timesteps and the noise.
+        seed: seed of the weights, the order of images, the timesteps and the noise.
     """
 
     network: UNetConfig
@@ -65,7 +65,7 @@ class TrainingRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse values outside their limits, and an objective that does not fit the variance."""
+        """Refuse values out of range, and an objective that does not fit the variance."""
         if self.objective == "hybrid" and not self.variance.is_learned:
             raise InputError("`objective=hybrid`: needs `variance=learned_range`")
         if self.objective in ("simple", "sliced") and self.variance.is_learned:
@@ -89,7 +89,7 @@ class TrainingRecipe:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON can hold them."""
+        """The fields as JSON."""
         return dataclasses.asdict(self)
 
     def noise_schedule(self) -> NoiseSchedule:
