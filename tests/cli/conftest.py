@@ -6,8 +6,8 @@ from ddpmbench.cli.main import run
 
 
 @pytest.fixture
-def said(capsys):
-    """Runs a command; returns its status, what it printed and what it said."""
+def invoke(capsys):
+    """Runs a command; returns its status, standard output and standard error."""
 
     def call(*arguments):
         capsys.readouterr()
@@ -19,19 +19,19 @@ def said(capsys):
 
 
 @pytest.fixture
-def refused(said, tmp_path, monkeypatch):
-    """Runs a command that must be refused, in an empty folder; returns the line it says."""
+def refused(invoke, tmp_path, monkeypatch):
+    """Runs a command that must be refused, in an empty folder; returns its error line."""
     empty = tmp_path / "here"
     empty.mkdir()
     monkeypatch.chdir(empty)
 
     def check(*arguments):
-        status, printed, told = said(*arguments)
-        assert status == 2, told
+        status, printed, message = invoke(*arguments)
+        assert status == 2, message
         assert printed == ""
-        assert told.startswith("Error: ")
-        assert told.count("\n") == 1, told
+        assert message.startswith("Error: ")
+        assert message.count("\n") == 1, message
         assert not list(empty.iterdir()), "something was written"
-        return told
+        return message
 
     return check

@@ -46,14 +46,14 @@ def first(small_checkpoint, small_npz, tmp_path_factory):
 
 
 @pytest.fixture
-def asked(first, small_checkpoint, small_npz, said, done, drawn, tmp_path, monkeypatch):
+def asked(first, small_checkpoint, small_npz, invoke, done, drawn, tmp_path, monkeypatch):
     """Asks with a command; the first answer, with its page, is computed once and copied."""
     given = ("--ckpt", small_checkpoint, "--data", small_npz, "--half-width", 5)
 
     def ask(command, out, *options):
-        status, printed, told = said(command, *given, *options, "--out", out)
-        assert status == 0, told
-        return printed, told.replace(str(out), "OUT")
+        status, printed, message = invoke(command, *given, *options, "--out", out)
+        assert status == 0, message
+        return printed, message.replace(str(out), "OUT")
 
     def both(command="nll"):
         kept, out = first / command, tmp_path / command
@@ -81,12 +81,12 @@ def contents(folder):
 def test_nothing_is_made_again(command, asked, done):
     out, printed, ask = asked(command)
     before = contents(out)
-    again, told = ask()
+    again, message = ask()
     assert again == printed
     assert not done
     assert contents(out) == before
-    assert "Run folder: OUT\n" in told
-    assert told.endswith("Report: OUT/report.html\n")
+    assert "Run folder: OUT\n" in message
+    assert message.endswith("Report: OUT/report.html\n")
     assert "report.html" not in printed
     assert before["report.html"].count(b"worse than sending raw pixels") == 1
     # How it is printed, and what is not passed to the run, does not matter.
@@ -106,8 +106,8 @@ def test_a_damaged_or_missing_result_is_made_again(small_model, small_images, do
             flip(out / name)
         else:
             (out / name).unlink()
-        found = db.evaluate_nll(few, small_images, **given)
-        assert found.summary["bits_per_dim"] == pytest.approx(printed, rel=1e-6)
+        result = db.evaluate_nll(few, small_images, **given)
+        assert result.summary["bits_per_dim"] == pytest.approx(printed, rel=1e-6)
         assert done["run"] == 1, name
         assert bool(done["model_output"]) == name.startswith("shards"), name
         assert contents(out).keys() == before.keys(), name
@@ -142,11 +142,11 @@ def test_another_question_has_its_own_answer(other, asked, done, small_checkpoin
     out, _, _ = asked()
     given = {"half_width": 5.0, "out": out, "progress": False} | OTHERS[other]
     model = db.load_checkpoint(str(small_checkpoint))
-    found = db.evaluate_nll(model, str(small_npz), **given)
+    result = db.evaluate_nll(model, str(small_npz), **given)
     assert done["run"] == 1
     again = db.evaluate_nll(model, str(small_npz), **given)
     assert done["run"] == 1
-    assert again.summary == found.summary
+    assert again.summary == result.summary
     alone = db.evaluate_nll(model, str(small_npz), **(given | {"out": None}))
     assert again.summary["bits_per_dim"] == pytest.approx(alone.summary["bits_per_dim"], rel=1e-6)
     assert again.summary["num_evaluations"] == alone.summary["num_evaluations"]
@@ -157,8 +157,8 @@ def test_a_wider_result_that_replaces_a_narrower_one_says_so(asked, done):
     out, _, ask = asked()
     narrow = ["--half-width", 0.7 * read_json(out / "summary.json")["half_width"]]
     assert "replaces the result" not in ask(*narrow)[1]
-    _, told = ask()
-    (note,) = [line for line in told.splitlines() if "replaces the result" in line]
+    _, message = ask()
+    (note,) = [line for line in message.splitlines() if "replaces the result" in line]
     assert note.startswith("Note: +- ")
     done.clear()
     ask(*narrow)
@@ -183,8 +183,8 @@ def test_the_same_pixels_under_other_names_are_named_anew(small_model, small_ima
     given = {"half_width": 5.0, "out": tmp_path / "run", "progress": False}
     db.evaluate_nll(small_model, small_images, **given)
     renamed = dataclasses.replace(small_images, ids=list("abcdef"))
-    found = db.evaluate_nll(small_model, renamed, **given)
-    assert list(found.per_image.image_id) == list("abcdef")
+    result = db.evaluate_nll(small_model, renamed, **given)
+    assert list(result.per_image.image_id) == list("abcdef")
 
 
 @pytest.mark.parametrize("changed", ["source", "versions"])

@@ -108,12 +108,12 @@ def test_an_unknown_command(refused):
     assert "evaluate" in refused("evaluate")
 
 
-def test_a_folder_that_belongs_to_another_run(said, small_checkpoint, small_npz, tmp_path):
+def test_a_folder_that_belongs_to_another_run(invoke, small_checkpoint, small_npz, tmp_path):
     arguments = ["nll", "--ckpt", small_checkpoint, "--data", small_npz]
     arguments += ["--estimator", "every-pair", "--draws", 1, "--out", tmp_path / "run"]
-    assert said(*arguments)[0] == 0
+    assert invoke(*arguments)[0] == 0
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    status, _, line = said(*arguments, "--seed", 1)
+    status, _, line = invoke(*arguments, "--seed", 1)
     assert (status, line.count("\n")) == (2, 1)
     assert str(tmp_path / "run") in line
     assert "seed is 0 there, 1 here" in line

@@ -133,17 +133,17 @@ def test_without_out_the_run_goes_to_a_dated_folder(
     assert "one draw; two give an interval" in result.stdout
 
 
-def test_an_override_is_said(said, small_checkpoint, small_npz, tmp_path):
+def test_an_override_is_said(invoke, small_checkpoint, small_npz, tmp_path):
     arguments = ("--ckpt", small_checkpoint, "--data", small_npz, "--out", tmp_path / "run")
     options = ("--variance", "fixed_small", "--prediction", "v")
-    status, printed, told = said("nll", *arguments, *EVERY_PAIR, *options)
-    assert status == 0, told
-    assert "--variance fixed_small overrides fixed_large" in told
+    status, printed, message = invoke("nll", *arguments, *EVERY_PAIR, *options)
+    assert status == 0, message
+    assert "--variance fixed_small overrides fixed_large" in message
     assert "v, fixed_small, clip, exact decoder" in printed
 
 
 @pytest.fixture
-def gray_model(said, tmp_path):
+def gray_model(invoke, tmp_path):
     """Writes a folder of diffusers for gray images of 8x8; evaluates it with options."""
 
     def make(unet=(), **scheduler):
@@ -154,8 +154,8 @@ def gray_model(said, tmp_path):
         def evaluate(data, *options):
             words = ("--ckpt", tmp_path / "model", "--data", data, *EVERY_PAIR, *options)
             out = tmp_path / "-".join(["run", data.stem, *map(str, options)])
-            status, printed, told = said("nll", *words, "--out", out, "--format", "json")
-            return json.loads(printed) if status == 0 else None, told
+            status, printed, message = invoke("nll", *words, "--out", out, "--format", "json")
+            return json.loads(printed) if status == 0 else None, message
 
         return evaluate
 
@@ -165,13 +165,13 @@ def gray_model(said, tmp_path):
 def test_the_file_s_own_clip_counts_and_an_override_is_said(gray_model, tmp_path):
     evaluate = gray_model(clip_sample=False)
     np.savez(tmp_path / "a.npz", arr_0=np.arange(64, dtype=np.uint8).reshape(1, 8, 8, 1))
-    found = {}
+    result = {}
     for option in ([], ["--clip"], ["--no-clip"]):
-        found["".join(option)], told = evaluate(tmp_path / "a.npz", *option)
-        assert ("overrides the checkpoint's own" in told) == (option == ["--clip"])
-    assert [found[key]["conventions"]["clip"] for key in found] == [False, True, False]
-    assert found[""]["bits_per_dim"] == found["--no-clip"]["bits_per_dim"]
-    assert found[""]["bits_per_dim"] != found["--clip"]["bits_per_dim"]
+        result["".join(option)], message = evaluate(tmp_path / "a.npz", *option)
+        assert ("overrides the checkpoint's own" in message) == (option == ["--clip"])
+    assert [result[key]["conventions"]["clip"] for key in result] == [False, True, False]
+    assert result[""]["bits_per_dim"] == result["--no-clip"]["bits_per_dim"]
+    assert result[""]["bits_per_dim"] != result["--clip"]["bits_per_dim"]
 
 
 def test_the_class_is_in_the_result(gray_model, tmp_path):
@@ -182,7 +182,7 @@ def test_the_class_is_in_the_result(gray_model, tmp_path):
     of_the_images = evaluate(labeled)[0]
     of_class_2 = [evaluate(tmp_path / f"{n}.npz", "--class", 2)[0] for n in ("plain", "labeled")]
     assert of_the_images["conventions"]["labels"] == "of the images"
-    assert [found["conventions"]["labels"] for found in of_class_2] == 2 * ["class 2"]
+    assert [result["conventions"]["labels"] for result in of_class_2] == 2 * ["class 2"]
     assert of_class_2[0]["bits_per_dim"] == of_class_2[1]["bits_per_dim"]
     assert of_class_2[0]["bits_per_dim"] != of_the_images["bits_per_dim"]
     assert "has no labels" in evaluate(tmp_path / "plain.npz")[1]

@@ -64,11 +64,11 @@ def compared(trained):
 
 
 @pytest.mark.slow
-def test_the_paired_interval_is_three_times_narrower(compared, said):
-    status, _, told = said(
+def test_the_paired_interval_is_three_times_narrower(compared, invoke):
+    status, _, message = invoke(
         "compare", compared / "a", compared / "b", compared / "own", "--out", compared / "out"
     )
-    assert status == 0, told
+    assert status == 0, message
     summary = read_record(compared / "out" / "summary.json")
     on_same_rows, on_own_rows = summary["runs"]
     own = [json.loads((compared / name / "summary.json").read_text()) for name in ("a", "b")]
@@ -80,14 +80,14 @@ def test_the_paired_interval_is_three_times_narrower(compared, said):
     assert on_same_rows["difference"] < -on_same_rows["difference_half_width"]
     apart = abs(on_same_rows["difference"] - on_own_rows["difference"])
     assert apart < 1.5 * np.hypot(*(r["difference_half_width"] for r in summary["runs"]))
-    assert str(compared / "out") in told
-    assert "Traceback" not in told
+    assert str(compared / "out") in message
+    assert "Traceback" not in message
 
 
-def test_the_formats_print_the_same_result(compared, said, tmp_path):
+def test_the_formats_print_the_same_result(compared, invoke, tmp_path):
     runs = [compared / name for name in ("a", "b", "own")]
-    status, table, told = said("compare", *runs, "--out", tmp_path / "out")
-    assert status == 0, told
+    status, table, message = invoke("compare", *runs, "--out", tmp_path / "out")
+    assert status == 0, message
     summary = read_record(tmp_path / "out" / "summary.json")
     printed = {
         kind: printed_comparison(summary, kind) for kind in ("table", "json", "csv", "quiet")
@@ -115,11 +115,11 @@ def test_the_formats_print_the_same_result(compared, said, tmp_path):
     assert f"all are with ddpmbench nll --terms-of {runs[0]}" in printed["table"]
 
 
-def test_the_same_comparison_again_is_welcome_in_its_folder(compared, said, tmp_path):
+def test_the_same_comparison_again_is_welcome_in_its_folder(compared, invoke, tmp_path):
     arguments = ("compare", compared / "a", compared / "b", "--out", tmp_path / "out")
-    first = said(*arguments)
+    first = invoke(*arguments)
     assert first[0] == 0
-    assert said(*arguments) == first
+    assert invoke(*arguments) == first
 
 
 # ---- what is refused
@@ -209,10 +209,10 @@ def test_runs_of_other_images_and_labels(refused, evaluate, baseline):
     assert "conventions.labels is class 1, but of the images in" in line
 
 
-def test_one_draw_prints_no_interval(said, baseline, tmp_path):
+def test_one_draw_prints_no_interval(invoke, baseline, tmp_path):
     copied = shutil.copytree(baseline, tmp_path / "copy")
-    status, printed, told = said("compare", baseline, copied, "--out", tmp_path / "out")
-    assert status == 0, told
+    status, printed, message = invoke("compare", baseline, copied, "--out", tmp_path / "out")
+    assert status == 0, message
     bits = json.loads((baseline / "summary.json").read_text())["bits_per_dim"]
     lines = printed.splitlines()
     assert lines[1].split() == [str(baseline), f"{bits:.4f}"]
@@ -222,7 +222,7 @@ def test_one_draw_prints_no_interval(said, baseline, tmp_path):
     assert there["half_width"] is there["difference_half_width"] is None
 
 
-def test_what_is_no_pair_of_runs(refused, said, baseline, tmp_path):
+def test_what_is_no_pair_of_runs(refused, invoke, baseline, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("precious")
     for name in ("nowhere", "empty", "file"):
@@ -232,7 +232,7 @@ def test_what_is_no_pair_of_runs(refused, said, baseline, tmp_path):
     assert "two run folders" in refused("compare", baseline)
     assert "RUN" in refused("compare")
     assert "named twice" in refused("compare", baseline, baseline, baseline)
-    assert said("compare", baseline, baseline, "--out", tmp_path / "out")[0] == 0
+    assert invoke("compare", baseline, baseline, "--out", tmp_path / "out")[0] == 0
     line = refused("compare", baseline, tmp_path / "out")
     assert str(tmp_path / "out") in line
     assert "ddpmbench.comparison/1" in line

@@ -14,26 +14,26 @@ def inputs(small_checkpoint, small_npz):
     return ["--ckpt", small_checkpoint, "--data", small_npz]
 
 
-def test_the_command(said, inputs, tmp_path):
+def test_the_command(invoke, inputs, tmp_path):
     words = ["nll", *inputs, "--estimator", "every-pair"]
-    status, printed, _ = said(*words, *CONTINUOUS, "--out", tmp_path / "run")
+    status, printed, _ = invoke(*words, *CONTINUOUS, "--out", tmp_path / "run")
     assert status == 0
     assert "T = 40, linear, continuous time from t = 1 to T, in " in printed
-    status, printed, _ = said(*words, "--continuous", "--out", tmp_path / "other")
+    status, printed, _ = invoke(*words, "--continuous", "--out", tmp_path / "other")
     assert status == 0
     assert "bits/dim in continuous time" in printed
-    status, _, told = said(*words, "--timesteps", "none")
+    status, _, message = invoke(*words, "--timesteps", "none")
     assert status == 2
-    assert "--timesteps" in told
+    assert "--timesteps" in message
 
 
-def test_a_row_that_is_asked_for_and_absent_is_said(said, inputs, tmp_path):
+def test_a_row_that_is_asked_for_and_absent_is_said(invoke, inputs, tmp_path):
     words = ["nll", *inputs, *EVERY_PAIR, "--timesteps", "61"]
-    _, printed, told = said(*words, "--out", tmp_path / "run", "--continuous")
-    assert "no bound in continuous time beside that of the run: the model visits" in told
+    _, printed, message = invoke(*words, "--out", tmp_path / "run", "--continuous")
+    assert "no bound in continuous time beside that of the run: the model visits" in message
     assert "no bound in continuous time" not in printed
-    _, _, told = said(*words, "--out", tmp_path / "other")
-    assert "no bound in continuous time" not in told
+    _, _, message = invoke(*words, "--out", tmp_path / "other")
+    assert "no bound in continuous time" not in message
 
 
 def test_a_run_in_continuous_time_has_no_row_of_it_besides(refused, inputs):
@@ -41,12 +41,12 @@ def test_a_run_in_continuous_time_has_no_row_of_it_besides(refused, inputs):
     assert line.startswith("Error: --continuous: the run itself is in continuous time")
 
 
-def test_only_the_bound_is_in_continuous_time(said, inputs):
+def test_only_the_bound_is_in_continuous_time(invoke, inputs):
     for command in ("ode", "rd", "score", "sample"):
         data = inputs if command != "sample" else [*inputs[:2], "-n", "2"]
-        status, _, told = said(command, *data, *CONTINUOUS)
+        status, _, message = invoke(command, *data, *CONTINUOUS)
         assert status == 2
-        assert "--timesteps" in told
+        assert "--timesteps" in message
 
 
 @pytest.mark.parametrize(
@@ -67,10 +67,10 @@ def test_options_of_the_ode_that_make_no_sense(refused, inputs, words, line, tmp
     assert line in refused("ode", *inputs, *words, "--out", tmp_path / "run")
 
 
-def test_continuous_and_discrete_runs_are_not_compared(said, refused, inputs, tmp_path):
+def test_continuous_and_discrete_runs_are_not_compared(invoke, refused, inputs, tmp_path):
     for name, words in (("one", CONTINUOUS), ("two", ())):
-        status, _, told = said("nll", *inputs, *EVERY_PAIR, *words, "--out", tmp_path / name)
-        assert status == 0, told
+        status, _, message = invoke("nll", *inputs, *EVERY_PAIR, *words, "--out", tmp_path / name)
+        assert status == 0, message
     line = refused("compare", tmp_path / "one", tmp_path / "two")
     assert "schedule is linear, but linear, continuous time" in line
 

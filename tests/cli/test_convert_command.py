@@ -16,8 +16,8 @@ FLAGS = (
 )
 
 
-def test_what_is_printed(said, small_checkpoint, tmp_path):
-    status, out, err = said("convert", small_checkpoint, tmp_path / "model")
+def test_what_is_printed(invoke, small_checkpoint, tmp_path):
+    status, out, err = invoke("convert", small_checkpoint, tmp_path / "model")
     assert (status, err) == (0, "")
     names = [line.split()[0] for line in out.splitlines()]
     assert names == ["read", "written", "output", "terms"]
@@ -26,29 +26,29 @@ def test_what_is_printed(said, small_checkpoint, tmp_path):
     assert f"{small_checkpoint} (native, {sha256_of(small_checkpoint)[:12]})" in out
 
 
-def test_the_object_and_the_path_alone(said, small_checkpoint, tmp_path):
+def test_the_object_and_the_path_alone(invoke, small_checkpoint, tmp_path):
     place = tmp_path / "again.safetensors"
-    status, out, _ = said("convert", small_checkpoint, place, "--format", "json")
-    found = json.loads(out)
+    status, out, _ = invoke("convert", small_checkpoint, place, "--format", "json")
+    result = json.loads(out)
     assert status == 0
-    assert found["written"] == {
+    assert result["written"] == {
         "source": str(place),
         "family": "native",
         "sha256": sha256_of(place),
     }
-    assert found["source"]["sha256"] == sha256_of(small_checkpoint)
-    assert 0 <= found["output_difference"] < 1e-6 < found["output_max"]
-    assert 0 <= found["term_difference_bits_per_dim"] < 1e-6
-    status, out, _ = said(
+    assert result["source"]["sha256"] == sha256_of(small_checkpoint)
+    assert 0 <= result["output_difference"] < 1e-6 < result["output_max"]
+    assert 0 <= result["term_difference_bits_per_dim"] < 1e-6
+    status, out, _ = invoke(
         "convert", small_checkpoint, place, "--format", "quiet", "--overwrite", "--to", "native"
     )
     assert (status, out) == (0, f"{place}\n")
 
 
-def test_options_of_the_checkpoint_hold_for_what_is_written(said, tmp_path):
+def test_options_of_the_checkpoint_hold_for_what_is_written(invoke, tmp_path):
     path, out = tmp_path / "model.pt", tmp_path / "model.safetensors"
     torch.save(openai_weights(), path)
-    status, _, err = said("convert", path, out, "--model-flags", FLAGS, "--prediction", "v")
+    status, _, err = invoke("convert", path, out, "--model-flags", FLAGS, "--prediction", "v")
     assert status == 0
     assert "Note: --prediction v overrides eps" in err
     written = load_checkpoint(out)
@@ -57,9 +57,9 @@ def test_options_of_the_checkpoint_hold_for_what_is_written(said, tmp_path):
     assert "schedule.betas" in load_file(out)
 
 
-def test_the_checkpoint_of_the_package(said, tmp_path):
-    assert said("convert", "default", tmp_path / "model.safetensors")[0] == 0
-    status, _, err = said("convert", tmp_path / "model.safetensors", tmp_path / "model")
+def test_the_checkpoint_of_the_package(invoke, tmp_path):
+    assert invoke("convert", "default", tmp_path / "model.safetensors")[0] == 0
+    status, _, err = invoke("convert", tmp_path / "model.safetensors", tmp_path / "model")
     assert (status, err) == (0, "")
     assert same_weights(load_checkpoint(), load_checkpoint(tmp_path / "model"))
 
@@ -89,7 +89,7 @@ def test_the_checkpoint_of_the_package(said, tmp_path):
         ),
     ],
 )
-def test_what_is_refused(said, small_checkpoint, tmp_path, monkeypatch, arguments, words):
+def test_what_is_refused(invoke, small_checkpoint, tmp_path, monkeypatch, arguments, words):
     openai, there, here = tmp_path / "model.pt", tmp_path / "there", tmp_path / "here"
     torch.save(openai_weights(), openai)
     for folder in (there, here):
@@ -97,7 +97,7 @@ def test_what_is_refused(said, small_checkpoint, tmp_path, monkeypatch, argument
     (there / "thesis.tex").touch()
     monkeypatch.chdir(here)
     names = {"small": small_checkpoint, "openai": openai, "there": there, "new": "new"}
-    status, out, err = said("convert", *(word.format(**names) for word in arguments))
+    status, out, err = invoke("convert", *(word.format(**names) for word in arguments))
     assert (status, out) == (2, "")
     *notes, line = err.splitlines()
     assert line.startswith("Error: ")

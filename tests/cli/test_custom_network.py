@@ -43,25 +43,25 @@ def folder(tmp_path):
 
 
 def evaluation(folder, small_npz, *more, **changed):
-    said = {**SAID, **{f"--{name.replace('_', '-')}": value for name, value in changed.items()}}
-    words = [word for name, value in said.items() if value is not None for word in (name, value)]
+    options = {**SAID, **{f"--{name.replace('_', '-')}": value for name, value in changed.items()}}
+    words = [word for name, value in options.items() if value is not None for word in (name, value)]
     network = ["--ckpt", folder / "weights.pt", "--network", f"{folder / 'net.py'}:Net"]
     sizes = ["--data", small_npz, "--estimator", "every-pair", "--draws", "1"]
     return ["nll", *network, *words, *sizes, *more]
 
 
 def test_it_is_evaluated_and_named_and_what_it_prints_is_no_result(
-    said, folder, small_npz, tmp_path
+    invoke, folder, small_npz, tmp_path
 ):
     (folder / "net.py").write_text(NET.replace("return", "print('called'); return"))
-    status, printed, told = said(
+    status, printed, message = invoke(
         *evaluation(folder, small_npz, "--out", tmp_path / "run", "--format", "json")
     )
     assert status == 0
     checkpoint = json.loads(printed)["checkpoint"]
     assert checkpoint["family"] == "own network"
     assert checkpoint["network"].endswith("net.py:Net")
-    assert told.count("called") > 2  # two are before the run
+    assert message.count("called") > 2  # two are before the run
 
 
 @pytest.mark.parametrize(

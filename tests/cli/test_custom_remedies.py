@@ -70,11 +70,14 @@ class Own:
         (self.path / name).write_text(NET + textwrap.dedent(text))
 
     def words(self, name="Net", ckpt="weights.pt", file="net.py", **changed):
-        said = {**SAID, **{f"--{key.replace('_', '-')}": value for key, value in changed.items()}}
+        options = {
+            **SAID,
+            **{f"--{key.replace('_', '-')}": value for key, value in changed.items()},
+        }
         words = ["--network", f"{self.path / file}:{name}", "--data", self.data]
         words += [] if ckpt is None else ["--ckpt", self.path / ckpt]
         words += ["--num-images", "1"]
-        return [*words, *(w for pair in said.items() if pair[1] is not None for w in pair)]
+        return [*words, *(w for pair in options.items() if pair[1] is not None for w in pair)]
 
     def bound(self, *names, **changed):
         return bound_of(self.words(*names, **changed))
@@ -372,9 +375,9 @@ class Grad(Net):
 def test_what_a_call_may_do(own, right, name, capsys):
     own.code(OUTPUTS)
     state, threads = torch.get_rng_state(), torch.get_num_threads()
-    found = own.bound(name)
+    result = own.bound(name)
     if name not in ("Half", "Same"):
-        assert found == pytest.approx(right, abs=1e-6)
+        assert result == pytest.approx(right, abs=1e-6)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.get_num_threads() == threads
     assert capsys.readouterr().out == ""

@@ -41,30 +41,30 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def evaluate(said, folder, small_npz):
+def evaluate(invoke, folder, small_npz):
     def run(schedule):
         words = ["--ckpt", folder / "flat.pt", "--network", f"{folder / 'net.py'}:Net"]
         sizes = ["--data", small_npz, "--estimator", "every-pair", "--draws", "1"]
         out = ["--out", folder / schedule.partition(":")[0], "--format", "json"]
-        status, printed, told = said(
+        status, printed, message = invoke(
             "nll", *words, *SAID.split(), "--schedule", schedule, *sizes, *out
         )
-        assert status == 0, told
-        return json.loads(printed), told
+        assert status == 0, message
+        return json.loads(printed), message
 
     return run
 
 
 def test_the_tables_are_the_chain_that_was_trained(evaluate, folder):
-    read, told = evaluate("buffers")
+    read, message = evaluate("buffers")
     assert read["num_timesteps"] == TOTAL
-    assert "the first for t = 0" in told
-    expected, told = evaluate(f"alphas_cumprod:{folder / 'products.npy'}")
+    assert "the first for t = 0" in message
+    expected, message = evaluate(f"alphas_cumprod:{folder / 'products.npy'}")
     assert read["bits_per_dim"] == pytest.approx(expected["bits_per_dim"], rel=1e-4)
-    assert "is not that of the tables" not in told
-    assert "the file says" not in told
-    _, told = evaluate("geometric:20:0.0001:0.02")
-    assert "has 20 steps, and the file says flat.n_T = 10" in told
+    assert "is not that of the tables" not in message
+    assert "the file says" not in message
+    _, message = evaluate("geometric:20:0.0001:0.02")
+    assert "has 20 steps, and the file says flat.n_T = 10" in message
     # The chain does not end in noise.
     assert read["prior"] > 0.1
     (line,) = (line for line in printed_nll(read, "table").splitlines() if "far from" in line)
@@ -76,10 +76,12 @@ def test_the_tables_are_the_chain_that_was_trained(evaluate, folder):
 @pytest.mark.parametrize(
     ("file", "schedule"), [("flat.pt", "buffers"), ("steps.pt", "linear:200:START:END")]
 )
-def test_inspect_begins_with_what_the_file_has(said, folder, file, schedule):
+def test_inspect_begins_with_what_the_file_has(invoke, folder, file, schedule):
     network = f"{folder / 'net.py'}:Net"
-    status, printed, told = said("inspect", folder / file, "--network", network, "--format", "json")
-    assert status == 0, told
+    status, printed, message = invoke(
+        "inspect", folder / file, "--network", network, "--format", "json"
+    )
+    assert status == 0, message
     summary = json.loads(printed)
     assert summary["missing"]["schedule"] == schedule
     assert schedule in summary["command"]

@@ -112,11 +112,11 @@ def test_a_run_of_a_newer_version(refused, runs, importance, make, name):
 
 
 @pytest.mark.parametrize("version", ["0.0.9", db.__version__, f"{db.__version__}rc2"])
-def test_a_run_of_an_older_version_is_read(said, importance, version):
+def test_a_run_of_an_older_version_is_read(invoke, importance, version):
     edit(importance / "run.json", ddpmbench=version)
     shutil.rmtree(importance / "shards")  # which are of the run of this version
-    status, _, told = said("rd", "--run", importance)
-    assert status == 0, told
+    status, _, message = invoke("rd", "--run", importance)
+    assert status == 0, message
 
 
 def test_a_later_result_of_another_kind_is_no_newer_version(refused, importance, pairs):
@@ -180,7 +180,7 @@ DAMAGES = [remove, truncate, flip_a_bit, rename, shorten, swap, without_a_column
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_what_is_damaged_is_named_and_mended_as_the_message_says(
-    refused, said, runs, run, damage, evaluate, monkeypatch
+    refused, invoke, runs, run, damage, evaluate, monkeypatch
 ):
     before = (run / "rate_distortion.csv").read_bytes()
     named = damage(shards(run)[1])
@@ -188,7 +188,7 @@ def test_what_is_damaged_is_named_and_mended_as_the_message_says(
     assert line.startswith(f"Error: {run}: ")
     assert named in line
     if damage is flip_a_bit:  # where its table, whose checksum holds, is all that is read
-        assert said("rd", "--run", run)[:2] == said("rd", "--run", runs / run.name)[:2]
+        assert invoke("rd", "--run", run)[:2] == invoke("rd", "--run", runs / run.name)[:2]
     else:
         line = refused("rd", "--run", run)
         assert line.startswith(f"Error: --run {run}: ")
@@ -200,7 +200,7 @@ def test_what_is_damaged_is_named_and_mended_as_the_message_says(
         run = run.parent / "again" / run.name
         monkeypatch.setattr(worker, "SHARD_BYTES", 1)  # the terms are summed in the same portions
     evaluate(run.name, run)
-    assert said("rd", "--run", run)[0] == 0
+    assert invoke("rd", "--run", run)[0] == 0
     assert (run / "rate_distortion.csv").read_bytes() == before
 
 
@@ -222,19 +222,19 @@ def test_a_few_are_named_and_the_others_counted(refused, pairs):
     paths = shards(pairs)
     for path in paths[3:5]:  # neighbors, which are one range
         path.unlink()
-    said = [f"no shard holds terms {3 * SHARD} to {5 * SHARD - 1}"]
-    said += [truncate(path) for path in paths[6:14]]
+    faults = [f"no shard holds terms {3 * SHARD} to {5 * SHARD - 1}"]
+    faults += [truncate(path) for path in paths[6:14]]
     line = refused("rd", "--run", pairs)
-    assert all(words in line for words in said[:3])
-    assert not any(words in line for words in said[3:])
+    assert all(words in line for words in faults[:3])
+    assert not any(words in line for words in faults[3:])
     assert "and 6 more" in line
 
 
-def test_a_published_folder_has_no_shards(said, run, runs):
+def test_a_published_folder_has_no_shards(invoke, run, runs):
     shutil.rmtree(run / "shards")
-    status, printed, told = said("rd", "--run", run)
-    assert status == 0, told
-    assert printed == said("rd", "--run", runs / run.name)[1]
+    status, printed, message = invoke("rd", "--run", run)
+    assert status == 0, message
+    assert printed == invoke("rd", "--run", runs / run.name)[1]
 
 
 def test_rows_beyond_the_result_and_the_pilot_are_not_looked_at(importance):

@@ -26,23 +26,23 @@ def network(tmp_path_factory):
 
 
 @pytest.fixture
-def fid(said, small_checkpoint, small_npz, network):
+def fid(invoke, small_checkpoint, small_npz, network):
     def call(*arguments):
         common = ["--ckpt", small_checkpoint, "--data", small_npz, "--feature-network", network]
-        return said("fid", *common, "--num-generated", 8, *arguments)
+        return invoke("fid", *common, "--num-generated", 8, *arguments)
 
     return call
 
 
 @pytest.mark.usefixtures("pages")
 def test_a_run_prints_scores_and_leaves_a_page(fid, tmp_path):
-    status, printed, told = fid("--out", tmp_path / "run")
+    status, printed, message = fid("--out", tmp_path / "run")
     assert status == 0
     assert printed.startswith("FD[")
     assert "is not FID" in printed
     assert (tmp_path / "run" / "report.html").exists()
-    assert "8 images: samples" in told
-    assert f"--out {tmp_path / 'run'}" in told
+    assert "8 images: samples" in message
+    assert f"--out {tmp_path / 'run'}" in message
     again = fid("--out", tmp_path / "run", "--format", "json")
     assert json.loads(again[1])["num_generated"] == 8
     quiet = fid("--out", tmp_path / "run", "--format", "quiet")
@@ -53,7 +53,7 @@ def test_a_run_prints_scores_and_leaves_a_page(fid, tmp_path):
 
 
 def test_published_weights_are_fetched_once_and_their_distance_is_called_fid(
-    said, small_checkpoint, small_npz, network, tmp_path, monkeypatch
+    invoke, small_checkpoint, small_npz, network, tmp_path, monkeypatch
 ):
     content = network.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
@@ -65,7 +65,7 @@ def test_published_weights_are_fetched_once_and_their_distance_is_called_fid(
     }.items():
         monkeypatch.setattr(f"ddpmbench.{name}", value)
     command = ["fid", "--ckpt", small_checkpoint, "--data", small_npz, "--num-generated", 4]
-    status, printed, _ = said(*command, "--out", tmp_path / "run")
+    status, printed, _ = invoke(*command, "--out", tmp_path / "run")
     assert status == 0
     assert printed.startswith("FID ")
     assert printed.splitlines()[0].endswith("(ddpm)")
@@ -73,44 +73,44 @@ def test_published_weights_are_fetched_once_and_their_distance_is_called_fid(
     kept = tmp_path / "cache" / "inception" / "inception-2015-12-05.pt"
     assert kept.read_bytes() == content
     monkeypatch.setattr("ddpmbench.samples.feature_weights.INCEPTION_URL", "file:///nothing")
-    assert said(*command, "--out", tmp_path / "again")[1].split()[1] == printed.split()[1]
+    assert invoke(*command, "--out", tmp_path / "again")[1].split()[1] == printed.split()[1]
 
 
-def test_two_runs_compare(said, fid, tmp_path):
+def test_two_runs_compare(invoke, fid, tmp_path):
     for seed in (0, 1):
         options = ("--seed", seed, "--variance", "fixed_small")
-        status, _, told = fid("--out", tmp_path / f"seed-{seed}", *options)
-        assert status == 0, told
-        assert "Note: --variance fixed_small overrides fixed_large" in told
+        status, _, message = fid("--out", tmp_path / f"seed-{seed}", *options)
+        assert status == 0, message
+        assert "Note: --variance fixed_small overrides fixed_large" in message
     runs = [tmp_path / f"seed-{seed}" for seed in (0, 1)]
-    status, printed, _ = said("compare", *runs, "--out", tmp_path / "compared")
+    status, printed, _ = invoke("compare", *runs, "--out", tmp_path / "compared")
     assert status == 0
     assert "seed-1" in printed
     assert (tmp_path / "compared" / "report.html").exists()
 
 
-def test_samples_are_made_and_made_again(said, small_checkpoint, tmp_path):
+def test_samples_are_made_and_made_again(invoke, small_checkpoint, tmp_path):
     command = ["sample", "--ckpt", small_checkpoint, "-n", 5, "--out", tmp_path / "run"]
-    status, printed, told = said(*command)
+    status, printed, message = invoke(*command)
     assert status == 0
     assert printed.startswith("5 samples, 8x8 gray")
     assert np.load(tmp_path / "run" / "samples.npz")["arr_0"].shape == (5, 8, 8, 1)
     assert (tmp_path / "run" / "figures" / "samples.png").exists()
-    assert "5 images, 40 network evaluations each" in told
-    path = said(*command, "--format", "quiet")[1].strip()
+    assert "5 images, 40 network evaluations each" in message
+    path = invoke(*command, "--format", "quiet")[1].strip()
     assert path == str(tmp_path / "run" / "samples.npz")
-    assert json.loads(said(*command, "--format", "json")[1])["num_samples"] == 5
+    assert json.loads(invoke(*command, "--format", "json")[1])["num_samples"] == 5
 
 
-def test_a_note_of_samples_is_printed_once(said, small_npz, network, tmp_path):
+def test_a_note_of_samples_is_printed_once(invoke, small_npz, network, tmp_path):
     with np.load(small_npz) as archive:
         for index, image in enumerate(archive["arr_0"]):
             Image.fromarray(image.squeeze()).save(tmp_path / f"{index}.png")
     (tmp_path / "read.me").write_text("of other things")
     known = ("--samples", tmp_path, "--data", small_npz, "--feature-network", network)
-    status, _, told = said("fid", *known, "--out", tmp_path / "run")
-    assert status == 0, told
-    assert told.count("passed over besides the images") == 1
+    status, _, message = invoke("fid", *known, "--out", tmp_path / "run")
+    assert status == 0, message
+    assert message.count("passed over besides the images") == 1
 
 
 @pytest.mark.parametrize(
@@ -153,15 +153,15 @@ def test_first_images_of_statistics_are_refused(refused, network, small_npz, tmp
     assert "--num-images 5: does not apply to the mu and sigma of" in line
 
 
-def test_images_beside_statistics_are_noted(said, network, small_npz, tmp_path):
+def test_images_beside_statistics_are_noted(invoke, network, small_npz, tmp_path):
     with np.load(small_npz) as archive:
         images = archive["arr_0"]
     np.savez(tmp_path / "stats.npz", mu=np.zeros(6), sigma=np.eye(6), arr_0=images)
     known = ("--feature-network", network, "--data", tmp_path / "stats.npz")
-    status, _, told = said("fid", "--samples", small_npz, *known, "--out", tmp_path / "run")
-    assert status == 0, told
+    status, _, message = invoke("fid", "--samples", small_npz, *known, "--out", tmp_path / "run")
+    assert status == 0, message
     note = f"Note: --data {tmp_path / 'stats.npz'}: mu and sigma are the reference"
-    assert told.count(note) == 1
+    assert message.count(note) == 1
 
 
 def test_a_reference_must_be_named_for_what_is_not_the_default(refused, small_npz, network):
@@ -172,9 +172,9 @@ def test_a_reference_must_be_named_for_what_is_not_the_default(refused, small_np
 def test_a_cache_that_cannot_be_written_is_named(fid, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("DDPMBENCH_CACHE", str(tmp_path / "file"))
-    status, _, told = fid("--out", tmp_path / "run")
+    status, _, message = fid("--out", tmp_path / "run")
     assert status == 2
-    assert f"Error: DDPMBENCH_CACHE {tmp_path / 'file'}" in told
+    assert f"Error: DDPMBENCH_CACHE {tmp_path / 'file'}" in message
 
 
 def test_without_weights_nothing_is_sampled(refused, monkeypatch):
@@ -200,10 +200,10 @@ def test_a_long_run_says_what_it_takes_and_what_cheaper_ones_cost():
 
 @pytest.mark.parametrize("option", ["--samples", "--data"])
 def test_a_missing_file_is_named_before_the_feature_network_is_loaded(
-    said, small_npz, tmp_path, monkeypatch, option
+    invoke, small_npz, tmp_path, monkeypatch, option
 ):
     monkeypatch.setattr("ddpmbench.cli.samples._network", None)
     paths = {"--samples": small_npz, "--data": small_npz, option: tmp_path / "nope.npz"}
-    status, _, told = said("fid", *(part for pair in paths.items() for part in pair))
+    status, _, message = invoke("fid", *(part for pair in paths.items() for part in pair))
     assert status == 2
-    assert "nope.npz" in told
+    assert "nope.npz" in message

@@ -93,22 +93,24 @@ def test_samples_have_no_page(refused, samples):
 
 
 def test_the_samples_of_a_run_are_scored_with_its_record(
-    said, samples, small_npz, tmp_path, monkeypatch
+    invoke, samples, small_npz, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("DDPMBENCH_CACHE", str(tmp_path / "cache"))
     network = write_network(tmp_path / "stand-in.pt", num_features=6, num_classes=4)
     common = ["--data", small_npz, "--feature-network", network, "--format", "json"]
-    found = {}
+    result = {}
     for name, given in (("run", samples), ("file", samples / "samples.npz")):
-        status, printed, told = said("fid", "--samples", given, *common, "--out", tmp_path / name)
-        assert status == 0, told
-        found[name] = json.loads(printed)
-    assert found["run"]["fid"] == found["file"]["fid"]
+        status, printed, message = invoke(
+            "fid", "--samples", given, *common, "--out", tmp_path / name
+        )
+        assert status == 0, message
+        result[name] = json.loads(printed)
+    assert result["run"]["fid"] == result["file"]["fid"]
     record = json.loads((samples / "summary.json").read_text())
     for field in ("checkpoint", "sampler", "seed"):
-        assert found["run"][field] == record[field]
-    assert found["run"]["protocol"]["eight_bit"] == "round"
-    assert found["file"]["sampler"] is None
+        assert result["run"][field] == record[field]
+    assert result["run"]["protocol"]["eight_bit"] == "round"
+    assert result["file"]["sampler"] is None
 
 
 def test_samples_that_are_not_those_of_their_run_are_refused(refused, samples, tmp_path):

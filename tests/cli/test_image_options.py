@@ -60,20 +60,20 @@ def model(small_model, tmp_path):
 
 
 @pytest.fixture
-def nll(said, tmp_path):
+def nll(invoke, tmp_path):
     """Runs nll; returns its status, its summary if any, and what it said."""
 
     def call(checkpoint, data, *options):
         out = tmp_path / "run"
         shutil.rmtree(out, ignore_errors=True)
-        status, _, told = said(
+        status, _, message = invoke(
             "nll", "--ckpt", checkpoint, "--data", data, *FAST, "--out", out, *options
         )
         if status:
             assert status == 2
-            assert told.splitlines()[-1].startswith("Error: ")
-            return status, None, told
-        return status, json.loads((out / "summary.json").read_text()), told
+            assert message.splitlines()[-1].startswith("Error: ")
+            return status, None, message
+        return status, json.loads((out / "summary.json").read_text()), message
 
     return call
 
@@ -85,17 +85,17 @@ def test_what_is_passed_over_is_in_a_line_and_in_the_summary(nll, model, tmp_pat
     folder = save(tmp_path / "f", random_images(2, 8, 8))
     (folder / "labels.csv").write_text("a")
     (folder / ".hidden").write_text("")
-    status, summary, told = nll(model(), folder)
+    status, summary, message = nll(model(), folder)
     assert status == 0
-    assert told.count("passed over besides the images: 1 hidden, 1 .csv") == 1
+    assert message.count("passed over besides the images: 1 hidden, 1 .csv") == 1
     assert summary["data"]["passed_over"] == {"hidden": 1, ".csv": 1}
     Image.fromarray(random_images(1, 8, 8)[0]).save(folder / "9.tga")
-    status, _, told = nll(model(), folder)
+    status, _, message = nll(model(), folder)
     assert status == 2
-    assert "9.tga: .tga is not read" in told
-    status, summary, told = nll(model(), folder, *_named(told, "--on-bad"))
+    assert "9.tga: .tga is not read" in message
+    status, summary, message = nll(model(), folder, *_named(message, "--on-bad"))
     assert (status, summary["num_images"], summary["data"]["skipped"]) == (0, 2, 1)
-    assert "1 files of" in told
+    assert "1 files of" in message
 
 
 def _named(told, option):
@@ -110,9 +110,9 @@ def test_one_gray_image_is_converted_as_the_message_says(nll, model, tmp_path):
     pixels = random_images(4, 8, 8, 3)
     folder = save(tmp_path / "f", pixels)
     Image.fromarray(pixels[0, ..., 0]).save(folder / "0.png")
-    status, _, told = nll(model(channels=3), folder)
+    status, _, message = nll(model(channels=3), folder)
     assert status == 2
-    status, summary, told_then = nll(model(channels=3), folder, *_named(told, "--convert"))
+    status, summary, told_then = nll(model(channels=3), folder, *_named(message, "--convert"))
     assert status == 0
     assert summary["num_images"] == 4
     assert summary["data"]["convert"] == "rgb"
@@ -121,11 +121,11 @@ def test_one_gray_image_is_converted_as_the_message_says(nll, model, tmp_path):
     np.savez(tmp_path / "same.npz", pixels)
     assert load_images(tmp_path / "same.npz").sha256 == summary["data"]["sha256"]
     Image.fromarray(random_images(1, 8, 9, 3)[0]).save(folder / "1.png")
-    options = _named(told, "--convert")
-    status, _, told = nll(model(channels=3), folder, *options)
+    options = _named(message, "--convert")
+    status, _, message = nll(model(channels=3), folder, *options)
     assert status == 2
-    assert "--convert" not in told  # which would not help
-    status, summary, _ = nll(model(channels=3), folder, *options, *_named(told, "--on-bad"))
+    assert "--convert" not in message  # which would not help
+    status, summary, _ = nll(model(channels=3), folder, *options, *_named(message, "--on-bad"))
     assert summary["num_images"] == 3
 
 
@@ -135,9 +135,9 @@ def test_channels_that_the_model_does_not_take_are_converted(
 ):
     shape = (2, 8, 8) if channels == 1 else (2, 8, 8, 3)
     np.savez(tmp_path / "a.npz", random_images(*shape))
-    status, _, told = nll(model(channels=of_model), tmp_path / "a.npz")
+    status, _, message = nll(model(channels=of_model), tmp_path / "a.npz")
     assert status == 2
-    assert nll(model(channels=of_model), tmp_path / "a.npz", *_named(told, "--convert"))[0] == 0
+    assert nll(model(channels=of_model), tmp_path / "a.npz", *_named(message, "--convert"))[0] == 0
 
 
 @pytest.mark.parametrize("to", ["rgb", "gray"])
@@ -167,9 +167,9 @@ def class_folders(tmp_path):
 
 def test_class_folders_are_the_classes_in_sorted_order(nll, model, class_folders, tmp_path):
     checkpoint = model(num_classes=2)
-    status, summary, told = nll(checkpoint, class_folders)
+    status, summary, message = nll(checkpoint, class_folders)
     assert status == 0
-    assert told.count("cat = 0, dog = 1") == 1
+    assert message.count("cat = 0, dog = 1") == 1
     assert summary["data"]["classes"] == ["cat", "dog"]
     images = load_images(class_folders)
     pixels = images.pixels.transpose(0, 2, 3, 1)
@@ -189,8 +189,8 @@ def test_class_folders_are_the_classes_in_sorted_order(nll, model, class_folders
 
 def test_a_class_folder_without_images_keeps_its_number(nll, model, class_folders):
     (class_folders / "cow").mkdir()
-    status, summary, told = nll(model(num_classes=3), class_folders)
-    assert status == 0, told
+    status, summary, message = nll(model(num_classes=3), class_folders)
+    assert status == 0, message
     assert summary["data"]["classes"] == ["cat", "cow", "dog"]
     (class_folders / "cow" / "0.pgm").write_bytes(b"P5 8 8 255 " + bytes(64))
     assert set(load_images(class_folders, on_bad="skip").labels) == {0, 2}
@@ -202,12 +202,14 @@ def test_fewer_folders_than_classes_are_named_as_the_message_says(
     nll, model, class_folders, tmp_path
 ):
     checkpoint = model(num_classes=3)
-    status, _, told = nll(checkpoint, class_folders)
+    status, _, message = nll(checkpoint, class_folders)
     assert status == 2
-    assert "2 class folders (cat, dog)" in told
-    assert "--class-names" in told
+    assert "2 class folders (cat, dog)" in message
+    assert "--class-names" in message
     (tmp_path / "names.txt").write_text("bird\ncat\ndog\n")
-    status, summary, told = nll(checkpoint, class_folders, "--class-names", tmp_path / "names.txt")
+    status, summary, message = nll(
+        checkpoint, class_folders, "--class-names", tmp_path / "names.txt"
+    )
     assert status == 0
     assert summary["data"]["classes"] == ["bird", "cat", "dog"]
     np.savez(
@@ -224,9 +226,9 @@ def test_numbers_that_sort_in_two_ways_are_not_guessed(nll, model, tmp_path):
     for number in (0, 1, 2, 10):
         save(tmp_path / "f" / str(number), random_images(1, 8, 8, seed=number))
     checkpoint = model(num_classes=4)
-    status, _, told = nll(checkpoint, tmp_path / "f")
+    status, _, message = nll(checkpoint, tmp_path / "f")
     assert status == 2
-    assert "--class-names" in told
+    assert "--class-names" in message
     for names in ("0,1,10,2", "0,1,2,10"):
         status, summary, _ = nll(checkpoint, tmp_path / "f", "--class-names", names)
         assert status == 0
@@ -285,14 +287,14 @@ def test_an_npy_is_read(tmp_path):
 # A border
 
 
-def test_padding_is_said_and_counted(nll, model, said, tmp_path):
+def test_padding_is_said_and_counted(nll, model, invoke, tmp_path):
     pixels = random_images(3, 6, 6)
     np.savez(tmp_path / "small.npz", pixels)
     bordered = np.pad(pixels, ((0, 0), (1, 1), (1, 1)))
     np.savez(tmp_path / "bordered.npz", bordered)
-    status, _, told = nll(model(), tmp_path / "small.npz")
+    status, _, message = nll(model(), tmp_path / "small.npz")
     assert status == 2
-    status, summary, told = nll(model(), tmp_path / "small.npz", *_named(told, "--pad"))
+    status, summary, message = nll(model(), tmp_path / "small.npz", *_named(message, "--pad"))
     assert status == 0
     same = nll(model(), tmp_path / "bordered.npz")[1]
     assert summary["bits_per_dim"] == same["bits_per_dim"]
@@ -300,9 +302,9 @@ def test_padding_is_said_and_counted(nll, model, said, tmp_path):
     assert summary["data"]["padding"] == {"from": [6, 6], "to": [8, 8], "value": 0}
     unpadded = summary["bits_per_dim"] * 64 / 36
     assert summary["unpadded"]["bits_per_dim"] == pytest.approx(unpadded, rel=1e-12)
-    assert "per dimension of the padded images" in told
+    assert "per dimension of the padded images" in message
     words = ("--ckpt", model(), "--data", tmp_path / "small.npz", *FAST, "--pad", 8)
-    printed = said("nll", *words, "--out", tmp_path / "run")[1]
+    printed = invoke("nll", *words, "--out", tmp_path / "run")[1]
     assert re.search(r"padding +6x6 to 8x8 with black; <= [0-9.]+ bits per dimension", printed)
     for side in (4, 7, 9):
         assert nll(model(), tmp_path / "small.npz", "--pad", side)[0] == 2
@@ -320,17 +322,17 @@ def test_what_is_read_already_cannot_be_read_otherwise(option):
 # Rectangles
 
 
-def test_a_rectangle_goes_through_every_command(nll, model, said, tmp_path):
+def test_a_rectangle_goes_through_every_command(nll, model, invoke, tmp_path):
     checkpoint = model(image_size=(8, 16))
     np.savez(tmp_path / "a.npz", random_images(3, 8, 16))
     np.savez(tmp_path / "turned.npz", random_images(3, 16, 8))
     status, summary, _ = nll(checkpoint, tmp_path / "a.npz")
     assert status == 0
     assert "are 8x16, the checkpoint" in nll(checkpoint, tmp_path / "turned.npz")[2]
-    assert "16x8" in said("inspect", checkpoint)[1]
-    assert said("sample", "--ckpt", checkpoint, "-n", 2, "--out", tmp_path / "s")[0] == 0
+    assert "16x8" in invoke("inspect", checkpoint)[1]
+    assert invoke("sample", "--ckpt", checkpoint, "-n", 2, "--out", tmp_path / "s")[0] == 0
     assert load_images(tmp_path / "s" / "samples.npz").pixels.shape == (2, 1, 8, 16)
-    assert said("convert", checkpoint, tmp_path / "diffusers")[0] == 0
+    assert invoke("convert", checkpoint, tmp_path / "diffusers")[0] == 0
     assert load_checkpoint(tmp_path / "diffusers").image_size == (8, 16)
     again = nll(tmp_path / "diffusers", tmp_path / "a.npz")[1]
     assert again["bits_per_dim"] == pytest.approx(summary["bits_per_dim"], abs=1e-6)
@@ -345,15 +347,15 @@ def test_a_rectangle_goes_through_every_command(nll, model, said, tmp_path):
 
 
 @pytest.mark.parametrize(("levels", "raw"), [(256, "8"), (16, "4"), (5, "2.322")])
-def test_a_bound_above_the_raw_pixels_is_said(nll, model, said, tmp_path, levels, raw):
+def test_a_bound_above_the_raw_pixels_is_said(nll, model, invoke, tmp_path, levels, raw):
     np.savez(tmp_path / "a.npz", random_images(2, 8, 8))
-    status, summary, told = nll(model(), tmp_path / "a.npz", "--levels", levels)
+    status, summary, message = nll(model(), tmp_path / "a.npz", "--levels", levels)
     assert status == 0
     line = f"worse than sending raw pixels ({raw} bits/dim)"
     assert summary["bits_per_dim"] > np.log2(levels)
-    assert told.count(line) == 1
+    assert message.count(line) == 1
     assert summary["worse_than_raw_pixels"] is True
-    assert said("rd", "--run", tmp_path / "run")[2].count(line) == 1
+    assert invoke("rd", "--run", tmp_path / "run")[2].count(line) == 1
 
 
 TRAINING = ("--steps", 1, "--channels", "8", "--attention", "0", "--norm-groups", 4)
@@ -368,17 +370,17 @@ MEASURING = ("--num-samples", 1, "--precision", "fp32")
     ],
 )
 def test_the_remedies_are_options_of_the_commands_that_name_them(
-    said, model, tmp_path, command, options
+    invoke, model, tmp_path, command, options
 ):
     """Those for an image that cannot be read, one of another color, and one that is too small."""
     images = save(tmp_path / "images", random_images(3, 6, 6, 3))
     (images / "9.png").write_bytes(b"no image")
     ckpt = ("--ckpt", model(image_size=8)) if command == "speed" else ()
     words = (command, *ckpt, "--data", images, "--out", tmp_path / "out", *options)
-    status, _, line = said(*words)
+    status, _, line = invoke(*words)
     assert (status, line.count("\n")) == (2, 1)
     assert "--on-bad skip" in line
-    status, _, lines = said(*words, "--on-bad", "skip", "--convert", "gray", "--pad", 8)
+    status, _, lines = invoke(*words, "--on-bad", "skip", "--convert", "gray", "--pad", 8)
     assert status == 0, lines
     assert "1 files of" in lines
     assert "9.png" in lines

@@ -10,35 +10,35 @@ import torch
 from sealing import read_record
 
 
-def test_a_checkpoint_that_lacks_nothing(said, small_checkpoint):
-    status, printed, told = said("inspect", small_checkpoint)
-    assert (status, told) == (0, "")
+def test_a_checkpoint_that_lacks_nothing(invoke, small_checkpoint):
+    status, printed, message = invoke("inspect", small_checkpoint)
+    assert (status, message) == (0, "")
     assert printed.startswith("small.safetensors: a diffusion model of 8x8 gray images, T = 40\n")
     assert f"evaluate    ddpmbench nll --ckpt {small_checkpoint}" in printed
 
 
-def test_without_a_name_it_is_the_checkpoint_of_the_package(said):
-    status, printed, _ = said("inspect")
+def test_without_a_name_it_is_the_checkpoint_of_the_package(invoke):
+    status, printed, _ = invoke("inspect")
     assert status == 0
     assert printed.startswith("default: a diffusion model of 28x28 gray images, T = 1,000\n")
     assert printed.splitlines()[-1] == "evaluate    ddpmbench nll"
 
 
-def test_missing_settings_are_no_mistake(said, tmp_path):
+def test_missing_settings_are_no_mistake(invoke, tmp_path):
     torch.save(peers.openai_weights(), tmp_path / "model500000.pt")
-    status, printed, told = said("inspect", tmp_path / "model500000.pt")
-    assert (status, told) == (0, "")
+    status, printed, message = invoke("inspect", tmp_path / "model500000.pt")
+    assert (status, message) == (0, "")
     printed = " ".join(printed.split())
     assert "To evaluate it, say how it was trained: --model-flags" in printed
     assert "time input missing" in printed
     assert "`" not in printed
 
 
-def test_json_is_what_is_written(said, small_checkpoint, tmp_path):
+def test_json_is_what_is_written(invoke, small_checkpoint, tmp_path):
     out = tmp_path / "look"
-    status, printed, told = said("inspect", small_checkpoint, "--format", "json", "--out", out)
+    status, printed, message = invoke("inspect", small_checkpoint, "--format", "json", "--out", out)
     assert status == 0
-    assert told == f"Folder: {out}\n"
+    assert message == f"Folder: {out}\n"
     assert json.loads(printed) == read_record(out / "inspect.json")
 
 
@@ -53,9 +53,9 @@ def test_json_is_what_is_written(said, small_checkpoint, tmp_path):
     ],
 )
 def test_mistakes_are_one_line(refused, arguments, words):
-    told = refused("inspect", *arguments)
+    message = refused("inspect", *arguments)
     for word in words:
-        assert word in told
+        assert word in message
 
 
 def test_a_file_that_is_no_checkpoint(refused, tmp_path):

@@ -56,29 +56,29 @@ def inputs(tmp_path_factory):
     ]
 
 
-def test_the_bound_in_continuous_time_and_the_ode_are_their_closed_forms(said, inputs, tmp_path):
-    found = {}
+def test_the_bound_in_continuous_time_and_the_ode_are_their_closed_forms(invoke, inputs, tmp_path):
+    result = {}
     for name, words in (
         ("continuous", ["nll", "--timesteps", "continuous", "--half-width", "0.03"]),
         ("ode", ["ode", "--num-ode-images", "200", "--trace", "exact", "--half-width", "0.05"]),
     ):
-        status, printed, told = said(*words, *inputs, "--out", tmp_path / name)
-        assert status == 0, told
-        found[name] = json.loads(printed)
+        status, printed, message = invoke(*words, *inputs, "--out", tmp_path / name)
+        assert status == 0, message
+        result[name] = json.loads(printed)
     truth = {
-        name: study.truths()[name].of_images(IMAGES.pixels).mean() / math.log(2) for name in found
+        name: study.truths()[name].of_images(IMAGES.pixels).mean() / math.log(2) for name in result
     }
     assert truth["continuous"] == pytest.approx(truth["ode"], abs=1e-3)
-    for name, summary in found.items():
+    for name, summary in result.items():
         assert abs(summary["bits_per_dim"] - truth[name]) < summary["half_width"], name
-    assert abs(found["ode"]["solver_error"]) < 1e-3
-    assert found["continuous"]["half_width"] <= 0.03
+    assert abs(result["ode"]["solver_error"]) < 1e-3
+    assert result["continuous"]["half_width"] <= 0.03
 
 
-def test_the_row_of_continuous_time_is_the_closed_form(said, inputs, tmp_path):
+def test_the_row_of_continuous_time_is_the_closed_form(invoke, inputs, tmp_path):
     words = ["nll", "--continuous", "--half-width", "0.05", "--out", tmp_path / "run"]
-    status, printed, told = said(*words, *inputs)
-    assert status == 0, told
+    status, printed, message = invoke(*words, *inputs)
+    assert status == 0, message
     summary = json.loads(printed)
     truth = study.truths()["continuous"].of_images(IMAGES.pixels).mean() / math.log(2)
     error = summary["continuous_bits_per_dim"] - truth

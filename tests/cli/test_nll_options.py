@@ -22,13 +22,13 @@ def test_a_limit_of_calls_that_leaves_none_for_the_correction(refused, inputs):
     assert "--max-evaluations 900" in line
 
 
-def test_both_say_what_was_corrected_and_what_not(said, inputs, tmp_path):
+def test_both_say_what_was_corrected_and_what_not(invoke, inputs, tmp_path):
     options = ["--precision", "bf16", "--out", tmp_path / "run"]
     for command in (["nll"], ["rd", "--pictures", "none"]):
-        status, printed, told = said(*command, *inputs, *options)
-        assert status == 0, told
+        status, printed, message = invoke(*command, *inputs, *options)
+        assert status == 0, message
         assert "bf16, corrected by " in printed
         assert "in bf16, uncorrected" in printed
-    status, printed, _ = said("rd", "--run", tmp_path / "run", "--format", "json")
+    status, printed, _ = invoke("rd", "--run", tmp_path / "run", "--format", "json")
     assert status == 0
     assert json.loads(printed)["precision_correction"]["num_evaluations"] == 200

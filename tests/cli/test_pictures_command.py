@@ -19,14 +19,14 @@ def arguments(small_checkpoint, small_npz, tmp_path):
 
 
 @pytest.mark.usefixtures("pages")
-def test_the_pictures_of_the_first_images_come_by_themselves(arguments, said, tmp_path):
-    status, printed, told = said(*arguments, "--format", "csv")
-    assert status == 0, told
-    assert f"66 {HEAD}" in told
+def test_the_pictures_of_the_first_images_come_by_themselves(arguments, invoke, tmp_path):
+    status, printed, message = invoke(*arguments, "--format", "csv")
+    assert status == 0, message
+    assert f"66 {HEAD}" in message
     assert HEAD not in printed
-    found = Pictures.read(tmp_path / "run", 40)
-    assert found.decoding.rmse.shape == (6, 11)
-    assert found.generation is found.interpolation is None
+    result = Pictures.read(tmp_path / "run", 40)
+    assert result.decoding.rmse.shape == (6, 11)
+    assert result.generation is result.interpolation is None
     # The rates above the pictures are those printed.
     curve = pd.read_csv(tmp_path / "run" / "rate_distortion.csv").set_index("t")
     numbers = pd.read_csv(tmp_path / "run" / "figures" / "decoding.csv")
@@ -34,14 +34,16 @@ def test_the_pictures_of_the_first_images_come_by_themselves(arguments, said, tm
 
 
 @pytest.mark.usefixtures("pages")
-def test_none_all_and_a_depth(arguments, said, tmp_path):
-    status, without, told = said(*arguments, "--pictures", "none", "--format", "csv")
-    assert status == 0, told
-    assert HEAD not in told
+def test_none_all_and_a_depth(arguments, invoke, tmp_path):
+    status, without, message = invoke(*arguments, "--pictures", "none", "--format", "csv")
+    assert status == 0, message
+    assert HEAD not in message
     assert not (tmp_path / "run" / PICTURES).exists()
-    status, printed, told = said(*arguments, "--pictures", "all", "--depth", 3, "--format", "csv")
-    assert status == 0, told
-    assert f"{66 + 8 * 40 + 33 * 3} {HEAD}" in told
+    status, printed, message = invoke(
+        *arguments, "--pictures", "all", "--depth", 3, "--format", "csv"
+    )
+    assert status == 0, message
+    assert f"{66 + 8 * 40 + 33 * 3} {HEAD}" in message
     assert printed == without
     assert Pictures.read(tmp_path / "run", 40).interpolation.depth == 3
     assert {path.stem for path in (tmp_path / "run" / "figures").iterdir()} >= {
@@ -49,17 +51,17 @@ def test_none_all_and_a_depth(arguments, said, tmp_path):
     }  # fmt: skip
 
 
-def test_a_finished_run_keeps_and_redraws_its_pictures(arguments, said, tmp_path, monkeypatch):
-    assert said(*arguments)[0] == 0
+def test_a_finished_run_keeps_and_redraws_its_pictures(arguments, invoke, tmp_path, monkeypatch):
+    assert invoke(*arguments)[0] == 0
     before = (tmp_path / "run" / PICTURES).read_bytes()
 
     def refuse(*_, **__):
         raise AssertionError("the network was called")
 
     monkeypatch.setattr(torch.nn.Module, "__call__", refuse)
-    status, _, told = said("report", tmp_path / "run")
-    assert status == 0, told
-    assert HEAD not in told
+    status, _, message = invoke("report", tmp_path / "run")
+    assert status == 0, message
+    assert HEAD not in message
     assert (tmp_path / "run" / PICTURES).read_bytes() == before
     assert (tmp_path / "run" / "figures" / "decoding.svg").exists()
 

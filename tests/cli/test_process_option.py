@@ -64,24 +64,24 @@ def closed_form(x):
     return (high - low).mean() / np.log(2), (x**2 / 2 / 10.0**2).mean() / np.log(2)
 
 
-def test_the_bound_of_exact_scores_is_the_closed_form(said, inputs, tmp_path):
+def test_the_bound_of_exact_scores_is_the_closed_form(invoke, inputs, tmp_path):
     x = np.load(tmp_path / "x.npz")["arr_0"] / 127.5 - 1
     kl, prior = closed_form(x)
     command = ("nll", *inputs, *LEVELS, "--timesteps", "continuous", "--half-width", 0.04)
-    status, printed, told = said(*command, "--out", tmp_path / "run", "--format", "json")
-    assert status == 0, told
+    status, printed, message = invoke(*command, "--out", tmp_path / "run", "--format", "json")
+    assert status == 0, message
     summary = json.loads(printed)
     assert summary["prior"] == pytest.approx(prior, rel=1e-6)
     assert summary["kl"] == pytest.approx(kl, abs=1.5 * summary["half_width"])
     assert summary["half_width"] <= 0.04
 
 
-def test_the_ode_of_exact_scores_is_the_closed_form(said, inputs, tmp_path):
+def test_the_ode_of_exact_scores_is_the_closed_form(invoke, inputs, tmp_path):
     # So little noise at the end that the density depends on the width of the prior.
     levels = ("--process", "ve:0.01:0.5:200")
     command = ("ode", *inputs, *levels, "--dequantization", "uniform", "--trace", "exact")
-    status, _, told = said(*command, "--num-ode-images", 60, "--out", tmp_path / "run")
-    assert status == 0, told
+    status, _, message = invoke(*command, "--num-ode-images", 60, "--out", tmp_path / "run")
+    assert status == 0, message
     rows = np.genfromtxt(tmp_path / "run" / "per_image.csv", delimiter=",", names=True)
     x = np.load(tmp_path / "x.npz")["arr_0"] / 127.5 - 1
     # The ODE is linear: u_T = u_1 sqrt((v + sigma_T^2) / (v + sigma_1^2)), and u_T ~ N(0, 0.5^2).
@@ -95,25 +95,25 @@ def test_the_ode_of_exact_scores_is_the_closed_form(said, inputs, tmp_path):
 
 
 @pytest.mark.parametrize("form", ["Score"])
-def test_the_family_of_a_schedule_and_what_is_none(said, refused, inputs):
+def test_the_family_of_a_schedule_and_what_is_none(invoke, refused, inputs):
     own = (*inputs, "--time-input", "index")
     assert "others; leave one of them out" in refused(
         "nll", *own, "--process", "ve:0.01:10:1000", "--schedule", "linear:1000"
     )
     assert "choose from vp" in refused("nll", *own, "--process", "vee")
     options = ("--process", "ve", "--schedule", "linear:1000", "--estimator", "every-pair")
-    status, printed, told = said("nll", *own, *options, "--timesteps", 5, "--num-images", 2)
-    assert status == 0, told
+    status, printed, message = invoke("nll", *own, *options, "--timesteps", 5, "--num-images", 2)
+    assert status == 0, message
     assert "linear, ve" in printed
 
 
-def test_what_else_must_know_the_family(said, small_checkpoint, tmp_path):
+def test_what_else_must_know_the_family(invoke, small_checkpoint, tmp_path):
     """Diffusers has one alone, and inspect says where it is from."""
-    status, _, told = said("convert", small_checkpoint, tmp_path / "folder", "--process", "ve")
+    status, _, message = invoke("convert", small_checkpoint, tmp_path / "folder", "--process", "ve")
     assert status == 2
-    assert "process but vp" in told.splitlines()[-1]
+    assert "process but vp" in message.splitlines()[-1]
     assert not (tmp_path / "folder").exists()
-    status, printed, _ = said("inspect", small_checkpoint, "--process", "ve")
+    status, printed, _ = invoke("inspect", small_checkpoint, "--process", "ve")
     assert [row.split()[-1] for row in printed.splitlines() if row.startswith("schedule")] == [
         "option"
     ]

@@ -13,12 +13,12 @@ RANGE = ("--data-range", "0,1", "--levels", 32)
 FEW = ("--timesteps", 3, "--estimator", "every-pair", "--draws", 1)
 
 
-def test_they_are_said_and_stand_in_the_result(said, small_checkpoint, small_npz, tmp_path):
+def test_they_are_said_and_stand_in_the_result(invoke, small_checkpoint, small_npz, tmp_path):
     arguments = ("nll", "--ckpt", small_checkpoint, "--data", small_npz, *FEW)
-    status, printed, told = said(*arguments, *RANGE, "--out", tmp_path / "run")
-    assert status == 0, told
-    assert "--data-range 0,1 overrides -1,1" in told
-    assert "--levels 32 overrides 256" in told
+    status, printed, message = invoke(*arguments, *RANGE, "--out", tmp_path / "run")
+    assert status == 0, message
+    assert "--data-range 0,1 overrides -1,1" in message
+    assert "--levels 32 overrides 256" in message
     assert "exact decoder, data in [0, 1], 32 levels" in printed
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     resolved = json.loads((tmp_path / "run" / "environment.json").read_text())["arguments"]
@@ -26,34 +26,34 @@ def test_they_are_said_and_stand_in_the_result(said, small_checkpoint, small_npz
         assert (record["data_range"], record["levels"]) == ("[0, 1]", 32)
     # The default said aloud is the default.
     out = ("--out", tmp_path / "other")
-    status, printed, told = said(*arguments, "--data-range", "-1,1", "--levels", 256, *out)
-    assert status == 0, told
-    assert "overrides" not in told
+    status, printed, message = invoke(*arguments, "--data-range", "-1,1", "--levels", 256, *out)
+    assert status == 0, message
+    assert "overrides" not in message
     assert "levels" not in printed
 
 
-def test_a_file_that_says_them_needs_no_options(said, small_model, small_npz, tmp_path):
+def test_a_file_that_says_them_needs_no_options(invoke, small_model, small_npz, tmp_path):
     file = tmp_path / "model.safetensors"
     write_native(file, dataclasses.replace(small_model, data_range=DataRange(0, 1, 32)))
     bits = set()
     for options in ((), RANGE):
-        status, printed, told = said(
+        status, printed, message = invoke(
             "nll", "--ckpt", file, "--data", small_npz, *FEW, *options, "--format", "quiet",
             "--out", tmp_path / f"run{len(options)}",
         )  # fmt: skip
-        assert status == 0, told
-        assert "overrides" not in told
+        assert status == 0, message
+        assert "overrides" not in message
         bits.add(printed)
     assert len(bits) == 1
 
 
-def test_samples_say_them(said, small_checkpoint, tmp_path):
+def test_samples_say_them(invoke, small_checkpoint, tmp_path):
     out = tmp_path / "run"
     arguments = ("sample", "--ckpt", small_checkpoint, "-n", 2, "--timesteps", 3, "--out", out)
-    status, printed, told = said(*arguments, "--levels", 2)
-    assert status == 0, told
+    status, printed, message = invoke(*arguments, "--levels", 2)
+    assert status == 0, message
     assert "data in [-1, 1], 2 levels" in printed
-    assert "Note: --levels 2 overrides 256" in told
+    assert "Note: --levels 2 overrides 256" in message
     with np.load(out / "samples.npz") as archive:
         assert set(np.unique(archive["arr_0"])) <= {0, 255}
 
@@ -75,14 +75,14 @@ def test_what_is_no_range_is_refused(refused, small_checkpoint, options, line):
 
 
 @pytest.mark.parametrize("command", ["nll", "rd", "speed", "fid"])
-def test_images_that_look_reduced_already(said, small_model, small_images, tmp_path, command):
+def test_images_that_look_reduced_already(invoke, small_model, small_images, tmp_path, command):
     file, data, out = (tmp_path / name for name in ("a.safetensors", "reduced.npz", "run"))
     write_native(file, dataclasses.replace(small_model, data_range=DataRange(levels=32)))
     np.savez(data, arr_0=small_images.pixels.transpose(0, 2, 3, 1) >> 3)
     more = ("--feature-network", "efficientnet-lite0") if command == "fid" else ()
-    status, printed, told = said(command, "--ckpt", file, "--data", data, "--out", out, *more)
+    status, printed, message = invoke(command, "--ckpt", file, "--data", data, "--out", out, *more)
     assert (status, printed) == (2, "")
-    line = told.splitlines()[-1]
+    line = message.splitlines()[-1]
     assert line.startswith(f"Error: {data}: no pixel is above 31, so its images look")
     assert "save level k as the pixel 256 k / 32, rounded up" in line
     assert not out.exists()

@@ -37,25 +37,25 @@ def no_network(monkeypatch):
 
 @pytest.mark.usefixtures("no_network")
 @pytest.mark.parametrize("option", [(), ("--pictures", "none")])
-def test_a_finished_run_takes_no_network_call(finished, said, option):
-    status, printed, told = said("rd", "--run", finished, *option)
-    assert status == 0, told
+def test_a_finished_run_takes_no_network_call(finished, invoke, option):
+    status, printed, message = invoke("rd", "--run", finished, *option)
+    assert status == 0, message
     assert printed.splitlines()[0].split()[:2] == ["steps", "rate,"]
-    *warnings, last = told.splitlines()
+    *warnings, last = message.splitlines()
     assert last == f"Run folder: {finished}"
     assert all("raw pixels" in line for line in warnings)  # the network has random weights
 
 
-def test_without_a_finished_run_the_network_is_called(no_network, said, tmp_path):
+def test_without_a_finished_run_the_network_is_called(no_network, invoke, tmp_path):
     with pytest.raises(AssertionError, match="the network was called"):
-        said("rd", "--out", tmp_path / "run")
+        invoke("rd", "--out", tmp_path / "run")
 
 
-def test_the_formats_print_the_same_curve(finished, said):
+def test_the_formats_print_the_same_curve(finished, invoke):
     printed = {}
     for kind in ("table", "json", "csv", "quiet"):
-        status, printed[kind], told = said("rd", "--run", finished, "--format", kind)
-        assert status == 0, told
+        status, printed[kind], message = invoke("rd", "--run", finished, "--format", kind)
+        assert status == 0, message
     assert printed["csv"] == (finished / "rate_distortion.csv").read_text()
     curve = pd.read_csv(io.StringIO(printed["csv"]), dtype=str).map(float)
     summary = json.loads(printed["json"])
@@ -85,29 +85,29 @@ def test_the_formats_print_the_same_curve(finished, said):
     assert "6 of crops" in printed["table"]
 
 
-def test_a_run_of_its_own_is_one_of_nll(small_checkpoint, small_npz, said, tmp_path, monkeypatch):
+def test_a_run_of_its_own_is_one_of_nll(small_checkpoint, small_npz, invoke, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     common = ("--ckpt", small_checkpoint, "--data", small_npz, "--half-width", 5)
-    status, printed, told = said("rd", *common, "--format", "csv")
-    assert status == 0, told
+    status, printed, message = invoke("rd", *common, "--format", "csv")
+    assert status == 0, message
     (folder,) = (tmp_path / "runs").iterdir()
     assert folder.name.startswith("rd-20")
-    assert f"runs/{folder.name}" in told
-    assert said("nll", *common, "--out", tmp_path / "nll")[0] == 0
-    assert said("rd", "--run", tmp_path / "nll", "--format", "csv")[1] == printed
+    assert f"runs/{folder.name}" in message
+    assert invoke("nll", *common, "--out", tmp_path / "nll")[0] == 0
+    assert invoke("rd", "--run", tmp_path / "nll", "--format", "csv")[1] == printed
 
 
-def test_what_is_unknown_is_said(finished, said, tmp_path):
+def test_what_is_unknown_is_said(finished, invoke, tmp_path):
     # As where no row lies near a step.
     out = shutil.copytree(finished, tmp_path / "run")
     curve = pd.read_csv(out / "rate_distortion.csv")
     curve.loc[curve.num_decoded_steps == 20, list(curve)[4:]] = np.nan
     write_frame(out / "rate_distortion.csv", curve)
-    status, printed, told = said("rd", "--run", out)
-    assert status == 0, told
+    status, printed, message = invoke("rd", "--run", out)
+    assert status == 0, message
     (line,) = (line for line in printed.splitlines() if line.split()[:1] == ["20"])
     assert line.split()[4:] == ["unknown"] * 3
-    printed = said("rd", "--run", out, "--format", "json")[1]
+    printed = invoke("rd", "--run", out, "--format", "json")[1]
     (point,) = (p for p in json.loads(printed)["curve"] if p["num_decoded_steps"] == 20)
     assert point["distortion_rmse"] is point["psnr"] is None
 
@@ -115,12 +115,12 @@ def test_what_is_unknown_is_said(finished, said, tmp_path):
 # ---- what is refused
 
 
-def test_a_path_that_is_no_run(refused, said, finished, tmp_path):
+def test_a_path_that_is_no_run(refused, invoke, finished, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("precious")
     unfinished = shutil.copytree(finished, tmp_path / "unfinished")
     (unfinished / "summary.json").unlink()
-    assert said("compare", finished, finished, "--out", tmp_path / "out")[0] == 0
+    assert invoke("compare", finished, finished, "--out", tmp_path / "out")[0] == 0
     for name, word in (
         *(("nowhere", ""), ("empty", ""), ("file", "")),
         *(("unfinished", "unfinished"), ("out", "ddpmbench.comparison/1")),

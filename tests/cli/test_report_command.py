@@ -12,16 +12,16 @@ def finished(small_model, small_images, tmp_path_factory):
     return out
 
 
-def test_the_path_of_the_page_is_what_is_printed(finished, said):
-    assert said("report", finished) == (0, f"{finished / 'report.html'}\n", "")
+def test_the_path_of_the_page_is_what_is_printed(finished, invoke):
+    assert invoke("report", finished) == (0, f"{finished / 'report.html'}\n", "")
     assert (finished / "report.html").read_text().startswith("<!doctype html>")
 
 
-def test_a_comparison_leaves_its_page(finished, said, tmp_path):
-    status, _, told = said("compare", finished, finished, "--out", tmp_path / "out")
-    assert status == 0, told
-    assert told.endswith(f"Report: {tmp_path / 'out' / 'report.html'}\n")
-    again = said("report", tmp_path / "out")
+def test_a_comparison_leaves_its_page(finished, invoke, tmp_path):
+    status, _, message = invoke("compare", finished, finished, "--out", tmp_path / "out")
+    assert status == 0, message
+    assert message.endswith(f"Report: {tmp_path / 'out' / 'report.html'}\n")
+    again = invoke("report", tmp_path / "out")
     assert again == (0, f"{tmp_path / 'out' / 'report.html'}\n", "")
 
 

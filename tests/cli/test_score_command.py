@@ -53,15 +53,15 @@ def test_the_result_is_on_stdout_and_in_the_folder(finished):
         assert (out / name).exists()
 
 
-def test_the_formats(said, finished, arguments):
+def test_the_formats(invoke, finished, arguments):
     out, _ = finished
     summary = json.loads((out / "summary.json").read_text())
     summary.pop("checksums")
     printed = {}
     for form in ("json", "csv", "quiet"):
-        status, printed[form], told = said(*arguments, "--out", out, "--format", form)
+        status, printed[form], message = invoke(*arguments, "--out", out, "--format", form)
         assert status == 0
-        assert "none is repeated" in told
+        assert "none is repeated" in message
     assert json.loads(printed["json"]) == summary
     assert len(pd.read_csv(io.StringIO(printed["csv"]))) == 11
     assert [float(line) for line in printed["quiet"].split()] == [
@@ -80,12 +80,12 @@ def test_two_processes_have_the_scores_of_one(finished, arguments, tmp_path):
 
 def test_mistakes_are_one_line(refused, small_checkpoint, small_npz, tmp_path):
     command = ("score", "--ckpt", small_checkpoint)
-    told = refused(*command, "--data", small_npz, "--evaluations-per-image", 1)
-    assert "--evaluations-per-image" in told
-    told = refused(*command, *("--data", small_npz) * 3)
-    assert "--data: names 3 image sets" in told
+    message = refused(*command, "--data", small_npz, "--evaluations-per-image", 1)
+    assert "--evaluations-per-image" in message
+    message = refused(*command, *("--data", small_npz) * 3)
+    assert "--data: names 3 image sets" in message
     larger = tmp_path / "larger.npz"
     np.savez(larger, arr_0=np.zeros((2, 16, 16, 1), np.uint8))
     assert "16x16" in refused(*command, "--data", small_npz, "--data", larger)
-    told = refused(*command, "--data", small_npz, "--terms-of", tmp_path)
-    assert told.startswith("Error: --terms-of")
+    message = refused(*command, "--data", small_npz, "--terms-of", tmp_path)
+    assert message.startswith("Error: --terms-of")

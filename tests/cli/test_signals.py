@@ -13,10 +13,10 @@ from ddpmbench.unet.unet import UNet
 
 
 @pytest.fixture
-def nll(said, small_checkpoint, small_npz, tmp_path):
+def nll(invoke, small_checkpoint, small_npz, tmp_path):
     options = ["--estimator", "every-pair", "--timesteps", 5, "--batch-size", 4, "--draws", 1]
     command = ["nll", "--ckpt", small_checkpoint, "--data", small_npz, *options]
-    return lambda: said(*command, "--out", tmp_path / "run", "--format", "quiet")
+    return lambda: invoke(*command, "--out", tmp_path / "run", "--format", "quiet")
 
 
 @pytest.fixture
@@ -42,11 +42,11 @@ def stopped_by(monkeypatch):
 def test_each_is_an_interruption(nll, stopped_by, tmp_path, name):
     before = signal.getsignal(getattr(signal, name))
     go_on = stopped_by(getattr(signal, name))
-    status, printed, told = nll()
+    status, printed, message = nll()
     assert status == 128 + getattr(signal, name)
     assert printed == ""
-    assert "Interrupted: run the same command" in told.splitlines()[-1]
-    assert "Traceback" not in told
+    assert "Interrupted: run the same command" in message.splitlines()[-1]
+    assert "Traceback" not in message
     assert signal.getsignal(getattr(signal, name)) == before
     kept = list((tmp_path / "run" / "shards").iterdir())
     assert len(kept) == 1
@@ -67,9 +67,9 @@ def test_a_second_one_does_not_stop_what_is_being_kept(nll, stopped_by, monkeypa
         save(*of, **more)
 
     monkeypatch.setattr(FolderStore, "save", impatient)
-    status, _, told = nll()
+    status, _, message = nll()
     assert status == 130
-    assert told.count("Interrupted") == 1
+    assert message.count("Interrupted") == 1
     assert len(list((tmp_path / "run" / "shards").iterdir())) == 1
 
 

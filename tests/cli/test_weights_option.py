@@ -25,25 +25,25 @@ def training(tmp_path):
     return tmp_path / "training.ckpt"
 
 
-def test_which_weights_were_evaluated_stands_with_the_result(said, training, small_npz, tmp_path):
+def test_which_weights_were_evaluated_stands_with_the_result(invoke, training, small_npz, tmp_path):
     command = ("nll", "--ckpt", training, *PROCESS, "--data", small_npz, *ROWS)
-    found = {}
+    result = {}
     for kind, option in {"ema": (), "raw": ("--weights", "raw")}.items():
         out = tmp_path / kind
-        status, printed, told = said(*command, *option, "--out", out)
-        assert status == 0, told
+        status, printed, message = invoke(*command, *option, "--out", out)
+        assert status == 0, message
         assert f"(pesser, {kind}, " in printed
-        assert {"ema": "weights: EMA (ema)", "raw": "weights: raw (model)"}[kind] in told
-        found[kind] = json.loads((out / "summary.json").read_text())
-        record = found[kind]["checkpoint"]
+        assert {"ema": "weights: EMA (ema)", "raw": "weights: raw (model)"}[kind] in message
+        result[kind] = json.loads((out / "summary.json").read_text())
+        record = result[kind]["checkpoint"]
         assert record["files"] == [training.name]
         assert record["sha256"] == hashlib.sha256(training.read_bytes()).hexdigest()
         where = {"ema": "ema", "raw": "model"}[kind]
         assert (record["weights"], record["where"]) == (kind, where)
-    assert found["ema"]["bits_per_dim"] != found["raw"]["bits_per_dim"]
-    status, printed, told = said(*command, "--weights", "raw", "--out", tmp_path / "ema")
+    assert result["ema"]["bits_per_dim"] != result["raw"]["bits_per_dim"]
+    status, printed, message = invoke(*command, "--weights", "raw", "--out", tmp_path / "ema")
     assert status == 2
-    assert str(tmp_path / "ema") in told
+    assert str(tmp_path / "ema") in message
     assert printed == ""
 
 

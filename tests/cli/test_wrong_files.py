@@ -456,8 +456,8 @@ def holds(checkpoint, weights):
     """
     mine = checkpoint.network.state_dict().values()
     ours, theirs = (
-        torch.cat([weight.flatten() for weight in found]).sort().values
-        for found in (mine, weights.values())
+        torch.cat([weight.flatten() for weight in result]).sort().values
+        for result in (mine, weights.values())
     )
     assert torch.equal(ours, theirs)
 

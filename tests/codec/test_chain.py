@@ -104,8 +104,8 @@ def test_the_pixels_and_what_was_borrowed_come_back(coded, images):
     other.restore(LANES)
     with torch.inference_mode():
         for _ in range(2):
-            found = chain.decode(other, images.pixels.shape, None)
-            np.testing.assert_array_equal(found, images.pixels)
+            result = chain.decode(other, images.pixels.shape, None)
+            np.testing.assert_array_equal(result, images.pixels)
     other.set_lanes(0)
     assert other.is_untouched()
     assert len(other) == coder.borrowed

@@ -177,8 +177,8 @@ def read_set(path):
 
 def read_moments(path):
     is_statistics(path)
-    found = read_statistics(path, num_features=3)
-    return [found.mean, found.covariance]
+    result = read_statistics(path, num_features=3)
+    return [result.mean, result.covariance]
 
 
 @pytest.mark.parametrize(

@@ -135,11 +135,11 @@ def test_a_bound_takes_an_array_a_path_or_a_set(small_model, tmp_path):
     np.save(tmp_path / "a.npy", pixels)
     options = {"estimator": "every-pair", "draws": 1, "check": False, "device": "cpu"}
     model = small_model.respaced(3)
-    found = {
+    result = {
         evaluate_nll(model, images, **options).summary["bits_per_dim"]
         for images in (pixels, tmp_path / "a.npy", str(tmp_path / "a.npy"), load_images(pixels))
     }
-    assert len(found) == 1
+    assert len(result) == 1
 
 
 def test_an_array_with_changes_that_its_file_lacks_keeps_them(tmp_path):

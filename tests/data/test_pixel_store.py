@@ -57,9 +57,9 @@ def test_memory_does_not_grow_with_the_pixels(tmp_path, in_a_file, kind):
         path = save_as(tmp_path, kind, random_images(count, *size))
         tracemalloc.start()
         load_images(path).sha256  # noqa: B018
-        found = tracemalloc.get_traced_memory()[1]
+        result = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        return found
+        return result
 
     peak(2)  # what is imported and cached the first time
     growth = (peak(4 * few) - peak(few)) / (3 * few)

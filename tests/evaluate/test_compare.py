@@ -73,8 +73,8 @@ def test_a_schedule_of_another_name_is_the_same(small_model, small_images, runs,
     named = dataclasses.replace(small_model.schedule, name="betas")
     other = dataclasses.replace(small_model, schedule=named)
     db.evaluate_nll(other, small_images, half_width=5.0, out=tmp_path / "run")
-    (found,) = db.compare([runs / "importance", tmp_path / "run"]).summary["runs"]
-    assert found["difference"] == 0
+    (result,) = db.compare([runs / "importance", tmp_path / "run"]).summary["runs"]
+    assert result["difference"] == 0
 
 
 def summary_of(run):
@@ -83,19 +83,19 @@ def summary_of(run):
 
 @pytest.mark.parametrize("name", ["importance", "pairs"])
 def test_a_run_does_not_differ_from_itself(runs, name):
-    found = db.compare([runs / name, runs / name])
-    (run,) = found.summary["runs"]
+    result = db.compare([runs / name, runs / name])
+    (run,) = result.summary["runs"]
     assert run["difference"] == run["difference_half_width"] == 0
     assert run["difference_half_width_population"] == 0
     assert run["half_width_unpaired"] > 0
-    assert (found.per_timestep[["bits_per_dim", "rate_bits_per_dim"]] == 0).all(axis=None)
+    assert (result.per_timestep[["bits_per_dim", "rate_bits_per_dim"]] == 0).all(axis=None)
 
 
 @KINDS
 def test_the_difference_is_that_of_the_printed_bounds(runs, baseline, run):
     first, second = summary_of(runs / baseline), summary_of(runs / run)
-    found = db.compare([runs / baseline, runs / run])
-    (there,) = found.summary["runs"]
+    result = db.compare([runs / baseline, runs / run])
+    (there,) = result.summary["runs"]
     expected = second["bits_per_dim"] - first["bits_per_dim"]
     assert there["difference"] == pytest.approx(expected, abs=1e-9)
     assert there["difference"] != 0
@@ -103,7 +103,7 @@ def test_the_difference_is_that_of_the_printed_bounds(runs, baseline, run):
     assert (there["same_rows"] == 1) == (run != "importance-own")
     steps = [pd.read_csv(runs / name / "per_timestep.csv") for name in (baseline, run)]
     np.testing.assert_allclose(
-        found.per_timestep.bits_per_dim,
+        result.per_timestep.bits_per_dim,
         steps[1].bits_per_dim - steps[0].bits_per_dim,
         atol=1e-9,
     )
@@ -123,13 +123,13 @@ def test_swapped_runs_differ_the_other_way(runs, baseline, run):
 
 def test_the_first_run_is_the_baseline_of_all_others(runs):
     names = [runs / name for name in ("importance", "importance-other", "importance-own")]
-    found = db.compare(names)
-    assert found.summary["baseline"]["run"] == str(names[0])
-    assert list(found.runs.run) == [str(name) for name in names]
-    assert list(found.per_timestep.run) == [str(name) for name in names[1:] for _ in range(40)]
+    result = db.compare(names)
+    assert result.summary["baseline"]["run"] == str(names[0])
+    assert list(result.runs.run) == [str(name) for name in names]
+    assert list(result.per_timestep.run) == [str(name) for name in names[1:] for _ in range(40)]
     for k, name in enumerate(names[1:]):
         alone = db.compare([names[0], name])
-        assert found.summary["runs"][k] == alone.summary["runs"][0]
+        assert result.summary["runs"][k] == alone.summary["runs"][0]
 
 
 def test_runs_of_unequal_length_compare(runs, other_model, small_images, tmp_path):
@@ -150,12 +150,12 @@ def test_runs_of_unequal_length_compare(runs, other_model, small_images, tmp_pat
     ("baseline", "run"), [("importance", "importance-own"), ("one", "one-other")]
 )
 def test_every_file_holds_the_same_numbers(runs, baseline, run, tmp_path):
-    found = db.compare([runs / baseline, runs / run], out=tmp_path / "out")
+    result = db.compare([runs / baseline, runs / run], out=tmp_path / "out")
     out = tmp_path / "out"
-    assert read_record(out / "summary.json") == found.summary
-    (there,) = found.summary["runs"]
+    assert read_record(out / "summary.json") == result.summary
+    (there,) = result.summary["runs"]
     table = pd.read_csv(out / "runs.csv", dtype={"checkpoint": str})
-    for k, row in enumerate([found.summary["baseline"], there]):
+    for k, row in enumerate([result.summary["baseline"], there]):
         for name, value in row.items():
             cell = table[name][k]
             if isinstance(value, float):
@@ -191,10 +191,10 @@ def bound(num_timesteps, *, draws=2, prior=0.0):
 @pytest.mark.parametrize("num_timesteps", [1, 2, 3, 40, 1000])
 @pytest.mark.parametrize("draws", [1, 2])
 def test_the_numbers_behind_the_figure_sum_to_the_difference(num_timesteps, draws):
-    found = bound(num_timesteps, draws=draws, prior=0.5)
-    steps = steps_frame(["run"], [Difference(found, 1.0)])
+    result = bound(num_timesteps, draws=draws, prior=0.5)
+    steps = steps_frame(["run"], [Difference(result, 1.0)])
     _, groups = difference_figure(steps, "baseline")
-    bits = found.nats / NATS_PER_BIT
+    bits = result.nats / NATS_PER_BIT
     # The prior belongs to no step, but is sent before any.
     assert groups.difference.sum() == pytest.approx(bits - 0.5 / NATS_PER_BIT)
     assert groups.cumulative[0] == pytest.approx(bits)

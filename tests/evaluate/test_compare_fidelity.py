@@ -46,8 +46,8 @@ def pair(tmp_path):
         whole = summary(other, inception_score=9.5, **changes)
         if change is not None:
             change(whole)
-        found = influence(2, shared=shared) if influences is None else influences
-        return first, folder(root / "b", whole, found)
+        result = influence(2, shared=shared) if influences is None else influences
+        return first, folder(root / "b", whole, result)
 
     return make
 
@@ -66,38 +66,38 @@ def own(found, measure):
 
 
 def test_differences_are_of_the_summaries(pair):
-    found = db.compare(pair())
+    result = db.compare(pair())
     expected = {"fid": -1, "kid": 0, "precision": 0, "recall": 0.02, "inception_score": 0.38}
     for measure, difference in expected.items():
-        row = own(found, measure)
+        row = own(result, measure)
         assert row.difference == pytest.approx(difference, abs=1e-9)
         assert row.value - row.baseline == row.difference
-    assert rows(found)["fid", "fashion-mnist:train"].difference == -1
-    assert len(found.differences) == 2 * 5 + 1
+    assert rows(result)["fid", "fashion-mnist:train"].difference == -1
+    assert len(result.differences) == 2 * 5 + 1
 
 
 def test_a_paired_half_width_is_that_of_the_mean_of_differences(pair):
     runs = pair()
-    found = db.compare(runs)
+    result = db.compare(runs)
     one, other = (dict(np.load(run / "influence.npz")) for run in runs)
     for measure in PAIRED:
-        row = own(found, measure)
+        row = own(result, measure)
         expected = 1.96 * np.std(other[measure] - one[measure], ddof=1) / math.sqrt(NUM_GENERATED)
         assert row.half_width == pytest.approx(expected)
         assert row.half_width < 0.6 * row.half_width_unpaired
         assert row.how == "paired"
     for measure in ("fid_infinity", "recall"):
-        row = own(found, measure)
+        row = own(result, measure)
         assert row.how == "independent"
         assert row.half_width == row.half_width_unpaired
     # Influences are of the first reference alone.
-    assert rows(found)["fid", "fashion-mnist:train"].how == "independent"
+    assert rows(result)["fid", "fashion-mnist:train"].how == "independent"
 
 
 def test_noise_that_is_not_shared_makes_a_pair_as_wide_as_independent_runs(pair):
-    found = db.compare(pair(shared=0.0))
+    result = db.compare(pair(shared=0.0))
     for measure in ("fid", "kid", "inception_score"):
-        row = own(found, measure)
+        row = own(result, measure)
         assert row.how == "paired"
         assert row.half_width == pytest.approx(row.half_width_unpaired, rel=0.25)
 
@@ -113,11 +113,11 @@ def test_noise_that_is_not_shared_makes_a_pair_as_wide_as_independent_runs(pair)
     ],
 )
 def test_runs_that_do_not_share_their_noise_are_independent(pair, options):
-    found = db.compare(pair(**options))
+    result = db.compare(pair(**options))
     for measure in PAIRED:
-        row = own(found, measure)
+        row = own(result, measure)
         assert row.how == "independent"
-    row = own(found, "fid")
+    row = own(result, "fid")
     assert row.half_width == pytest.approx(0.21 * math.sqrt(2))
 
 
@@ -135,15 +135,15 @@ def test_what_is_not_known_of_a_run_has_no_difference(pair):
         whole["references"][0]["recall_half_width"] = None
 
     runs = pair(change=change)
-    found = db.compare(runs)
-    (run,) = found.summary["runs"]
+    result = db.compare(runs)
+    (run,) = result.summary["runs"]
     by = {(of["measure"], of["reference"]): of for of in run["differences"]}
     assert by["inception_score", ""]["difference"] is None
     assert by["inception_score", ""]["half_width"] is None
     recall = by["recall", "fashion-mnist:test"]
     assert recall["difference"] == pytest.approx(0.02)
     assert recall["half_width"] is None
-    text = printed_comparison(found.summary, "table")
+    text = printed_comparison(result.summary, "table")
     assert re.search(r"inception score +9.12 +unknown +unknown +", text)
 
 
@@ -256,17 +256,17 @@ def test_influences_of_other_samples_are_refused(pair, size):
 
 def test_the_printed_table_says_which_intervals_are_paired(pair):
     first, second = pair()
-    found = db.compare([first, second])
-    text = printed_comparison(found.summary, "table")
+    result = db.compare([first, second])
+    text = printed_comparison(result.summary, "table")
     assert text.startswith(f"FID (clean), differences from {first}\n\n{second}\n")
     fid, infinity = text.splitlines()[4:6]
     assert re.search(r"12\.34 +11\.34 +-1\.00 \+- 0\.\d\d +paired, \d\.\d times narrower", fid)
     assert re.search(r"\+0\.00 \+- 0\.35 +independent +fashion-mnist:test", infinity)
     assert "+0.38" in text
-    assert json.loads(printed_comparison(found.summary, "json")) == found.summary
-    assert float(printed_comparison(found.summary, "quiet")) == own(found, "fid").difference
-    table = pd.read_csv(io.StringIO(printed_comparison(found.summary, "csv")))
-    assert list(table.difference) == list(found.differences.difference)
+    assert json.loads(printed_comparison(result.summary, "json")) == result.summary
+    assert float(printed_comparison(result.summary, "quiet")) == own(result, "fid").difference
+    table = pd.read_csv(io.StringIO(printed_comparison(result.summary, "csv")))
+    assert list(table.difference) == list(result.differences.difference)
 
 
 @pytest.mark.parametrize(

@@ -110,11 +110,11 @@ def models():
 def test_every_kind_of_model_codes_without_loss(checkpoint, images, tmp_path):
     out = tmp_path / "file"
     report = db.compress(checkpoint, images, out, timesteps=8, batch_size=2, **QUIET)
-    found = restored(report, checkpoint)
-    np.testing.assert_array_equal(found.pixels, images.pixels)
-    assert list(found.ids) == list(images.ids)
+    result = restored(report, checkpoint)
+    np.testing.assert_array_equal(result.pixels, images.pixels)
+    assert list(result.ids) == list(images.ids)
     if checkpoint.num_classes:
-        np.testing.assert_array_equal(found.labels, images.labels)
+        np.testing.assert_array_equal(result.labels, images.labels)
 
 
 @pytest.mark.parametrize(("count", "batch_size"), [(1, 64), (7, 1), (7, 64), (257, 64)])
@@ -147,10 +147,10 @@ def test_the_prior_and_the_decoder_of_ve_are_coded(images, tmp_path):
     run = tmp_path / "run"
     bound = db.evaluate_nll(model, images, estimator="every-pair", draws=2, out=run, **SILENT)
     summary = db.compress(model, images, tmp_path / "file", run=run, **OPTIONS).summary
-    found = summary["bound"]["bits_per_dim"]
-    assert summary["bits_per_dim"] == pytest.approx(found, rel=0.01)
+    result = summary["bound"]["bits_per_dim"]
+    assert summary["bits_per_dim"] == pytest.approx(result, rel=0.01)
     best = bound.sub_schedules.query("variance == 'best_constant' and num_timesteps == 20")
-    assert found == pytest.approx(best.bits_per_dim.iloc[-1], rel=1e-6)
+    assert result == pytest.approx(best.bits_per_dim.iloc[-1], rel=1e-6)
 
 
 def test_every_bit_of_the_file_is_counted(coded):
@@ -195,14 +195,16 @@ def test_the_bound_is_the_row_of_the_run_or_unknown(model, images, tmp_path):
         assert row.steps in ("", " ".join(map(str, process.timesteps)))
     for timesteps in (8, 10):
         out = tmp_path / str(timesteps)
-        found = db.compress(model, few, out, run=run, timesteps=timesteps, **QUIET).summary["bound"]
+        result = db.compress(model, few, out, run=run, timesteps=timesteps, **QUIET).summary[
+            "bound"
+        ]
         if timesteps == 8:
-            assert found is None
+            assert result is None
             continue
         best = report.sub_schedules.query(
             "variance == 'best_constant' and num_timesteps == 10 and spacing == 'best'"
         )
-        assert found["bits_per_dim"] == best.bits_per_dim.item()
+        assert result["bits_per_dim"] == best.bits_per_dim.item()
 
 
 UNEVEN = NoiseSchedule.from_betas([0.02, *LINEAR.betas[1:].tolist()])
@@ -220,9 +222,9 @@ def test_a_bound_that_no_run_has_is_unknown(images, tmp_path, schedule, timestep
 
 def test_blocks_decode_alone(coded, model, images):
     for block, part in enumerate((slice(0, 30), slice(30, 60), slice(60, 70))):
-        found = restored(coded, model, block=block)
-        np.testing.assert_array_equal(found.pixels, images.pixels[part])
-        assert list(found.ids) == list(images.ids)[part]
+        result = restored(coded, model, block=block)
+        np.testing.assert_array_equal(result.pixels, images.pixels[part])
+        assert list(result.ids) == list(images.ids)[part]
     with pytest.raises(InputError, match="`block=3`"):
         restored(coded, model, block=3)
 
@@ -338,9 +340,9 @@ def test_the_run_that_chooses_shows_its_progress(model, images, tmp_path, capsys
     monkeypatch.setattr(lines, "SECONDS_BETWEEN_LINES", 0.0)
     options = {"timesteps": 5, "compare": False, "verify": "none"}
     db.compress(model, images.subset(4), tmp_path / "file", **options)
-    said = capsys.readouterr().err
-    assert "choose timesteps: 480 of 480 (100%)" in said
-    assert said.index("choose timesteps:") < said.index("compress: ")
+    message = capsys.readouterr().err
+    assert "choose timesteps: 480 of 480 (100%)" in message
+    assert message.index("choose timesteps:") < message.index("compress: ")
 
 
 def test_other_models_and_machines_are_refused(coded, model, monkeypatch):
@@ -534,15 +536,15 @@ def test_the_variances_of_a_predicted_mean_are_those_of_errors_without_clipping(
     network.forward = lambda x_t, *given: forward(x_t, *given) + 0.3 * x_t
     clipped = dataclasses.replace(clipped, clip=True)
     free = dataclasses.replace(clipped, clip=False)
-    found = [
+    result = [
         db.compress(model, few, tmp_path / str(index), code_variance=variance, **QUIET).summary
         for index, (model, variance) in enumerate(
             ((clipped, "best_constant"), (free, "best_constant"), (free, "fixed_large"))
         )
     ]
-    of_clipped, of_free, fixed = (summary["bits_per_dim"] for summary in found)
+    of_clipped, of_free, fixed = (summary["bits_per_dim"] for summary in result)
     assert of_clipped == of_free < fixed
-    assert all(summary["bound"] is None for summary in found)
+    assert all(summary["bound"] is None for summary in result)
     for model in (clipped, free):
         run = tmp_path / f"run-{model.clip}"
         options = {"estimator": "every-pair", "draws": 2, "check": False}
@@ -596,8 +598,8 @@ def test_a_network_of_ones_own_codes_without_loss(tmp_path, capsys):
     assert run([*compress, "--no-compare", "--out", file]) == 0
     assert run(["decompress", file, *model, "--out", str(tmp_path / "y.npz")]) == 0
     capsys.readouterr()
-    found = db.load_images(tmp_path / "y.npz").pixels
-    np.testing.assert_array_equal(found, images.transpose(0, 3, 1, 2))
+    result = db.load_images(tmp_path / "y.npz").pixels
+    np.testing.assert_array_equal(result, images.transpose(0, 3, 1, 2))
 
 
 @pytest.mark.parametrize("channels", [2, 5])
@@ -636,9 +638,9 @@ def test_a_png_has_the_name_of_its_image_where_that_is_safe(images, tmp_path, id
     out = tmp_path / "of" / "images"
     out.parent.mkdir()
     write_images(out, few, first=30)
-    found = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file())
+    result = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file())
     names = names or [f"0000{number}.png" for number in (30, 31, 32)]
-    assert found == [Path("of", "images", name) for name in names]
+    assert result == [Path("of", "images", name) for name in names]
     order = [1, 0, 2] if "b.png" in names else [0, 1, 2]
     np.testing.assert_array_equal(db.load_images(out).pixels, few.pixels[order])
 
@@ -674,10 +676,10 @@ def test_the_commands(small_checkpoint, small_npz, small_images, tmp_path, capsy
         ["compress", *options, "--data", str(small_npz)],
     ):
         assert run(wrong) == 2
-        said = capsys.readouterr()
-        assert said.out == ""
-        assert len(said.err.splitlines()) == 1
-        assert said.err.startswith("Error: ")
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert len(captured.err.splitlines()) == 1
+        assert captured.err.startswith("Error: ")
     assert not (tmp_path / "new.npz").exists()
 
 
@@ -701,9 +703,9 @@ def test_a_page_replaces_pages_alone(small_checkpoint, small_npz, tmp_path, caps
         ("notes.txt/page.html", "not a directory"),
     ):
         assert run([*command, "--out", str(out), "--page", str(tmp_path / page)]) == 2
-        said = capsys.readouterr().err
-        assert said.startswith("Error: --page ")
-        assert why in said
+        message = capsys.readouterr().err
+        assert message.startswith("Error: --page ")
+        assert why in message
     assert notes.read_text() == "mine"
     page = tmp_path / "page.html"
     page.write_text("an earlier one")

@@ -122,8 +122,8 @@ def test_a_native_file_holds_all_that_a_number_depends_on(tmp_path, small_images
 def test_pesser_diffusers_and_native_are_one_model(tmp_path, small_images):
     start = random_model(prediction=Prediction.EPSILON, schedule=NoiseSchedule.linear(40))
     torch.save(pesser_weights(start.network), tmp_path / "model.ckpt")
-    said = db.CheckpointSettings(schedule="linear:40:0.0025:0.5", variance="fixed_small")
-    pesser = db.load_checkpoint(tmp_path / "model.ckpt", said)
+    settings = db.CheckpointSettings(schedule="linear:40:0.0025:0.5", variance="fixed_small")
+    pesser = db.load_checkpoint(tmp_path / "model.ckpt", settings)
     native = db.convert_checkpoint(pesser, tmp_path / "model.safetensors").checkpoint
     diffusers = db.convert_checkpoint(native, tmp_path / "model").checkpoint
     back = db.convert_checkpoint(diffusers, tmp_path / "again.safetensors").checkpoint
@@ -230,10 +230,10 @@ def test_guided_diffusion_in_diffusers(tmp_path):
 )
 def test_diffusers_gives_what_the_projects_own_code_did(tmp_path, file, recorded):
     recorded = np.load(SHARED / recorded)
-    said = {"schedule": "linear:1000", "variance": "fixed_large"}
+    settings = {"schedule": "linear:1000", "variance": "fixed_large"}
     if "flags" in recorded:
-        said = {"model_flags": str(recorded["flags"])}
-    read = db.load_checkpoint(SHARED / file, db.CheckpointSettings(**said))
+        settings = {"model_flags": str(recorded["flags"])}
+    read = db.load_checkpoint(SHARED / file, db.CheckpointSettings(**settings))
     db.convert_checkpoint(read, tmp_path / "model")
     x_t, t = torch.from_numpy(recorded["x_t"]), torch.from_numpy(recorded["t"])
     with torch.no_grad():

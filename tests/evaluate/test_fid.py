@@ -149,27 +149,27 @@ def test_a_reference_may_be_its_moments_alone(
     stats = db.read_statistics(tmp_path / "stats.npz", num_features=6)
     made = db.generate_samples(small_model, N, out=tmp_path / "samples")
     samples = db.load_images(made.folder / "samples.npz")
-    found = db.evaluate_fid(samples, [stats, reference], settings).summary
-    assert found["fid"] == pytest.approx(whole.summary["fid"], rel=1e-6)
-    assert found["kid"] is found["precision"] is found["num_reference"] is None
-    assert [of["num_reference"] for of in found["references"]] == [None, 60]
-    assert found["references"][1]["kid"] == whole.summary["kid"]
+    result = db.evaluate_fid(samples, [stats, reference], settings).summary
+    assert result["fid"] == pytest.approx(whole.summary["fid"], rel=1e-6)
+    assert result["kid"] is result["precision"] is result["num_reference"] is None
+    assert [of["num_reference"] for of in result["references"]] == [None, 60]
+    assert result["references"][1]["kid"] == whole.summary["kid"]
 
 
 def test_a_set_against_itself(reference, settings):
-    found = db.evaluate_fid(reference, [reference], settings).summary
-    assert abs(found["fid"]) < 1e-6
-    assert found["precision"] == found["recall"] == 1
-    assert any("likely the images of the reference themselves" in w for w in found["warnings"])
-    assert any("60 samples are also in crops" in line for line in found["warnings"])
+    result = db.evaluate_fid(reference, [reference], settings).summary
+    assert abs(result["fid"]) < 1e-6
+    assert result["precision"] == result["recall"] == 1
+    assert any("likely the images of the reference themselves" in w for w in result["warnings"])
+    assert any("60 samples are also in crops" in line for line in result["warnings"])
 
 
 def test_copies_and_other_sizes_are_said(reference, settings):
     twice = dataclasses.replace(reference, pixels=reference.pixels.repeat(2, 0)[:60])
     small = dataclasses.replace(reference, pixels=reference.pixels[:, :, :6])
-    found = db.evaluate_fid(twice, [small], settings).summary["warnings"]
-    assert any("30 samples are copies of others" in line for line in found)
-    assert any("8x8 gray" in line and "8x6 gray" in line for line in found)
+    result = db.evaluate_fid(twice, [small], settings).summary["warnings"]
+    assert any("30 samples are copies of others" in line for line in result)
+    assert any("8x8 gray" in line and "8x6 gray" in line for line in result)
 
 
 @pytest.mark.parametrize(
@@ -181,10 +181,10 @@ def test_a_protocol_is_what_it_says(
 ):
     named = PROTOCOLS[protocol]
     network = load_feature_network(network_file, resize=named.resize, device=CPU)
-    found = db.evaluate_fid(small_model, [reference], db.FidSettings(network, named, 10)).summary
-    of = found["protocol"]
+    result = db.evaluate_fid(small_model, [reference], db.FidSettings(network, named, 10)).summary
+    of = result["protocol"]
     assert (of["id"], of["inception_splits"], of["eight_bit"]) == (protocol, splits, eight_bit)
-    assert (found["inception_score"] is None) == (splits is None)
+    assert (result["inception_score"] is None) == (splits is None)
     splits_of_all = {"clean": 10, "ddpm": 1, "adm": 10, "edm": -1}
     assert len(named.splits_of(50_000)) - 1 == splits_of_all[protocol]
     other = PROTOCOLS["clean" if protocol != "clean" else "ddpm"]
@@ -196,8 +196,8 @@ def test_a_protocol_is_what_it_says(
 
 
 def test_a_folder_holds_what_memory_does(small_model, reference, settings, whole, tmp_path):
-    found = db.evaluate_fid(small_model, [reference], settings, out=tmp_path / "run")
-    assert scores(found) == scores(whole)
+    result = db.evaluate_fid(small_model, [reference], settings, out=tmp_path / "run")
+    assert scores(result) == scores(whole)
     assert scores(whole) == {
         name: of
         for name, of in read_record(tmp_path / "run" / "summary.json").items()
@@ -251,7 +251,7 @@ def test_features_of_other_networks_and_resizers_are_kept_apart(
 ):
     monkeypatch.setenv("DDPMBENCH_CACHE", str(tmp_path / "cache"))
     other = write_network(tmp_path / "other.pt", num_features=6, num_classes=9, seed=1)
-    found = set()
+    result = set()
     for path in (network_file, other):
         for protocol in (PROTOCOLS["clean"], PROTOCOLS["ddpm"]):
             network = load_feature_network(path, resize=protocol.resize, device=CPU)
@@ -262,8 +262,8 @@ def test_features_of_other_networks_and_resizers_are_kept_apart(
             assert summary["fid"] == pytest.approx(
                 frechet_distance(feature_statistics(features), known), rel=1e-4
             )
-            found.add(summary["fid"])
-    assert len(found) == 4
+            result.add(summary["fid"])
+    assert len(result) == 4
 
 
 def test_a_damaged_part_of_the_cache_is_made_again(reference, settings, tmp_path, monkeypatch):
@@ -290,8 +290,8 @@ def test_samples_of_another_size_have_a_page(reference, settings, tmp_path):
         reference, pixels=reference.pixels[:20].repeat(3, 1), ids=reference.ids[:20], labels=None
     )
     rgb.pixels.setflags(write=False)
-    found = db.evaluate_fid(rgb, reference, settings, out=tmp_path / "run")
-    assert found.summary["fid"] >= 0
+    result = db.evaluate_fid(rgb, reference, settings, out=tmp_path / "run")
+    assert result.summary["fid"] >= 0
     assert not (tmp_path / "run" / "nearest.npz").exists()
     assert "8x8 RGB" in db.write_report(tmp_path / "run").read_text()
 
@@ -422,9 +422,9 @@ def test_features_that_are_not_finite_are_refused(reference, settings, monkeypat
     real = type(settings.network).__call__
 
     def broken(self, pixels):
-        found = real(self, pixels)
-        found.features[0, 0] = np.nan
-        return found
+        result = real(self, pixels)
+        result.features[0, 0] = np.nan
+        return result
 
     monkeypatch.setenv("DDPMBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(type(settings.network), "__call__", broken)

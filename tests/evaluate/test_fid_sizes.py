@@ -68,15 +68,15 @@ def features(settings, images, store=None, rows=4):
 
 @pytest.mark.parametrize("rows", [1, 4, 64])
 def test_features_are_those_of_folders_of_one_size(settings, mixed, tmp_path, rows):
-    found = db.load_images(mixed, any_size=True)
-    assert list(found.ids) == [f"{k}.png" for k in range(N)]  # in natural order
+    result = db.load_images(mixed, any_size=True)
+    assert list(result.ids) == [f"{k}.png" for k in range(N)]  # in natural order
     images, expected = pictures(), np.empty((N, 6), np.float32)
     for k in range(3):
         of_one = range(k, N, 3)
         folder = save(tmp_path / str(k), ((index, images[index]) for index in of_one))
         expected[list(of_one)] = features(settings, db.load_images(folder), rows=rows)
     assert expected.std(axis=0).min() > 1e-4
-    np.testing.assert_allclose(features(settings, found, rows=rows), expected, atol=1e-6)
+    np.testing.assert_allclose(features(settings, result, rows=rows), expected, atol=1e-6)
 
 
 def test_images_of_one_size_are_read_as_ever(tmp_path):
@@ -104,13 +104,13 @@ def test_the_hash_is_of_sizes_and_pixels(tmp_path):
 def test_a_large_set_lies_in_a_file(mixed, monkeypatch):
     expected = db.load_images(mixed, any_size=True)
     monkeypatch.setattr(pixel_store, "IN_MEMORY", 100)
-    found = db.load_images(mixed, any_size=True)
-    base = found.pixels
+    result = db.load_images(mixed, any_size=True)
+    base = result.pixels
     while isinstance(base.base, np.ndarray):
         base = base.base
     assert isinstance(base, np.memmap)
-    assert found.sha256 == expected.sha256
-    for one, picture in zip(found.part(0, N), pictures(), strict=True):
+    assert result.sha256 == expected.sha256
+    for one, picture in zip(result.part(0, N), pictures(), strict=True):
         np.testing.assert_array_equal(one.transpose(1, 2, 0).squeeze(), picture)
 
 
@@ -134,9 +134,9 @@ def test_a_run_scores_samples_and_references_of_several_sizes(settings, mixed, t
 
 def test_skipping_keeps_every_size(mixed):
     (mixed / "bad.png").write_bytes(b"")
-    found = db.load_images(mixed, any_size=True, on_bad="skip")
+    result = db.load_images(mixed, any_size=True, on_bad="skip")
     (mixed / "bad.png").unlink()
-    assert (len(found), len(found.skipped)) == (N, 1)
+    assert (len(result), len(result.skipped)) == (N, 1)
 
 
 def test_others_refuse_and_name_both_ways(small_model, mixed):

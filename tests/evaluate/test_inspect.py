@@ -160,9 +160,9 @@ CONVENTIONS = ("prediction", "variance", "clip", "time_input")
 
 @pytest.mark.parametrize("name", list(SETTLED))
 def test_the_record_and_the_command_are_those_of_the_loaded_checkpoint(files, name):
-    found = db.inspect_checkpoint(files[name], settings(name, files), timesteps=20)
+    result = db.inspect_checkpoint(files[name], settings(name, files), timesteps=20)
     checkpoint = db.load_checkpoint(files[name], settings(name, files)).respaced(20)
-    summary, network = found.summary, found.summary["network"]
+    summary, network = result.summary, result.summary["network"]
     assert summary["settled"]
     assert summary["checkpoint"]["sha256"] == checkpoint.sha256
     assert summary["checkpoint"]["bytes"] > 1000
@@ -173,7 +173,7 @@ def test_the_record_and_the_command_are_those_of_the_loaded_checkpoint(files, na
     assert summary == json.loads(printed_inspect(summary, "json"))
     source, timesteps, given = as_typed(summary["command"])
     typed = db.load_checkpoint(source, given).respaced(timesteps)
-    for model in (found.checkpoint, typed):
+    for model in (result.checkpoint, typed):
         assert (model.sha256, model.fingerprint) == (checkpoint.sha256, checkpoint.fingerprint)
         for convention in (*CONVENTIONS, "data_range"):
             assert getattr(model, convention) == getattr(checkpoint, convention)
@@ -207,10 +207,10 @@ def test_the_command_arrives_at_a_number(files, seen, tmp_path, name, whole):
 
 @pytest.mark.parametrize("name", list(OPEN))
 def test_missing_settings_are_named_and_nothing_depends_on_stand_ins(files, name):
-    found = db.inspect_checkpoint(files[name], without_settings(name, files), image_size=8)
+    result = db.inspect_checkpoint(files[name], without_settings(name, files), image_size=8)
     settled = db.inspect_checkpoint(files[name], settings(name, files), image_size=8)
-    summary, whole = found.summary, settled.summary
-    assert found.checkpoint is None
+    summary, whole = result.summary, settled.summary
+    assert result.checkpoint is None
     assert not summary["settled"]
     assert list(summary["missing"]) == OPEN[name]
     assert summary["checkpoint"]["sha256"] == whole["checkpoint"]["sha256"]
@@ -276,13 +276,13 @@ def test_the_prior_is_that_of_data_of_unit_mean_square(small_model, tmp_path, sc
 
 @pytest.mark.parametrize("name", ["native", "openai"])
 def test_the_arithmetic_of_a_call_is_counted_without_it(files, name):
-    found = db.inspect_checkpoint(files[name], settings(name, files))
-    checkpoint = found.checkpoint
+    result = db.inspect_checkpoint(files[name], settings(name, files))
+    checkpoint = result.checkpoint
     inputs = [torch.zeros(1, checkpoint.channels, 8, 8), torch.zeros(1)]
     if checkpoint.num_classes:
         inputs.append(torch.zeros(1, dtype=torch.int64))
     expected = flop_per_call(checkpoint.network, *inputs)
-    assert found.summary["network"]["flop_per_call"] == expected > 0
+    assert result.summary["network"]["flop_per_call"] == expected > 0
     assert not any(weight.is_meta for weight in checkpoint.network.parameters())
 
 
@@ -294,9 +294,9 @@ def test_the_published_network_has_its_known_size(small_model, tmp_path):
         torch.nn.init.zeros_(weight)
     model = dataclasses.replace(small_model, network=network, channels=3, image_size=32)
     write_native(tmp_path / "model.safetensors", model)
-    found = db.inspect_checkpoint(tmp_path / "model.safetensors").summary["network"]
-    assert found["parameters"] == 35_746_307
-    assert found["flop_per_call"] == 12_443_713_536
+    result = db.inspect_checkpoint(tmp_path / "model.safetensors").summary["network"]
+    assert result["parameters"] == 35_746_307
+    assert result["flop_per_call"] == 12_443_713_536
 
 
 # ---- what is printed
@@ -340,8 +340,8 @@ def test_the_printed_command_can_be_pasted(files, seen):
 
 def test_the_folder_holds_the_schedule_and_all_that_is_printed(files, tmp_path):
     out = tmp_path / "look"
-    found = db.inspect_checkpoint(files["openai"], settings("openai", files), out=out)
-    assert read_record(out / "inspect.json") == found.summary
+    result = db.inspect_checkpoint(files["openai"], settings("openai", files), out=out)
+    assert read_record(out / "inspect.json") == result.summary
     names = {path.name for path in (out / "figures").iterdir()}
     assert names == {"schedule.svg", "schedule.png", "schedule.csv"}
     steps = pd.read_csv(out / "figures" / "schedule.csv")
@@ -349,9 +349,9 @@ def test_the_folder_holds_the_schedule_and_all_that_is_printed(files, tmp_path):
     schedule = NoiseSchedule.cosine(50)
     np.testing.assert_allclose(steps.alphas_cumprod, schedule.alphas_cumprod, rtol=1e-12)
     np.testing.assert_allclose(steps.log_snr, schedule.snr.log(), rtol=1e-9, atol=1e-12)
-    pd.testing.assert_frame_equal(steps, found.schedule)
+    pd.testing.assert_frame_equal(steps, result.schedule)
     again = db.inspect_checkpoint(files["openai"], settings("openai", files), out=out)
-    assert again.summary == found.summary
+    assert again.summary == result.summary
     with peers.refused(f"`out={out}`", "checkpoint"):
         db.inspect_checkpoint(files["native"], out=out)
 

@@ -66,26 +66,28 @@ def printed(found):
     [(3, "fixed_small", 3), (6, "learned", 3), (6, "fixed_small", None), (6, None, 3)],
 )
 def test_channels_are_those_that_come_in_and_out(own, outputs, variance, channels):
-    found = own(PLAIN.format(outputs=outputs, first="pass"), variance=variance)
-    network = found.summary["network"]
+    result = own(PLAIN.format(outputs=outputs, first="pass"), variance=variance)
+    network = result.summary["network"]
     assert network["channels"] == channels
     assert network["flop_per_call"] == 2 * 32 * 32 * 3 * 9 * outputs
     assert network["flop_channels"] == 3
-    assert ("RGB" in printed(found)) == (channels == 3)
-    assert ("image_channels" in printed(found)) == (channels is None)
+    assert ("RGB" in printed(result)) == (channels == 3)
+    assert ("image_channels" in printed(result)) == (channels is None)
 
 
 def test_what_the_first_convolution_takes_is_no_fact(own):
-    found = own(COORDINATES)
-    network = found.summary["network"]
+    result = own(COORDINATES)
+    network = result.summary["network"]
     assert network["channels"] is network["flop_per_call"] is None
-    text = printed(found)
+    text = printed(result)
     assert "a diffusion model of images, T" in text
     assert "a call could not be counted: net.py, line 13: RuntimeError" in text
     assert "image_channels" in text
-    said = own(COORDINATES.replace("def __init__", "image_channels = 1\n\n    def __init__", 1))
-    assert said.summary["network"]["flop_per_call"] == 2 * 32 * 32 * (3 * 9 * 4 + 4 * 9)
-    assert "image_channels" not in printed(said)
+    inspection = own(
+        COORDINATES.replace("def __init__", "image_channels = 1\n\n    def __init__", 1)
+    )
+    assert inspection.summary["network"]["flop_per_call"] == 2 * 32 * 32 * (3 * 9 * 4 + 4 * 9)
+    assert "image_channels" not in printed(inspection)
 
 
 @pytest.mark.parametrize(
@@ -97,8 +99,8 @@ def test_what_the_first_convolution_takes_is_no_fact(own):
     ],
 )
 def test_what_a_network_does_in_a_call_stays_there(own, capsys, first, told):
-    found = own(PLAIN.format(outputs=3, first=first))
-    assert told in printed(found)
+    result = own(PLAIN.format(outputs=3, first=first))
+    assert told in printed(result)
     assert capsys.readouterr().out == ""
 
 
@@ -139,22 +141,22 @@ CHANCE = SHARES.replace("return ", "return torch.rand(1) * ").replace("(t[", "(t
 )
 def test_what_a_run_would_refuse_is_refused(own, code, said, words):
     """With the run's own line; of a network whose images are not known, its parameters alone."""
-    found = own(code, **said)
-    text = printed(found)
-    assert all(word in found.summary["refused"] for word in words)
+    result = own(code, **said)
+    text = printed(result)
+    assert all(word in result.summary["refused"] for word in words)
     assert all(word in text for word in words)
     assert "to evaluate ddpmbench nll" in text
-    if found.checkpoint is not None and found.checkpoint.image_size is not None:
+    if result.checkpoint is not None and result.checkpoint.image_size is not None:
         images = db.load_images("fashion-mnist:test", num_images=1)
         small = dataclasses.replace(images, pixels=images.pixels[:, :, :8, :8].copy())
-        with refused(found.summary["refused"]):
-            db.evaluate_nll(found.checkpoint, small, device="cpu")
+        with refused(result.summary["refused"]):
+            db.evaluate_nll(result.checkpoint, small, device="cpu")
 
 
 def test_what_a_run_takes_is_not_refused(own):
-    found = own(SHARES, time_input="fraction")
-    assert found.summary["refused"] is None
-    assert "evaluate ddpmbench nll" in printed(found)
+    result = own(SHARES, time_input="fraction")
+    assert result.summary["refused"] is None
+    assert "evaluate ddpmbench nll" in printed(result)
     # of a side that is not known nothing is refused: 32 may not be its own
     of_eight = PLAIN.format(outputs=3, first="assert x.shape[-1] == 8").replace(
         "def __init__", "image_channels = 3\n    def __init__"
@@ -172,11 +174,11 @@ def test_the_network_check_leaves_nothing_behind(own):
 
 
 def test_what_is_not_known_is_a_placeholder(own):
-    found = own(SHARES, **dict.fromkeys(HOW))
-    assert found.summary["refused"] is None
-    command = " ".join(found.summary["command"])
+    result = own(SHARES, **dict.fromkeys(HOW))
+    assert result.summary["refused"] is None
+    command = " ".join(result.summary["command"])
     assert "--schedule linear:T:START:END --prediction PREDICTION" in command
-    text = " ".join(printed(found).split())
+    text = " ".join(printed(result).split())
     placeholders = "linear:T:START:END, PREDICTION, VARIANCE and TIME"
     assert f"put how it was trained in place of {placeholders}" in text
     assert "linear:1000" not in text
@@ -184,8 +186,8 @@ def test_what_is_not_known_is_a_placeholder(own):
 
 def test_a_process_with_levels_is_named_once(own):
     process = "ve:0.01:50:100"
-    found = own(PLAIN.format(outputs=3, first="pass"), schedule=None, process=process)
-    words = found.summary["command"]
+    result = own(PLAIN.format(outputs=3, first="pass"), schedule=None, process=process)
+    words = result.summary["command"]
     assert "--schedule" not in words
     assert words.count(process) == 1
 
@@ -197,15 +199,15 @@ def test_code_that_loads_its_weights_needs_no_file(own, tmp_path):
         f"    net.load_state_dict(torch.load({str(tmp_path / 'net.pt')!r}))\n    return net\n"
     )
     option = f"{tmp_path / 'load.py'}:load"
-    said = db.CheckpointSettings(**{**HOW, "time_input": "fraction"}, network=option)
-    found = db.inspect_checkpoint(settings=said)
-    command = found.summary["command"]
+    settings = db.CheckpointSettings(**{**HOW, "time_input": "fraction"}, network=option)
+    result = db.inspect_checkpoint(settings=settings)
+    command = result.summary["command"]
     assert command[:4] == ["ddpmbench", "nll", "--network", option]
     assert "--ckpt" not in command
-    assert found.summary["checkpoint"]["source"] == option
-    assert found.summary["checkpoint"]["bytes"] is None
-    assert found.summary["refused"] is None
-    assert "load.py:load: a diffusion model of 8x8 gray images" in printed(found)
+    assert result.summary["checkpoint"]["source"] == option
+    assert result.summary["checkpoint"]["bytes"] is None
+    assert result.summary["refused"] is None
+    assert "load.py:load: a diffusion model of 8x8 gray images" in printed(result)
     open_one = db.inspect_checkpoint(settings=db.CheckpointSettings(network=option))
     assert "--schedule linear:T:START:END" in " ".join(open_one.summary["command"])
     assert "--ckpt" not in open_one.summary["command"]

@@ -237,9 +237,9 @@ def wrapped(prediction="eps", variance="fixed_small", **network):
     ],
 )
 def test_what_a_model_does_not_have_is_absent(small_model, small_images, changed, absent, why):
-    found = absent_of(changed(small_model), small_images)
-    assert list(found) == absent
-    assert all(why in found[name] for name in {CONTINUOUS, ODE} & set(found))
+    result = absent_of(changed(small_model), small_images)
+    assert list(result) == absent
+    assert all(why in result[name] for name in {CONTINUOUS, ODE} & set(result))
 
 
 def test_no_order_is_known_beside_a_learned_variance():

@@ -117,7 +117,7 @@ def test_a_wrong_parameterization_is_warned_of(tmp_path):
     images = normal_images(64)
     trained = trained_on_normal_data()
     wrong = dataclasses.replace(trained, prediction=Prediction.X_START)
-    told = []
+    warnings = []
     db.evaluate_ode(
         wrong,
         images,
@@ -126,10 +126,10 @@ def test_a_wrong_parameterization_is_warned_of(tmp_path):
         half_width=90.0,
         check=True,
         out=tmp_path,
-        listener=RunListener(warn=told.append),
+        listener=RunListener(warn=warnings.append),
     )
-    assert any("prediction" in line for line in told)
-    assert read_record(tmp_path / "summary.json")["check"]["warning"] in told
+    assert any("prediction" in line for line in warnings)
+    assert read_record(tmp_path / "summary.json")["check"]["warning"] in warnings
     assert read_record(tmp_path / "bound" / "summary.json")["check"] is None
 
 

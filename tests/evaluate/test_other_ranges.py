@@ -55,26 +55,26 @@ def test_a_whole_run_finds_the_same_steps_and_distortions(
     # Large terms: a network of random weights that rounds otherwise moves no row.
     plain = dataclasses.replace(small, data_range=DataRange(levels=of.levels))
     expected = db.evaluate_nll(plain, small_images, **options)
-    found = db.evaluate_nll(in_range(small, of), small_images, **options)
-    assert found.summary["conventions"]["data_range"] == of.interval
-    assert found.summary["num_evaluations"] == expected.summary["num_evaluations"]
-    assert found.summary["kl"] == pytest.approx(expected.summary["kl"], rel=1e-5)
-    steps, known = found.per_timestep, expected.per_timestep
+    result = db.evaluate_nll(in_range(small, of), small_images, **options)
+    assert result.summary["conventions"]["data_range"] == of.interval
+    assert result.summary["num_evaluations"] == expected.summary["num_evaluations"]
+    assert result.summary["kl"] == pytest.approx(expected.summary["kl"], rel=1e-5)
+    steps, known = result.per_timestep, expected.per_timestep
     np.testing.assert_allclose(steps.bits_per_dim[1:], known.bits_per_dim[1:], rtol=1e-4)
     np.testing.assert_allclose(steps.eps_mse, known.eps_mse, rtol=1e-4)
     scale = ((of.high - of.low) / 2) ** 2
     np.testing.assert_allclose(steps.x_start_mse, scale * known.x_start_mse, rtol=1e-4)
     for name in ("distortion_rmse", "distortion_rmse_of_mean_mse", "psnr"):
-        of_run, before = found.rate_distortion[name], expected.rate_distortion[name]
+        of_run, before = result.rate_distortion[name], expected.rate_distortion[name]
         np.testing.assert_allclose(of_run, before, rtol=1e-4)
     # Models that skip steps keep t = 1, whose decoder pays for the range; all else is the same.
     tables = [
         table[(table.variance == "fixed_small") & table["clip"]]
-        for table in (found.conventions, expected.conventions)
+        for table in (result.conventions, expected.conventions)
     ]
     kl = [
         table.rate_bits_per_dim.to_numpy() - report.summary["prior"]
-        for table, report in zip(tables, (found, expected), strict=True)
+        for table, report in zip(tables, (result, expected), strict=True)
     ]
     assert len(kl[0]) == len(kl[1]) > 6
     np.testing.assert_allclose(kl[0], kl[1], rtol=1e-3)
@@ -120,11 +120,11 @@ def test_a_run_of_before_goes_on_and_one_of_another_range_is_refused(small, smal
     short = small.respaced(3)
     db.evaluate_nll(short, small_images, **PAIRS, out=tmp_path)
     assert not {"data_range", "levels"} & set(json.loads((tmp_path / "run.json").read_text()))
-    for of, said in (
+    for of, message in (
         (OTHER, r"data_range is None there, \[0, 1\] here"),
         (DataRange(levels=32), "levels is None there, 32 here|data_range is None there"),
     ):
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=message):
             db.evaluate_nll(
                 dataclasses.replace(short, data_range=of), small_images, **PAIRS, out=tmp_path
             )
@@ -134,8 +134,8 @@ def test_samples_of_before_go_on_and_those_of_another_range_are_refused(small, t
     short = small.respaced(3)
     db.generate_samples(short, 2, out=tmp_path)
     assert not any("range" in name for name in json.loads((tmp_path / "run.json").read_text()))
-    found = db.generate_samples(short, 3, out=tmp_path).summary["sampler"]
-    assert (found["data_range"], found["levels"]) == ("[-1, 1]", 256)
+    result = db.generate_samples(short, 3, out=tmp_path).summary["sampler"]
+    assert (result["data_range"], result["levels"]) == ("[-1, 1]", 256)
     with pytest.raises(InputError, match=r"sampler\.data_range is None there"):
         db.generate_samples(dataclasses.replace(short, data_range=OTHER), 2, out=tmp_path)
 
@@ -211,5 +211,5 @@ def test_images_that_look_reduced_already_are_refused(small, small_images, level
     # As the line says, they cost the same as the images that they come from.
     pixels = np.ceil(256 * levels_of / levels).astype(np.uint8)
     saved = dataclasses.replace(small_images, pixels=pixels)
-    found, expected = (db.evaluate_nll(model, of, **PAIRS) for of in (saved, small_images))
-    assert found.summary["bits_per_dim"] == expected.summary["bits_per_dim"]
+    result, expected = (db.evaluate_nll(model, of, **PAIRS) for of in (saved, small_images))
+    assert result.summary["bits_per_dim"] == expected.summary["bits_per_dim"]

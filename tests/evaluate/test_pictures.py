@@ -42,18 +42,18 @@ def figures(folder):
 
 
 def test_the_error_under_a_picture_is_that_of_the_stored_row(small_model, small_images, run):
-    found = db.progressive_pictures(small_model, small_images, run).decoding
+    result = db.progressive_pictures(small_model, small_images, run).decoding
     design = EveryPairDesign(6, 40, 2)
     shards = RunFolder(run.folder, read_record(run.folder / "run.json")).shards("terms")
     terms = concatenate(list(read_terms(shards, len(design))))
-    assert list(found.t) == STEPS
-    assert list(found.image) == list(range(6))
-    np.testing.assert_array_equal(found.x_start, small_images.pixels)
-    for n, k in np.ndindex(found.rmse.shape):
+    assert list(result.t) == STEPS
+    assert list(result.image) == list(range(6))
+    np.testing.assert_array_equal(result.x_start, small_images.pixels)
+    for n, k in np.ndindex(result.rmse.shape):
         rows = terms.index
-        at = (rows.image == n) & (rows.t == found.t[k]) & (rows.draw == 0)
+        at = (rows.image == n) & (rows.t == result.t[k]) & (rows.draw == 0)
         (mse,) = terms.values["x_start_mse"][at]
-        assert found.rmse[n, k] == pytest.approx(127.5 * np.sqrt(mse), rel=1e-6)
+        assert result.rmse[n, k] == pytest.approx(127.5 * np.sqrt(mse), rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -71,19 +71,19 @@ def test_the_error_under_a_picture_is_that_of_the_stored_row(small_model, small_
 def test_the_calls_are_said_made_once_and_not_counted(
     small_model, small_images, run, calls, kind, expected, names
 ):
-    said, told = [], []
-    listener = RunListener(said.append, lambda now: told.append((now.done, now.total)))
+    counts, progress = [], []
+    listener = RunListener(counts.append, lambda now: progress.append((now.done, now.total)))
     before = (run.folder / "summary.json").read_text()
     for again in range(2):
-        found = db.progressive_pictures(
+        result = db.progressive_pictures(
             small_model, small_images, run, pictures=kind, listener=listener
         )
         assert sum(calls) == expected, again
-    assert said == [expected] * bool(names)
-    assert [done for done, _ in told] == list(np.cumsum(calls))
-    assert {total for _, total in told} == ({expected} if names else set())
+    assert counts == [expected] * bool(names)
+    assert [done for done, _ in progress] == list(np.cumsum(calls))
+    assert {total for _, total in progress} == ({expected} if names else set())
     assert (run.folder / "summary.json").read_text() == before
-    assert {name for name, record in vars(found).items() if record is not None} == names
+    assert {name for name, record in vars(result).items() if record is not None} == names
     if kind == "all":
         db.write_report(run.folder)
         assert figures(run.folder) >= names
@@ -132,13 +132,13 @@ def test_neither_batch_nor_session_can_change_a_picture(small_model, small_image
 def test_a_chain_of_few_steps_shows_each_once(small_model, small_images, num_timesteps, tmp_path):
     model = small_model.respaced(num_timesteps)
     run = db.evaluate_nll(model, small_images, **PAIRS, out=tmp_path / "run")
-    found = db.progressive_pictures(model, small_images, run, pictures="all")
-    steps = list(found.decoding.t)
+    result = db.progressive_pictures(model, small_images, run, pictures="all")
+    steps = list(result.decoding.t)
     assert steps == sorted(set(steps), reverse=True)
     assert (steps[0], steps[-1]) == (num_timesteps, 1)
     assert len(steps) == num_timesteps
-    assert list(found.generation.t) == (steps[:-1] or [1])
-    assert found.interpolation.depth == max(1, num_timesteps // 2)
+    assert list(result.generation.t) == (steps[:-1] or [1])
+    assert result.interpolation.depth == max(1, num_timesteps // 2)
 
 
 def test_the_network_is_evaluated_and_left_as_it_was(small_model, small_images, run):

@@ -89,8 +89,8 @@ def test_its_interval_covers_over_repeats():
     covered = []
     for seed in range(2, 252):
         design = CorrectionDesign(len(images), num_timesteps, seed, 120)
-        found = estimate_correction(design, differences(design, *both(design, seed, 120)))
-        covered.append(abs(found.nats - truth) <= found.half_width)
+        result = estimate_correction(design, differences(design, *both(design, seed, 120)))
+        covered.append(abs(result.nats - truth) <= result.half_width)
     assert 0.91 <= np.mean(covered) <= 0.99
 
 
@@ -114,10 +114,10 @@ def test_strict_float32_makes_no_other_call_and_has_no_correction(
     engines, small_model, small_images, tmp_path
 ):
     calls = engines()
-    found = db.evaluate_nll(small_model, small_images, half_width=WIDE, out=tmp_path / "run")
-    assert found.summary["precision_correction"] is None
+    result = db.evaluate_nll(small_model, small_images, half_width=WIDE, out=tmp_path / "run")
+    assert result.summary["precision_correction"] is None
     assert {precision for precision, _ in calls} == {Precision.FP32}
-    assert sum(n for _, n in calls) == found.summary["num_evaluations"]
+    assert sum(n for _, n in calls) == result.summary["num_evaluations"]
     assert not list((tmp_path / "run" / "shards").glob("correction*"))
 
 
@@ -171,11 +171,11 @@ def test_the_half_width_asked_for_is_that_of_the_corrected_bound(
 
 def test_a_correction_that_is_too_wide_is_said(engines, small_model, small_images):
     engines(rounding=lambda output: output + output.roll(1, 0).sign())
-    said = []
-    options = {"precision": "bf16", "listener": RunListener(warn=said.append)}
+    warnings = []
+    options = {"precision": "bf16", "listener": RunListener(warn=warnings.append)}
     of = db.evaluate_nll(small_model, small_images, half_width=0.25, **options).summary
     assert of["precision_correction"]["half_width"] > 0.25
-    (line,) = (line for line in said if "raw pixels" not in line)
+    (line,) = (line for line in warnings if "raw pixels" not in line)
     assert "wider than +- 0.25" in line
     assert "`precision=fp32`" in line
 

@@ -78,13 +78,13 @@ def gaussian(request):
     images = oracle_images(4, shape=(1, 4, 4), seed=3)
     schedule = NoiseSchedule.linear(request.param)
     checkpoint = gaussian_checkpoint(images, schedule)
-    found = db.evaluate_nll(checkpoint, images, estimator="every-pair", draws=8)
-    return found, closed_form(images, schedule)
+    result = db.evaluate_nll(checkpoint, images, estimator="every-pair", draws=8)
+    return result, closed_form(images, schedule)
 
 
 def test_the_curve_of_gaussian_data_is_the_known_one(gaussian):
-    found, (rate, rmse, mse) = gaussian
-    curve = found.rate_distortion
+    result, (rate, rmse, mse) = gaussian
+    curve = result.rate_distortion
     # The last rate is the prior alone, which is exact.
     assert curve.rate_bits_per_dim.iloc[-1] == pytest.approx(rate[-1], rel=1e-6)
     assert curve.rate_standard_error.iloc[-1] == 0
@@ -101,8 +101,8 @@ def test_the_curve_of_gaussian_data_is_the_known_one(gaussian):
 
 
 def test_the_steps_of_a_receiver_count_from_the_end(gaussian):
-    found, _ = gaussian
-    curve = found.rate_distortion
+    result, _ = gaussian
+    curve = result.rate_distortion
     num_timesteps = len(curve)
     assert list(curve.t) == list(range(1, num_timesteps + 1))
     assert list(curve.num_decoded_steps) == list(range(num_timesteps, 0, -1))
@@ -112,11 +112,11 @@ def test_the_steps_of_a_receiver_count_from_the_end(gaussian):
 
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_rate_and_decoder_are_the_bound(small_model, small_images, kind):
-    found = db.evaluate_nll(small_model, small_images, **OPTIONS[kind])
-    whole = found.rate_distortion.rate_bits_per_dim[0] + found.summary["decoder"]
+    result = db.evaluate_nll(small_model, small_images, **OPTIONS[kind])
+    whole = result.rate_distortion.rate_bits_per_dim[0] + result.summary["decoder"]
     # Predictions are summed over the steps in float32 (`FeatureTable`).
     tolerance = 1e-7 if kind == "importance" else 1e-12
-    assert whole == pytest.approx(found.summary["bits_per_dim"], abs=tolerance)
+    assert whole == pytest.approx(result.summary["bits_per_dim"], abs=tolerance)
 
 
 # ---- the shipped checkpoint
@@ -126,9 +126,9 @@ def test_rate_and_decoder_are_the_bound(small_model, small_images, kind):
 def few_rows():
     """The first 200 images from 6,000 of the 200,000 network evaluations that there are."""
     images = db.load_images("fashion-mnist:test", num_images=200)
-    found = db.evaluate_nll(db.load_checkpoint(), images, half_width=1e-4, max_evaluations=6000)
-    assert 5000 < found.summary["num_evaluations"] <= 6000
-    return found
+    result = db.evaluate_nll(db.load_checkpoint(), images, half_width=1e-4, max_evaluations=6000)
+    assert 5000 < result.summary["num_evaluations"] <= 6000
+    return result
 
 
 @pytest.mark.slow
@@ -173,13 +173,13 @@ def test_a_folder_holds_the_curve_of_its_report(run):
 
 
 def test_the_summary_is_that_of_the_run_with_ten_points(run):
-    found = db.rate_distortion(run)
-    points = found.summary["curve"]
+    result = db.rate_distortion(run)
+    points = result.summary["curve"]
     own = {**run.summary, "schema": report.RATE_DISTORTION_SCHEMA}
-    assert {name: found.summary[name] for name in own} == own
+    assert {name: result.summary[name] for name in own} == own
     assert [row["num_decoded_steps"] for row in points] == list(range(40, 0, -4))
     for row in points:
-        there = found.curve.set_index("num_decoded_steps").loc[row["num_decoded_steps"]]
+        there = result.curve.set_index("num_decoded_steps").loc[row["num_decoded_steps"]]
         for name in set(there.index) - {"t"}:
             value = None if np.isnan(there[name]) else there[name]
             assert row[name] == value
@@ -218,9 +218,9 @@ def smooth_curve(num_timesteps):
 def test_the_published_table_stands_beside_what_it_is_of(run, source, num_timesteps, is_beside):
     of_source = {**run.summary, "data": {**run.summary["data"], "source": source}}
     curve = smooth_curve(num_timesteps)
-    found = report.curve_summary(curve, of_source)
-    text = report.printed_rate_distortion(found, curve, "table")
-    for row in found["curve"]:
+    result = report.curve_summary(curve, of_source)
+    text = report.printed_rate_distortion(result, curve, "table")
+    for row in result["curve"]:
         assert ("published_rate_bits_per_dim" in row) == is_beside
         assert ("published_distortion_rmse" in row) == is_beside
     assert ("Ho et al. 2020" in text) == is_beside

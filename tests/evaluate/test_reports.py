@@ -65,7 +65,7 @@ def reports(model, images, network, folders):
         fid = db.FidSettings(network, db.PROTOCOLS["clean"], 12)
         trained = dataclasses.replace(model, schedule=db.NoiseSchedule.linear(40))
         quick = db.SpeedSettings(plan=db.SpeedPlan(at_least=0.001), num_images=100)
-        found = {
+        result = {
             "every-pair": db.evaluate_nll(
                 model, images, estimator="every-pair", draws=2, out=folders / "every-pair"
             ),
@@ -97,13 +97,13 @@ def reports(model, images, network, folders):
         db.evaluate_nll(other, images, estimator="every-pair", draws=2, out=folders / "other")
         other_fid = dataclasses.replace(fid, samples=db.SampleSettings(seed=0))
         db.evaluate_fid(other, images, other_fid, out=folders / "other-fid")
-    found["compare"] = db.compare(
+    result["compare"] = db.compare(
         [folders / "every-pair", folders / "other"], out=folders / "compare"
     )
-    found["compare-fid"] = db.compare(
+    result["compare-fid"] = db.compare(
         [folders / "fid", folders / "other-fid"], out=folders / "compare-fid"
     )
-    return found
+    return result
 
 
 @pytest.fixture(scope="module")

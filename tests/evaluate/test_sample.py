@@ -55,11 +55,11 @@ def test_batch_size_changes_no_more_than_a_level_here_and_there(small_model, who
 def test_more_samples_begin_with_the_fewer(small_model, whole, tmp_path):
     out = tmp_path / "run"
     db.generate_samples(small_model, 4, batch_size=4, out=out)
-    told = []
-    listener = db.RunListener(start=told.append)
+    counts = []
+    listener = db.RunListener(start=counts.append)
     more = db.generate_samples(small_model, N, batch_size=4, out=out, listener=listener)
     assert np.array_equal(more.images.pixels, whole.images.pixels)
-    assert told == [(N - 4) * small_model.schedule.num_timesteps]
+    assert counts == [(N - 4) * small_model.schedule.num_timesteps]
     with pytest.raises(db.InputError, match=r"`out=.*`: holds 12 samples, more than the 5"):
         db.generate_samples(small_model, 5, out=out)
     assert len(pixels_of(out)) == N

@@ -183,16 +183,16 @@ def trained_on(images, **of_data):
 
 
 def test_a_model_of_few_images_has_memorized_them_and_one_of_many_has_not():
-    found = {}
+    result = {}
     for count in (20, 400):
         train, test = normal_images(count, 0), normal_images(200, 1)
         some = train.subset(min(count, 200))
         report = score(trained_on(train), some, test, evaluations_per_image=16)
-        found[count] = report.summary["comparison"]
-        assert found[count]["name"] == "generalization gap"
-        nearest = found[count]["auroc_nearest"]  # and the sets are alike
+        result[count] = report.summary["comparison"]
+        assert result[count]["name"] == "generalization gap"
+        nearest = result[count]["auroc_nearest"]  # and the sets are alike
         assert nearest["lower"] < 0.5 < nearest["upper"]
-    few, many = found[20], found[400]
+    few, many = result[20], result[400]
     assert few["auroc"]["lower"] > 0.7
     for of_few, of_many in ((few, many), (few["corrected"], many["corrected"])):
         assert of_few["p_value"] < 1e-6
@@ -245,13 +245,13 @@ def test_the_difference_is_a_gap_where_the_first_set_was_trained_on(small_images
 
 
 def test_images_of_the_second_set_in_the_first_are_counted(model, small_images, others):
-    said = []
+    warnings = []
     mixed = dataclasses.replace(
         others, pixels=np.concatenate([small_images.pixels[2:4], others.pixels[2:]])
     )
-    report = score(model, small_images, mixed, listener=db.RunListener(warn=said.append))
+    report = score(model, small_images, mixed, listener=db.RunListener(warn=warnings.append))
     assert report.summary["comparison"]["copies"] == 2
-    assert "2 images of B also in A" in said
+    assert "2 images of B also in A" in warnings
     of_second = report.per_image[report.per_image.set == "B"]
     assert (of_second.nearest_distance == 0).tolist() == [True, True, *[False] * 4]
 
@@ -274,10 +274,10 @@ def test_one_image_is_scored_and_compared(model, small_images, others):
 
 def test_a_bound_above_that_of_raw_pixels_is_warned_of(small_images):
     gray = ImageSet(np.full((1, 1, 8, 8), 128, np.uint8), ["gray"], "gray")
-    said = []
+    warnings = []
     coarse = oracle_checkpoint(gray, NoiseSchedule.linear(24))
-    score(coarse, small_images, listener=db.RunListener(warn=said.append))
-    assert any("worse than sending raw pixels" in line for line in said)
+    score(coarse, small_images, listener=db.RunListener(warn=warnings.append))
+    assert any("worse than sending raw pixels" in line for line in warnings)
 
 
 def words(page):

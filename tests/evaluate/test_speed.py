@@ -86,16 +86,16 @@ def test_a_new_measurement_takes_the_place_of_the_old_and_of_no_other_model(
 
 
 def test_images_may_be_left_out_and_are_counted_all_the_same(small_model):
-    found = quick(small_model, num_images=123)
-    pairs = found.predictions.set_index("question").loc["every pair, one draw"]
+    result = quick(small_model, num_images=123)
+    pairs = result.predictions.set_index("question").loc["every pair, one draw"]
     assert set(np.atleast_1d(pairs.num_evaluations)) == {123 * 40}
 
 
 def test_a_model_of_one_step_is_timed(small_model, small_images):
-    found = quick(small_model.respaced(1), small_images)
-    assert not found.predictions.question.str.startswith("nll").any()
-    first, step = found.parts.ms[found.parts.precision == "fp32"]
-    pairs, samples = found.predictions.seconds[found.predictions.precision == "fp32"]
+    result = quick(small_model.respaced(1), small_images)
+    assert not result.predictions.question.str.startswith("nll").any()
+    first, step = result.parts.ms[result.parts.precision == "fp32"]
+    pairs, samples = result.predictions.seconds[result.predictions.precision == "fp32"]
     assert (pairs, samples) == pytest.approx((6 * first / 1000, 50 * step))
 
 
@@ -119,8 +119,8 @@ def test_the_headline_is_the_fastest_strict_one(report):
 
 def test_csv_is_the_calls(report, tmp_path):
     (tmp_path / "calls.csv").write_text(printed_speed(report.summary, "csv"))
-    found = pd.read_csv(tmp_path / "calls.csv")
-    pd.testing.assert_frame_equal(found, report.calls, check_dtype=False)
+    result = pd.read_csv(tmp_path / "calls.csv")
+    pd.testing.assert_frame_equal(result, report.calls, check_dtype=False)
 
 
 def test_images_of_another_size_are_refused(small_model):
@@ -136,7 +136,7 @@ def test_a_size_that_no_one_says_is_asked_for(small_model):
 
 
 @pytest.fixture
-def told(capsys):
+def invoke(capsys):
     def call(*arguments):
         capsys.readouterr()
         status = run([str(argument) for argument in arguments])
@@ -145,17 +145,17 @@ def told(capsys):
     return call
 
 
-def test_the_command_measures(told, small_checkpoint, small_npz, tmp_path):
+def test_the_command_measures(invoke, small_checkpoint, small_npz, tmp_path):
     command = ["speed", "--ckpt", small_checkpoint, "--device", "cpu", "--batch-size", 1]
     command += ["--precision", "fp32", "--data", small_npz, "--num-images", 5]
-    status, printed, said = told(*command, "--format", "json", "--out", tmp_path / "run")
-    assert status == 0, said
+    status, printed, message = invoke(*command, "--format", "json", "--out", tmp_path / "run")
+    assert status == 0, message
     summary = json.loads(printed)
     assert summary["checkpoint"]["source"] == str(small_checkpoint)
     assert {call["precision"] for call in summary["calls"]} == {"fp32"}
     assert read_record(tmp_path / "run" / "summary.json") == summary
-    status, printed, said = told("report", tmp_path / "run")
-    assert (status, printed, said.count("\n")) == (2, "", 1), said
+    status, printed, message = invoke("report", tmp_path / "run")
+    assert (status, printed, message.count("\n")) == (2, "", 1), message
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_the_command_measures(told, small_checkpoint, small_npz, tmp_path):
         ("--data", "nowhere", "nowhere: no such file"),
     ],
 )
-def test_a_mistake_is_one_line_that_names_it(told, small_checkpoint, option, value, named):
-    status, printed, said = told("speed", "--ckpt", small_checkpoint, option, value)
-    assert (status, printed, said.count("\n")) == (2, "", 1), said
-    assert named in said
+def test_a_mistake_is_one_line_that_names_it(invoke, small_checkpoint, option, value, named):
+    status, printed, message = invoke("speed", "--ckpt", small_checkpoint, option, value)
+    assert (status, printed, message.count("\n")) == (2, "", 1), message
+    assert named in message

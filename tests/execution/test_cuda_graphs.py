@@ -26,15 +26,15 @@ class Tape(TorchDispatchMode):
         self.operations = []
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        found = function(*args, **(kwargs or {}))
-        self.operations.append((function, args, kwargs or {}, found))
-        return found
+        result = function(*args, **(kwargs or {}))
+        self.operations.append((function, args, kwargs or {}, result))
+        return result
 
     def replay(self):
         with torch.inference_mode():
-            for function, args, kwargs, found in self.operations:
+            for function, args, kwargs, result in self.operations:
                 again = function(*args, **kwargs)
-                for held, new in zip(tree_leaves(found), tree_leaves(again), strict=True):
+                for held, new in zip(tree_leaves(result), tree_leaves(again), strict=True):
                     if torch.is_tensor(held) and held.data_ptr() != new.data_ptr():
                         held.copy_(new)
 
@@ -79,8 +79,8 @@ def test_a_graph_follows_its_arguments(devices):
         kept.append((graphed(x, y), function(x, y)))
         called.pop()
     # What an earlier call gave is not that of a later one.
-    for found, expected in kept:
-        for one, other in zip(found, expected, strict=True):
+    for result, expected in kept:
+        for one, other in zip(result, expected, strict=True):
             assert torch.equal(one, other)
     # Three times to warm up and once to capture, for each shape; a replay calls no Python.
     assert called == [3] * 4 + [5] * 4
@@ -126,6 +126,6 @@ def test_a_sampler_launched_step_by_step_as_a_graph_gives_the_same(
         return last.x_previous
 
     for size in (4, 3):
-        found = chain(EngineChoice(compiled=compiled, cuda_graph=True), size)
-        torch.testing.assert_close(found, chain(EngineChoice(), size), rtol=0, atol=1e-4)
+        result = chain(EngineChoice(compiled=compiled, cuda_graph=True), size)
+        torch.testing.assert_close(result, chain(EngineChoice(), size), rtol=0, atol=1e-4)
     assert devices

@@ -81,9 +81,9 @@ def test_calls_of_a_compiled_network_are_of_one_size(small_model, monkeypatch):
     engine = Engine(small_model, device=CPU, choice=choice, rows=6)
     x_t, t = batch(6)
     for rows in (2, 6, 5):
-        found = engine.model_output(x_t[:rows], t[:rows])
+        result = engine.model_output(x_t[:rows], t[:rows])
         expected = small_model.model_output(x_t[:rows], t[:rows])
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-6)
     assert sizes == [{6}] * 3
 
 
@@ -125,15 +125,15 @@ def test_a_compiled_network_gives_the_same(small_model):
     engine = Engine(small, device=CPU, choice=EngineChoice(Precision.BF16, compiled=True))
     with torch.inference_mode(), engine.running():
         try:
-            found = engine.model_output(x_t, t)
+            result = engine.model_output(x_t, t)
         except RuntimeError as error:
             if isinstance(error.__cause__, InvalidCxxCompiler) or "C++" in str(error):
                 pytest.skip("needs a C++ compiler")
             raise
         few = engine.model_output(x_t[:2], t[:2])
         expected = eager.model_output(x_t, t)
-    torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)
-    torch.testing.assert_close(few, found[:2], rtol=0.02, atol=0.02)
+    torch.testing.assert_close(result, expected, rtol=0.02, atol=0.02)
+    torch.testing.assert_close(few, result[:2], rtol=0.02, atol=0.02)
 
 
 def test_inside_the_network_evaluates_and_afterwards_it_is_as_it_was(small_model):

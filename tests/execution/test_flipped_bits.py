@@ -83,8 +83,8 @@ def run(request, whole, tmp_path):
 
 def files(folder):
     """All that a number may be read from."""
-    found = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return [path for path in found if not DRAWN & set(path.relative_to(folder).parts)]
+    result = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return [path for path in result if not DRAWN & set(path.relative_to(folder).parts)]
 
 
 def flip(path, place):
@@ -153,10 +153,10 @@ def test_whoever_reads_it_names_it_or_has_the_same_numbers(run, whole):
         kept, refused = path.read_bytes(), 0
         for place in places(path):
             flip(path, place)
-            found = without_source(read(run, whole / run.name), run)
-            for answer, right in zip(found, expected, strict=True):
+            result = without_source(read(run, whole / run.name), run)
+            for answer, right in zip(result, expected, strict=True):
                 assert answer in (None, right), f"{path.name}: {place}"
-            refused += None in found
+            refused += None in result
             path.write_bytes(kept)
         caches = {"engine.json", "check.json", "check.csv", "terms.parquet"}
         if run.name == "sample":

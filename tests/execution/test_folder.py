@@ -57,8 +57,8 @@ def test_the_same_run_goes_on_and_leftovers_go(folder, shards):
 def test_another_run_is_refused_by_the_field_that_differs(folder):
     with pytest.raises(InputError, match=r"seed is 0 there, 1 here"):
         RunFolder(folder.path, {**IDENTITY, "seed": 1})
-    found = read_json(folder.path / "run.json")
-    assert {name: found[name] for name in IDENTITY} == IDENTITY
+    result = read_json(folder.path / "run.json")
+    assert {name: result[name] for name in IDENTITY} == IDENTITY
 
 
 def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path):

@@ -48,8 +48,8 @@ def test_what_is_whole_is_kept_and_the_rest_comes_later(command, disk, tmp_path)
         left = [p for p in (tmp_path / str(room)).rglob("*") if p.is_file()]
         assert len(left) == room, "what was written whole was lost, or a part was left"
         disk.left = 10**6
-        found = command(tmp_path / str(room)).summary
+        result = command(tmp_path / str(room)).summary
         times = ("seconds", "images_per_second")
-        assert {n: v for n, v in found.items() if n not in times} == {
+        assert {n: v for n, v in result.items() if n not in times} == {
             n: v for n, v in expected.items() if n not in times
         }

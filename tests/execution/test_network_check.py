@@ -330,10 +330,10 @@ def test_timesteps_are_whole_numbers_and_shares_are_not(time_input, times, kind)
         return x
 
     checkpoint = wrapped(call, time_input=time_input)
-    found = checkpoint.network_time(torch.tensor([1, 15, 30]))
-    assert found.dtype is kind
-    torch.testing.assert_close(found.double(), torch.tensor(times).double())
+    result = checkpoint.network_time(torch.tensor([1, 15, 30]))
+    assert result.dtype is kind
+    torch.testing.assert_close(result.double(), torch.tensor(times).double())
     respaced = checkpoint.respaced(2).network_time(torch.tensor([1, 2]))
-    torch.testing.assert_close(respaced, found[[0, 2]])
+    torch.testing.assert_close(respaced, result[[0, 2]])
     check_network(checkpoint, SHAPE, device=CPU)
     assert {t.dtype for t in seen} == {kind}

@@ -143,18 +143,18 @@ def test_the_half_width_is_reached_and_nothing_is_said(wide, narrow, warnings):
 
 @pytest.mark.parametrize("cap", [720, 1200])
 def test_the_cap_holds_and_is_used(small_model, small_images, cap):
-    said = []
+    warnings = []
     report = evaluate_nll(
         small_model,
         small_images,
         max_evaluations=cap,
-        listener=RunListener(warn=said.append),
+        listener=RunListener(warn=warnings.append),
     )
     summary = report.summary
     next_replicate = num_terms(6, summary["sampling"]["num_replicates"] + 1)
     assert summary["num_evaluations"] <= cap
     assert cap < next_replicate + summary["sampling"]["pilot_evaluations"]
-    (line,) = (line for line in said if "raw pixels" not in line)
+    (line,) = (line for line in warnings if "raw pixels" not in line)
     assert f"+- {summary['half_width']:.4f}" in line
     assert f"`max_evaluations={cap:,}`" in line
 

@@ -132,15 +132,15 @@ def test_parts_that_alone_take_longer_than_all_of_it_still_add_up(
 
 def test_an_image_takes_its_share_of_a_batch(small_model, small_images, engine_takes):
     engine_takes(lambda choice, size: 1.0 + size)
-    found = speeds(small_model, small_images, size=16)
-    assert {call.batch_size for call in found.calls} == {1, 8, 16}
-    for call in found.calls:
+    result = speeds(small_model, small_images, size=16)
+    assert {call.batch_size for call in result.calls} == {1, 8, 16}
+    for call in result.calls:
         assert call.seconds == pytest.approx((1 + call.batch_size) / call.batch_size)
         assert call.per_second == 1 / call.seconds
-    frame = calls_frame(found)
+    frame = calls_frame(result)
     assert frame.ms_per_batch.tolist() == [1000.0 * (1 + size) for size in frame.batch_size]
     assert frame.share_of_peak.tolist() == pytest.approx(
-        [found.flop_per_call * speed / 1e9 for speed in frame.evaluations_per_second]
+        [result.flop_per_call * speed / 1e9 for speed in frame.evaluations_per_second]
     )
 
 
@@ -149,11 +149,11 @@ def test_rows_are_timed_with_the_fastest_engine_of_each_precision(
 ):
     slow = {(FP32, False): 1.0, (FP32, True): 7.0, (BF16, False): 5.0, (BF16, True): 3.0}
     engine_takes(lambda choice, size: slow[choice.precision, choice.channels_last])
-    found = speeds(small_model, small_images, precisions=(FP32, BF16))
-    assert found.parts[FP32][0].network == pytest.approx(1.0 / 4)
-    assert found.parts[BF16][0].network == pytest.approx(3.0 / 4)
-    assert not fastest_call(found.calls, FP32).choice.channels_last
-    frame = parts_frame(found)
+    result = speeds(small_model, small_images, precisions=(FP32, BF16))
+    assert result.parts[FP32][0].network == pytest.approx(1.0 / 4)
+    assert result.parts[BF16][0].network == pytest.approx(3.0 / 4)
+    assert not fastest_call(result.calls, FP32).choice.channels_last
+    frame = parts_frame(result)
     assert (frame.ms - frame.network - frame.noise - frame.rest).abs().max() < 1e-9
 
 
@@ -168,8 +168,8 @@ def test_the_error_is_how_far_the_noise_is_off_from_float32(
         return output * 1.03 if engine.choice.precision is BF16 else output
 
     monkeypatch.setattr(Engine, "model_output", rounded)
-    found = speeds(small_model, small_images, precisions=(FP32, BF16))
-    for call in found.calls:
+    result = speeds(small_model, small_images, precisions=(FP32, BF16))
+    for call in result.calls:
         expected = 0.03 if call.choice.precision is BF16 else 0.0
         assert call.eps_error == pytest.approx(expected, abs=0.01 if expected else 1e-5)
 
@@ -270,10 +270,10 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(
         return real(checkpoint, x_t, t, labels)
 
     monkeypatch.setattr(Checkpoint, "model_output", small)
-    told = []
-    probe = fitting_probe(small_model, small_images, CPU, tell=told.append)
+    lines = []
+    probe = fitting_probe(small_model, small_images, CPU, tell=lines.append)
     assert 50 < len(probe.rows) <= 100
-    assert "`batch_size=" in told[-1]
+    assert "`batch_size=" in lines[-1]
     with pytest.raises(InputError, match="`batch_size=101`"):
         fitting_probe(small_model, small_images, CPU, batch_size=101)
 

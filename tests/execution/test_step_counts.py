@@ -37,12 +37,12 @@ class Dispatched(TorchDispatchMode):
         self.operations, self.crossings = Counter(), []
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        found = function(*args, **(kwargs or {}))
+        result = function(*args, **(kwargs or {}))
         self.operations[str(function)] += 1
-        tensors = [leaf for leaf in tree_leaves((args, kwargs, found)) if torch.is_tensor(leaf)]
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if torch.is_tensor(leaf)]
         if len({tensor.device.type for tensor in tensors}) > 1:
             self.crossings.append(str(function))
-        return found
+        return result
 
     @property
     def total(self) -> int:
@@ -139,10 +139,10 @@ def test_terms_copy_addresses_and_pixels_alone(elsewhere):
     def values(pixels, addresses, *sizes):
         copied.append((pixels, addresses))
         with Dispatched() as seen:
-            found = inside(pixels, addresses, *sizes)
+            result = inside(pixels, addresses, *sizes)
         assert seen.crossings == []
         assert seen.total > 100
-        raise StopIteration(found.shape)
+        raise StopIteration(result.shape)
 
     terms._values = values
     with Dispatched() as around, pytest.raises(StopIteration, match=f"{len(VALUE_COLUMNS)}, 4"):

@@ -46,9 +46,9 @@ KINDS = ("decoding", "generation", "interpolation")
 def test_what_is_written_comes_back(pictures, tmp_path, kept):
     some = Pictures(**{kind: getattr(pictures, kind) for kind in kept})
     some.write(tmp_path)
-    found = Pictures.read(tmp_path, 9)
+    result = Pictures.read(tmp_path, 9)
     for kind in KINDS:
-        check_same(getattr(found, kind), getattr(some, kind))
+        check_same(getattr(result, kind), getattr(some, kind))
     assert [path.name for path in tmp_path.iterdir()] == [PICTURES]
 
 
@@ -87,10 +87,10 @@ DAMAGE = {
 def test_damage_is_named(pictures, tmp_path, kind):
     pictures.write(tmp_path)
     DAMAGE[kind](tmp_path / PICTURES)
-    with pytest.raises(InputError) as found:
+    with pytest.raises(InputError) as result:
         Pictures.read(tmp_path, 9)
-    assert str(found.value).startswith(f"{tmp_path / PICTURES}: damaged; ")
-    assert "\n" not in str(found.value)
+    assert str(result.value).startswith(f"{tmp_path / PICTURES}: damaged; ")
+    assert "\n" not in str(result.value)
 
 
 # ---- the images at both ends of a set

@@ -38,12 +38,12 @@ def refused(train, tmp_path, monkeypatch):
     monkeypatch.setattr("ddpmbench.train.loop.UNet", None)
 
     def call(*arguments):
-        status, said = train(*arguments)
-        assert status == 2, said
-        assert said.startswith("Error: ")
-        assert said.count("\n") == 1
+        status, message = train(*arguments)
+        assert status == 2, message
+        assert message.startswith("Error: ")
+        assert message.count("\n") == 1
         assert not (tmp_path / "run").exists()
-        return said
+        return message
 
     return call
 
@@ -95,9 +95,9 @@ def test_memory_that_is_not_there_after_all_is_one_line(train, monkeypatch):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
 
     monkeypatch.setattr(loop, "_train_step", step)
-    status, said = train()
+    status, message = train()
     assert status == 2
-    assert said.startswith("Error: --batch-size 4: ")
+    assert message.startswith("Error: --batch-size 4: ")
 
 
 @pytest.mark.parametrize("what", ["loss", "weight", "average"])
@@ -119,10 +119,10 @@ def test_what_is_not_finite_stops_training_and_the_last_good_state_is_kept(
 
     monkeypatch.setattr(loop, "_train_step", step)
     monkeypatch.setattr(loop, "SAVE_SECONDS", 0)
-    status, said = train("--steps", 6)
+    status, message = train("--steps", 6)
     assert status == 2
-    assert "diverged before step 4" in said
-    assert "last good checkpoint is kept); lower --learning-rate" in said
+    assert "diverged before step 4" in message
+    assert "last good checkpoint is kept); lower --learning-rate" in message
     assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == files
     weights = read_native(tmp_path / "run" / "checkpoint.safetensors").network.state_dict()
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())
@@ -146,11 +146,11 @@ def test_training_on_a_full_disk_keeps_what_was_there(train, tmp_path, small_dis
     assert train("--steps", 2)[0] == 0
     files = {path: path.read_bytes() for path in out.iterdir()}
     small_disk(size)
-    status, said = train("--steps", 4)
+    status, message = train("--steps", 4)
     small_disk(resource.RLIM_INFINITY)
     assert status == 2
-    assert said.startswith(f"Error: --out {out}: cannot be written")
-    assert said.count("\n") == 1
+    assert message.startswith(f"Error: --out {out}: cannot be written")
+    assert message.count("\n") == 1
     assert {path: path.read_bytes() for path in out.iterdir()} == files
     assert train("--steps", 4)[0] == 0
 
@@ -165,11 +165,11 @@ def test_convert_on_a_full_disk_keeps_what_was_there(
     files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     small_disk(size)
     capsys.readouterr()
-    status, said = run(arguments), capsys.readouterr().err
+    status, message = run(arguments), capsys.readouterr().err
     small_disk(resource.RLIM_INFINITY)
     assert status == 2
-    assert said.splitlines()[-1].startswith(f"Error: OUT {out}: cannot be written")
-    assert "Traceback" not in said
+    assert message.splitlines()[-1].startswith(f"Error: OUT {out}: cannot be written")
+    assert "Traceback" not in message
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == files
 
 

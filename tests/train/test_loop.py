@@ -133,10 +133,10 @@ def test_killed_and_resumed_is_the_run_that_was_not(crops, whole, tmp_path, monk
         with pytest.raises(SystemExit):
             train(recipe(), crops, tmp_path, steps=60, device=CPU)
     resumed = train(recipe(), crops, tmp_path, steps=60, device=CPU)
-    expected, found = weights(whole), weights(resumed)
-    assert expected.keys() == found.keys()
+    expected, result = weights(whole), weights(resumed)
+    assert expected.keys() == result.keys()
     for name in expected:
-        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=0)
+        torch.testing.assert_close(result[name], expected[name], rtol=0, atol=0)
     curves = [pd.read_csv(path.with_name("training_curve.csv")) for path in (whole, resumed)]
     pd.testing.assert_frame_equal(*curves, check_exact=True)
     assert list(curves[0].step) == [50, 60]
