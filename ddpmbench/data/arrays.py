@@ -318,10 +318,14 @@ def _array_of(tensor: "Tensor") -> NDArray[Any]:
     if tensor.dtype == torch.bfloat16:  # which numpy lacks
         tensor = tensor.float()
     try:
-        array: NDArray[Any] = tensor.detach().cpu().numpy()
+        array: NDArray[Any] = tensor.numpy(force=True)
     except (TypeError, NotImplementedError) as error:
-        reason = "is a sparse tensor, or one without numbers (meta device)"
-        raise refusal(SOURCE, f"{reason}; give its pixels, as x.to_dense() holds them") from error
+        raise refusal(
+            SOURCE,
+            f"is a tensor that numpy has no array of ({tensor.dtype}, {tensor.layout}, on "
+            f"{tensor.device}): sparse, quantized, of 8-bit floats, or without numbers (meta "
+            "device); give its pixels as uint8, as from x.to_dense() or x.dequantize()",
+        ) from error
     return array
 
 

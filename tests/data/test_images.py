@@ -101,6 +101,8 @@ REFUSED = {
     "bfloat16": (torch.rand(2, 3, 5, 6).bfloat16(), "(255 * x).round()"),
     "meta": (torch.zeros(2, 3, 5, 6, dtype=torch.uint8, device="meta"), "meta device"),
     "sparse": (torch.ones(2, 5, 6, dtype=torch.uint8).to_sparse(), "x.to_dense()"),
+    "8-bit floats": (torch.rand(2, 5, 6).to(torch.float8_e4m3fn), "float8_e4m3fn"),
+    "conjugate": (torch.ones(2, 5, 6, dtype=torch.cfloat).conj(), "complex64"),
     "masked": (np.ma.array(np.ones((2, 5, 6), np.uint8), mask=True), "x.filled(0)"),
     "masked images": ([np.ma.array(np.ones((5, 6), np.uint8), mask=True)], "x.filled(0)"),
     "int64": (np.zeros((2, 5, 6), np.int64), "x.astype('uint8')"),
