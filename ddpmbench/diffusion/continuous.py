@@ -25,14 +25,14 @@ class ContinuousTime:
     .. math::
         \lambda(u) = \log \frac{\bar\alpha(u)}{1 - \bar\alpha(u)}, \qquad u \in [1, T]
 
-    It is that of the schedule at its timesteps, and a monotone cubic between them. u counts as t
-    does, in timesteps of the schedule that the network was trained on.
+    It equals the schedule's at its timesteps and is a monotone cubic between them. u, like t,
+    counts timesteps of the schedule that the network was trained on.
 
     Attributes:
         schedule: of at least two timesteps.
 
     Raises:
-        InputError: there is a single timestep.
+        InputError: the schedule has a single timestep.
 
     Source: Fritsch & Carlson 1980 for the interpolation; Kingma et al. 2021 for log SNR as time.
     """
@@ -42,7 +42,7 @@ class ContinuousTime:
     __repr__ = short_repr
 
     def __post_init__(self) -> None:
-        """Refuse a schedule with nothing between its timesteps."""
+        """Refuse a schedule of a single timestep."""
         if self.schedule.num_timesteps < 2:
             raise InputError(
                 "continuous time lies between timesteps, and this model visits one; take more"
@@ -63,8 +63,8 @@ class ContinuousTime:
         return np.asarray(self._interpolation(u))
 
     def log_snr_at(self, u: Tensor) -> Tensor:
-        """The same as a function of tensors on any device, any shape."""
-        knots, cubics = (torch.from_numpy(of).to(u) for of in self.cubics)
+        """`log_snr` for tensors on any device, any shape."""
+        knots, cubics = (torch.from_numpy(table).to(u) for table in self.cubics)
         cubic = torch.searchsorted(knots, u, right=True).sub(1).clamp(0, len(knots) - 2)
         d = u - knots[cubic]
         c3, c2, c1, c0 = cubics[:, cubic]
@@ -72,10 +72,10 @@ class ContinuousTime:
         return result
 
     def timestep(self, log_snr: ArrayLike) -> NDArray[np.float64]:
-        """The timestep u at which the log SNR has a value between those of first and last."""
+        """The timestep u with a given log SNR, between those of `first` and `last`."""
         values = np.atleast_1d(np.asarray(log_snr, dtype=np.float64))
         ends = self.log_snr([self.last, self.first])
-        inside = np.clip(values, *ends)  # an end may be missed by rounding
+        inside = np.clip(values, *ends)  # rounding may exceed an end
         roots = [self._interpolation.solve(value, extrapolate=False) for value in inside]
         u = np.array(
             [
@@ -87,9 +87,9 @@ class ContinuousTime:
 
     @property
     def cubics(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """(K,) the timesteps of the schedule, and (4, K - 1) the cubic between each and the next.
+        """(K,) the timesteps of the schedule, and (4, K - 1) the cubics from each to the next.
 
-        From timestep k on the log SNR is c[0] d^3 + c[1] d^2 + c[2] d + c[3] at a distance d.
+        At distance d from timestep k the log SNR is c[0] d^3 + c[1] d^2 + c[2] d + c[3].
         """
         return self._timesteps, np.asarray(self._interpolation.c)
 
@@ -99,20 +99,20 @@ class ContinuousTime:
 
     @cached_property
     def _interpolation(self) -> "PchipInterpolator":
-        from scipy.interpolate import PchipInterpolator  # takes long to import
+        from scipy.interpolate import PchipInterpolator  # slow to import
 
         return PchipInterpolator(self._timesteps, self.schedule.log_snr.numpy())
 
 
 MEAN_PART = 0.1
-"""Of continuous time, in log SNR, on the average between two timesteps."""
+"""Longest average part between two timesteps, in log SNR."""
 
 
 def with_timesteps(schedule: NoiseSchedule, num_timesteps: int) -> NoiseSchedule:
-    """The schedule with so many evenly spaced timesteps: `respaced`, or `refined` for more than T.
+    """The schedule with K evenly spaced timesteps: `respaced`, or `refined` for more than T.
 
     Raises:
-        InputError: the number is none, or the schedule cannot have it.
+        InputError: the number is invalid, or the schedule cannot have so many.
     """
     num_timesteps = whole_number("timesteps", num_timesteps, 1, MAX_TIMESTEPS)
     if num_timesteps > schedule.num_timesteps:
@@ -125,7 +125,7 @@ def refined(schedule: NoiseSchedule, num_timesteps: int) -> NoiseSchedule:
 
     .. math:: \bar\alpha'_k = \bar\alpha(u_k), \qquad u_k = 1 + (k - 1) \frac{T - 1}{K - 1}
 
-    The network is evaluated at fractional timesteps. The decoder keeps its variance.
+    The network is evaluated at fractional timesteps; the decoder's variance does not change.
 
     Args:
         schedule: as the network was trained, of at least two timesteps.
@@ -144,8 +144,8 @@ def refined(schedule: NoiseSchedule, num_timesteps: int) -> NoiseSchedule:
 def divided(schedule: NoiseSchedule) -> NoiseSchedule:
     """Continuous time from the first to the last timestep, in parts.
 
-    A part ends at every timestep, and between two of them are so many of equal length that they are
-    no longer than `MEAN_PART` on the average: places of a part differ little in the integrand.
+    A part ends at every timestep. Between two timesteps all parts have the same length, on average
+    at most `MEAN_PART`, so that the integrand varies little within a part.
 
     Args:
         schedule: as the network was trained, of at least two timesteps.
@@ -173,7 +173,7 @@ def _of_trained(schedule: NoiseSchedule, option: str) -> ContinuousTime:
 
 
 def _between(time: ContinuousTime, u: NDArray[np.float64], name: str) -> NoiseSchedule:
-    """The schedule that visits these timesteps, the first and the last among them."""
+    """The schedule that visits these timesteps, including the first and the last."""
     log_alphas_cumprod = -np.logaddexp(0, -time.log_snr(u))
     return dataclasses.replace(
         time.schedule,

@@ -15,7 +15,7 @@ NATS_PER_BIT = math.log(2.0)
 
 
 class EightBit(StrEnum):
-    """How a real number becomes a level; published evaluations differ."""
+    """Rounding of a real number to a level; published evaluations differ."""
 
     ROUND = "round"
     """to the nearest"""
@@ -33,9 +33,9 @@ class DataRange:
     .. math::
         x_k = \text{low} + k\, \frac{\text{high} - \text{low}}{L - 1}, \qquad k = 0, \dots, L - 1
 
-    The bin of a level reaches half way to the next; those of the lowest and the highest level are
-    open to the outside. The level of an 8-bit pixel p is its top bits, p L // 256; level k is
-    shown as the pixel nearest to 255 k / (L - 1).
+    The bin of a level extends half way to the next; the outermost bins are unbounded. The level of
+    an 8-bit pixel p is its top bits, p L // 256; level k is shown as the pixel nearest to 255 k /
+    (L - 1).
 
     Attributes:
         low: value of the darkest level.
@@ -78,12 +78,12 @@ class DataRange:
 
     @property
     def record(self) -> dict[str, object]:
-        """The range as the records of a result have it."""
+        """The range as records of a result hold it."""
         return {"data_range": self.interval, "levels": self.levels}
 
     @property
     def identity(self) -> dict[str, object]:
-        """Its part in the identity of a run; empty for the range of Ho et al."""
+        """The range in the identity of a run; empty for that of Ho et al."""
         return {} if self == UNIT_RANGE else self.record
 
     @property
@@ -135,13 +135,13 @@ class DataRange:
         return self.pixels_of(self.reduced(pixels))
 
     def pixels_of(self, level: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The pixels as which levels are shown: uint8, the same shape."""
+        """The pixels that show levels: uint8, the same shape."""
         if self.levels == _ALL:
             return level
         return np.rint(level.astype(np.float64) * ((_ALL - 1) / (self.levels - 1))).astype(np.uint8)
 
     def clamp(self, x: Tensor) -> Tensor:
-        """Values outside the range moved to its nearer end."""
+        """The values clamped to the range."""
         return x.clamp(self.low, self.high)
 
 

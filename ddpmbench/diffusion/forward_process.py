@@ -4,10 +4,10 @@ A forward process is
 
 .. math:: x_t = a_t x_0 + s_t \epsilon.
 
-Its likelihood depends on the signal-to-noise ratio :math:`a_t^2 / s_t^2` alone, not on the scale of
-x_t. Everything is therefore computed with :math:`a_t^2 + s_t^2 = 1`. What a family adds is the
-scale :math:`c = \sqrt{a^2 + s^2}` at which its network takes x_t, a function of the ratio; the
-prior at the end; and the decoder's variance at the beginning.
+Its likelihood depends only on the signal-to-noise ratio :math:`a_t^2 / s_t^2`, not on the scale of
+x_t. So everything is computed with :math:`a_t^2 + s_t^2 = 1`. A family determines the scale
+:math:`c = \sqrt{a^2 + s^2}` of the network's x_t, as a function of the ratio, the prior, and the
+decoder's variance.
 """
 
 from torch import Tensor
@@ -17,7 +17,7 @@ from ddpmbench.diffusion.parameterization import Process
 
 
 def log_scale(process: Process, log_snr: Tensor) -> Tensor:
-    r"""The log of the scale of x_t, where x_t of unit scale has :math:`a^2 + s^2 = 1`.
+    r"""The log of the scale of x_t, relative to unit scale, :math:`a^2 + s^2 = 1`.
 
     With :math:`\sigma = s / a = e^{-\lambda / 2}`:
 
@@ -51,18 +51,18 @@ def log_scale(process: Process, log_snr: Tensor) -> Tensor:
 
 
 SIGMA_DATA = 0.5
-"""The standard deviation of the data in EDM's preconditioning, as published for every model."""
+"""Standard deviation of the data in EDM's preconditioning, as in every published model."""
 
 
 def preconditioning(log_snr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    r"""EDM's factors of x_t and of the network's output in x_start, and of x_t as its input.
+    r"""EDM's factors of x_t and of the output in x_start, and of x_t in the network's input.
 
     .. math::
         x_0 = c_{skip}\, x_t + c_{out}\, F(c_{in} x_t), \qquad
         c_{in} = \frac{1}{\sqrt{s^2 + a^2 \sigma_d^2}}, \quad
         c_{skip} = a\, \sigma_d^2\, c_{in}^2, \quad c_{out} = s\, \sigma_d\, c_{in}
 
-    for x_t of unit scale; at the scale of VE, a = 1, they are those of the source.
+    for x_t of unit scale; the source has them at the scale of VE, a = 1.
 
     Args:
         log_snr: lambda, the log signal-to-noise ratio, any shape.
@@ -80,8 +80,8 @@ def preconditioning(log_snr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def log_prior_variance(process: Process, log_snr: Tensor) -> Tensor:
     r"""Log variance of the prior p(x_T), for x_T of unit scale.
 
-    That of VE is N(0, s_T^2), as the noise in x_T; the others' is N(0, 1). Here both are divided by
-    :math:`c_T^2`.
+    The prior is N(0, s_T^2) for VE, like the noise in x_T, and N(0, 1) for the others. Both
+    variances are divided by :math:`c_T^2`.
 
     Args:
         process: the family.

@@ -52,16 +52,16 @@ def discretized_normal_log_prob(
         \log p(x) = \log \left[ \Phi\left(\frac{x + h - \mu}{\sigma}\right)
         - \Phi\left(\frac{x - h - \mu}{\sigma}\right) \right]
 
-    A bin reaches half way to the next level, h = 1/255 on [-1, 1] with 256 levels; the first term
+    A bin extends half way to the next level, h = 1/255 on [-1, 1] with 256 levels; the first term
     is 1 at the highest level, the second 0 at the lowest.
 
     Args:
         x_start: levels of the data's range, as `DataRange.to_model` gives them; any shape.
         mean: mean of the normal, the same shape.
         log_variance: its log variance, broadcastable.
-        decoder: "exact" takes the normal distribution function in log space and subtracts in the
-            smaller tail, so that every value is finite and the levels' probabilities sum to one;
-            "tanh" is the approximation of the authors' code with its clamp at 1e-12.
+        decoder: "exact" evaluates the normal distribution function in log space, in the smaller
+            tail, so that every value is finite and the levels' probabilities sum to one; "tanh" is
+            the approximation of the authors' code with its clamp at 1e-12.
         data_range: lowest and highest level, and their number.
 
     Returns:
@@ -91,7 +91,7 @@ def _exact_log_prob(lower: Tensor, upper: Tensor, is_lowest: Tensor, is_highest:
     reflect = lower + upper > 0
     left = torch.where(reflect, -upper, lower)
     right = torch.where(reflect, -lower, upper)
-    # An open end lies so far out that nothing is left to subtract.
+    # An open end lies so far out that there is nothing to subtract.
     right = torch.where(is_lowest, upper, torch.where(is_highest, -lower, right))
     left = torch.where(is_lowest | is_highest, right.clamp(max=0.0) - _FAR, left)
     log_right: Tensor = log_ndtr(right)

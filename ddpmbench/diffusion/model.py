@@ -26,7 +26,7 @@ from ddpmbench.unet.unet import UNet
 from ddpmbench.user_code import UserCode, UserModules, calling, restored_process_state
 
 ImageSize: TypeAlias = int | tuple[int, int]
-"""Height and width; one number stands for both."""
+"""Height and width, or one number for both."""
 
 
 def sides_of(size: ImageSize) -> tuple[int, int]:
@@ -41,24 +41,24 @@ def size_words(size: ImageSize) -> str:
 
 
 WRAPPED = "wrapped"
-"""The family of a module that the user has in memory."""
+"""The family of a user's module in memory."""
 _CONVERT = {
     (1, 3): "; `convert=rgb` repeats gray to RGB",
     (3, 1): "; `convert=gray` takes the luma of RGB",
 }
 ModelOutput = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""A function with the arguments and the result of `Checkpoint.model_output`."""
+"""A function with the signature of `Checkpoint.model_output`."""
 
 
 OUTPUT = "network_output"
-"""The numbers of the network check in the identity of a run; see `same_output`."""
+"""The output of the network check in the identity of a run; see `same_output`."""
 _OUTPUT_TOLERANCE = 0.01
 
 
 def same_output(one: Sequence[float] | None, other: Sequence[float] | None) -> bool:
-    """Whether the numbers of two network checks may be of one network.
+    """Whether the outputs of two network checks may be those of one network.
 
-    Another device changes them by rounding; None, where there was no memory, agrees with any.
+    They may differ by rounding on another device; None, for lack of memory, matches any.
     """
     if one is None or other is None:
         return True
@@ -80,32 +80,32 @@ class Checkpoint:
         schedule: the noise schedule that is evaluated, as trained or respaced.
         prediction: the quantity that the network predicts.
         variance: the variance of the reverse process.
-        channels: C; None if it is not known.
-        family: the family of files, as "native" or "diffusers".
+        channels: C; None if unknown.
+        family: the family of files, such as "native" or "diffusers".
         source: the path or hub id as given.
-        sha256: of the file with the weights.
+        sha256: of the file of weights.
         files: the paths of the weights, one or several shards; empty if there is no file.
-        where: the keys and the prefix of the weights in the file; empty if they are all of it.
+        where: the keys and the prefix of the weights in the file; empty if the file holds nothing
+            else.
         clip: whether the predicted x_start is clamped to the data's range.
         time_input: the network's time input at timestep t.
         data_range: the range and the number of levels of a pixel.
-        weights: "ema" for an average over the training, "raw" for the last weights; None if it is
-            not known.
-        part: `where`, if the file holds other weights of such a network, too; else empty.
-        image_size: height and width in training, one number if they are equal; None if it is not
-            known.
+        weights: "ema" for an average over the training, "raw" for the last weights; None if
+            unknown.
+        part: `where`, if the file also holds other weights of such a network; else empty.
+        image_size: height and width in training, one number if they are equal; None if unknown.
         size_multiple: height and width of an image must be divisible by this.
-        num_classes: number of classes of a conditional model; 0 if there are none.
-        null_class: the label for no class; None if there is none.
+        num_classes: number of classes of a conditional model; 0 if unconditional.
+        null_class: the label for no class, if any.
         code: the user's code that builds the network; None for other families.
         modules: the modules that this code imports from its folders.
-        output_numbers: a few numbers that tell the output of the network check from another's;
-            see `check_network`. Empty before it, where memory did not suffice for it, and for the
-            U-Net of this package.
-        training: the record of its training, if the file has one.
+        output_numbers: a few numbers that identify the output of the network check; see
+            `check_network`. Empty before the check, without the memory for it, and for the U-Net of
+            this package.
+        training: the record of the training, if the file has one.
         notes: a line for each setting from a preset or an option, and for each doubtful one.
-        sources: where a setting is from if neither the file nor an option has it, as a library's
-            default; by the setting's name in `inspect`.
+        sources: the source of each setting that neither the file nor an option states, such as a
+            library's default; by the setting's name in `inspect`.
     """
 
     network: nn.Module
@@ -152,7 +152,7 @@ class Checkpoint:
             "sha256": self.sha256,
         }
         if self.files:
-            # Relative to the folder that was named: its place does not belong to the model.
+            # Relative to the named folder: its location is no property of the model.
             record["files"] = [_below(file, self.source) for file in self.files]
         if self.weights is not None:
             record["weights"] = self.weights
@@ -166,7 +166,7 @@ class Checkpoint:
 
     @property
     def network_name(self) -> str:
-        """The beginning of a line about its network."""
+        """The name of the network, to begin an error message."""
         return f"network {self.source}" if self.code is None else f"`network={self.code.name}`"
 
     def network_time(self, t: Tensor) -> Tensor:
@@ -190,10 +190,10 @@ class Checkpoint:
         """The network's time input at timesteps of the schedule that it was trained on.
 
         Args:
-            original: (B,) int64, or floating point for timesteps between them.
+            original: (B,) int64, or floating point between timesteps.
 
         Returns:
-            (B,) see `network_time`; float32 for timesteps between.
+            (B,) see `network_time`; float32 between timesteps.
         """
         if self.time_input.is_of_noise:
             return self._noise_input(self._log_snr_between(original))
@@ -214,9 +214,9 @@ class Checkpoint:
         raise AssertionError(self.time_input)  # those of the noise are above
 
     def network_input(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """x_t at the scale at which the network takes it; see `diffusion.forward_process`.
+        """x_t at the scale of the network's input; see `diffusion.forward_process`.
 
-        It is that of the family, or that of EDM's preconditioning.
+        The scale is that of the family or of EDM's preconditioning.
 
         Args:
             x_t: (B, C, H, W) of unit scale.
@@ -236,7 +236,7 @@ class Checkpoint:
         return (scale[:, None, None, None].to(x_t.dtype) * x_t).float()
 
     def _noise_input(self, log_snr: Tensor) -> Tensor:
-        """(B,) float32, the time input at a log SNR, where it is one of the noise."""
+        """(B,) float32, the time input at a log SNR, if it is a function of the noise."""
         if self.time_input is TimeInput.LOG_SNR:
             return log_snr.float()
         if self.prediction is Prediction.EDM:
@@ -252,20 +252,20 @@ class Checkpoint:
         return log_sigma.exp().float()
 
     def _log_snr(self, t: Tensor) -> Tensor:
-        """(B,) at int64 timesteps in 1..T of `schedule`."""
+        """(B,) log SNR at int64 timesteps in 1..T of `schedule`."""
         if t.device not in self._log_snr_tables:
             dtype = torch.float32 if t.device.type == "mps" else torch.float64
             self._log_snr_tables[t.device] = self.schedule.log_snr.to(t.device, dtype)
         return self._log_snr_tables[t.device][t - 1]
 
     def _log_snr_between(self, original: Tensor) -> Tensor:
-        """(B,) at timesteps of the schedule that it was trained on, and between them."""
+        """(B,) log SNR at and between timesteps of the schedule that it was trained on."""
         exact = original.double() if original.device.type != "mps" else original.float()
         return self._time.log_snr_at(exact)
 
     @cached_property
     def _log_snr_tables(self) -> dict[torch.device, Tensor]:
-        """By device, since a step that is captured as a graph must copy nothing."""
+        """Tables by device: a step that is captured as a graph must copy nothing."""
         return {}
 
     @cached_property
@@ -287,8 +287,8 @@ class Checkpoint:
 
         Args:
             x_t: (B, C, H, W) of unit scale, on the network's device; see `network_input`.
-            t: (B,) int64 timesteps in 1..T of `schedule`; or floating point, timesteps of the
-                schedule that the network was trained on and what lies between them.
+            t: (B,) int64 timesteps in 1..T of `schedule`; or floating point, at or between
+                timesteps of the schedule that the network was trained on.
             labels: (B,) int64 classes, where the network is conditioned on them.
 
         Returns:
@@ -319,8 +319,8 @@ class Checkpoint:
     def respaced(self, num_timesteps: int) -> Self:
         """The model that visits `num_timesteps` evenly spaced timesteps.
 
-        More than it was trained on lie between those, and its network is evaluated at fractional
-        timesteps; see `refined`.
+        With more timesteps than in training the network is evaluated at fractional ones; see
+        `refined`.
         """
         schedule = with_timesteps(self.schedule, num_timesteps)
         if schedule.trained is not None and self.variance is Variance.LEARNED:
@@ -331,19 +331,19 @@ class Checkpoint:
         return dataclasses.replace(self, schedule=schedule)
 
     def in_continuous_time(self) -> Self:
-        """The model whose bound is that of continuous time; see `likelihood.continuous`."""
+        """The model with the bound in continuous time; see `likelihood.continuous`."""
         return dataclasses.replace(self, schedule=divided(self.schedule))
 
     @property
     def as_trained(self) -> Self:
-        """The model at the timesteps of its schedule, where it is evaluated between them."""
+        """The model at its trained timesteps, if it is evaluated between them."""
         trained = self.schedule.trained
         return self if trained is None else dataclasses.replace(self, schedule=trained)
 
     def with_process(
         self, *, schedule: NoiseSchedule | None = None, time_input: str | None = None
     ) -> Self:
-        """The same weights with another schedule or time input, and a note on each."""
+        """The model with another schedule or time input, and a note on each."""
         notes: list[str] = []
         changes: dict[str, Any] = {}
         if schedule is not None and not schedule.is_same_process(self.schedule):
@@ -365,7 +365,7 @@ class Checkpoint:
         clip: bool | None = None,
         data_range: DataRange | None = None,
     ) -> Self:
-        """The same weights under other conventions, and a note on each that is overridden.
+        """The model under other conventions, and a note on each that is overridden.
 
         Raises:
             InputError: the network has no output for this variance.
@@ -400,9 +400,9 @@ class Checkpoint:
     def fingerprint(self) -> str:
         """SHA-256, in hexadecimal digits, of the weights, the network and its schedule.
 
-        The U-Net of this package is known by its configuration. Another network is known by the
-        name of its class, the user's file and NAME in it, and the modules beside it that building
-        imported; see also `identity`.
+        The U-Net of this package is identified by its configuration; another network by the name of
+        its class, the user's file and NAME, and the modules beside it that were imported to build
+        it. See also `identity`.
         """
         kind = type(self.network)
         config = self.network.config if isinstance(self.network, UNet) else None
@@ -421,28 +421,28 @@ class Checkpoint:
 
     @property
     def identity(self) -> dict[str, object]:
-        """Its part in the identity of a run: the fingerprint, and its output if it is known."""
+        """The model in the identity of a run: the fingerprint, and its output if known."""
         output = {OUTPUT: list(self.output_numbers)} if self.output_numbers else {}
         return {"network": self.fingerprint, **output}
 
     def has_class(self, label: int) -> bool:
-        """Whether a label is one of its classes, or the one for no class."""
+        """Whether a label is one of the classes, or the null class."""
         return 0 <= label < self.num_classes or (label == self.null_class and self.num_classes > 0)
 
     @property
     def classes(self) -> str:
-        """Its labels in words."""
+        """The labels in words."""
         words = f"classes 0..{self.num_classes - 1}"
         return words if self.null_class is None else f"{words}, and {self.null_class} for none"
 
     def check_images(self, shape: tuple[int, ...], source: str) -> None:
         """Raise InputError if the network cannot take images of this shape, (C, H, W)."""
         channels, height, width = shape
-        asked = (channels, self.channels or channels)
+        conversion = (channels, self.channels or channels)
         if self.channels is not None and channels != self.channels:
             raise InputError(
                 f"`data={source}`: images have {channels} channels, "
-                f"the checkpoint {self.source} takes {self.channels}{_CONVERT.get(asked, '')}"
+                f"the checkpoint {self.source} takes {self.channels}{_CONVERT.get(conversion, '')}"
             )
         if height % self.size_multiple or width % self.size_multiple:
             raise InputError(
@@ -457,7 +457,7 @@ class Checkpoint:
             )
 
     def _padding_remedy(self, height: int, width: int) -> str:
-        """How a border makes images of this size fit; empty if none does."""
+        """The remedy to pad images of this size with a border; empty if no border helps."""
         multiple = self.size_multiple
         least = -(-max(height, width) // multiple) * multiple
         high, wide = (least, least) if self.image_size is None else sides_of(self.image_size)
@@ -468,17 +468,17 @@ class Checkpoint:
     def to(self, device: torch.device) -> Self:
         """The same checkpoint with its network on a device.
 
-        A module that the user wrapped stays where it is; if it has to move, a copy does.
+        A wrapped module of the user's stays on its device; a copy moves instead.
 
         Raises:
             InputError: it cannot be copied.
         """
         tensors = [*self.network.parameters(), *self.network.buffers()]
-        is_there = all(
+        is_on_device = all(
             tensor.device.type == device.type and device.index in (None, tensor.device.index)
             for tensor in tensors
         )
-        if is_there or self.family != WRAPPED:
+        if is_on_device or self.family != WRAPPED:
             self.network.to(device)
             return self
         who = f"{self.network_name}: cannot be copied to {device} (move it there yourself)"

@@ -11,7 +11,7 @@ from ddpmbench.diffusion.parameterization import Process
 from ddpmbench.errors import InputError
 
 MAX_TIMESTEPS = 1_000_000
-"""A longer schedule is taken for a mistake."""
+"""Longest schedule that is not taken for a mistake."""
 
 
 class NamedSchedules(ABC):
@@ -38,11 +38,12 @@ class NamedSchedules(ABC):
 
         Args:
             num_timesteps: T.
-            beta_start: first variance; 1e-4 at T = 1000, scaled with 1000 / T, where not given.
-            beta_end: last variance; 0.02 at T = 1000, scaled likewise.
+            beta_start: first variance; by default 1e-4 at T = 1000, scaled with 1000 / T.
+            beta_end: last variance; by default 0.02 at T = 1000, scaled likewise.
 
         Raises:
-            InputError: T is too small for the scaled variances, they fall, or one is not in (0, 1).
+            InputError: T is too small for the scaled variances, or they decrease or are not in (0,
+                1).
 
         Source: Ho et al. 2020, section 4; the scaling is that of Nichol & Dhariwal 2021.
         """
@@ -109,7 +110,7 @@ class NamedSchedules(ABC):
         beta_end: float = 0.02,
         share: float = 0.1,
     ) -> Self:
-        """Variances that rise linearly over a share of the timesteps and stay.
+        """Variances that rise linearly over a share of the timesteps, then stay constant.
 
         A share of 0 gives a constant variance, which the source calls `const`.
 
@@ -139,7 +140,7 @@ class NamedSchedules(ABC):
         Args:
             num_timesteps: T.
             offset: s, which keeps the first variances from being too small.
-            power: k; 2 in the source, any other as of Chen 2023 with tau = k / 2.
+            power: k; 2 in the source, others as in Chen 2023 with tau = k / 2.
             max_beta: upper limit of a variance.
 
         Source: Nichol & Dhariwal 2021, eq. 17.
@@ -214,7 +215,7 @@ class NamedSchedules(ABC):
     def variance_exploding(
         cls, num_timesteps: int, *, sigma_min: float = 0.01, sigma_max: float = 50.0
     ) -> Self:
-        r"""Levels of noise whose logarithms are evenly spaced, added to data of unchanged scale.
+        r"""Noise levels with evenly spaced logarithms, added to data of unchanged scale.
 
         .. math::
             x_t = x_0 + \sigma_t \epsilon, \qquad
@@ -222,8 +223,8 @@ class NamedSchedules(ABC):
 
         Args:
             num_timesteps: T, the number of levels.
-            sigma_min: of the first.
-            sigma_max: of the last.
+            sigma_min: of the first level.
+            sigma_max: of the last level.
 
         Raises:
             InputError: they are not positive, or do not rise.
@@ -242,13 +243,12 @@ class NamedSchedules(ABC):
 
     @classmethod
     def flow(cls, num_timesteps: int) -> Self:
-        r"""A straight path from the data to the noise, as of flow matching.
+        r"""A straight path from the data to the noise, as in flow matching.
 
         .. math::
             x_t = (1 - \tau_t) x_0 + \tau_t \epsilon, \qquad \tau_t = t / (T + 1)
 
-        Both ends are left out: nothing is to be predicted at the first, and nothing is left of the
-        data at the last.
+        Both ends are left out: the first has no noise to predict, the last no data.
 
         Args:
             num_timesteps: T.
@@ -273,5 +273,5 @@ def _check(
 
 
 def _betas_of(alpha_bar: NDArray[np.float64], max_beta: float) -> NDArray[np.float64]:
-    """(T,) variances of cumulative products (T + 1,) from t = 0 on."""
+    """(T,) variances from cumulative products (T + 1,), t = 0..T."""
     return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], max_beta)

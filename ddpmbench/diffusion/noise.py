@@ -1,7 +1,7 @@
 """Counter-based noise: a normal number depends on its address alone, not on earlier draws.
 
-The address of an element is (seed, image, timestep, draw, element), so that neither the batch, the
-order of terms nor the number of processes can change a number.
+The address of an element is (seed, image, timestep, draw, element), so that no number depends on
+the batch, the order of terms or the number of processes.
 """
 
 import math
@@ -37,7 +37,7 @@ def philox_4x32(
     word0, word1, word2, word3 = counter
     key0, key1 = key & _WORD, (key >> 32) & _WORD
     for _ in range(_ROUNDS):
-        # A product of two 32-bit words wraps around in int64, but its 64 bits are the right ones.
+        # A product of two 32-bit words overflows int64, but its 64 bits are right.
         product0 = word0 * _MULTIPLIERS[0]
         product1 = word2 * _MULTIPLIERS[1]
         word0, word1, word2, word3 = (

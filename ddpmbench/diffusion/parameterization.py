@@ -1,10 +1,10 @@
-"""Names of what a network is trained with. Imports no torch, so that help is fast."""
+"""Names of parameterizations and processes. Imports no torch, so that help is fast."""
 
 from enum import StrEnum
 
 
 class Prediction(StrEnum):
-    """What the network was trained to output, given x_t and t."""
+    """The quantity that the network predicts from x_t and t."""
 
     EPSILON = "eps"
     """The noise in x_t (Ho et al. 2020, eq. 11)."""
@@ -48,11 +48,11 @@ class Variance(StrEnum):
     LEARNED_RANGE = "learned_range"
     """Interpolated in log space between the two by the network (Nichol & Dhariwal 2021, eq. 15)."""
     LEARNED = "learned"
-    """The network's own log variance."""
+    """The log variance, an output of the network."""
 
     @property
     def is_learned(self) -> bool:
-        """Whether the network has a second set of channels for the variance."""
+        """Whether the network has output channels for the variance."""
         return self in (Variance.LEARNED_RANGE, Variance.LEARNED)
 
 
@@ -70,7 +70,7 @@ class TimeInput(StrEnum):
     REVERSED_INDEX = "reversed-index"
     """T - t, the level of a network that counts from the most noise"""
     SIGMA = "sigma"
-    """the standard deviation of the noise in the x_t that it is given; s / a inside EDM's
+    """the standard deviation of the noise in the network's x_t; s / a inside EDM's
     preconditioning"""
     LOG_SIGMA = "log-sigma"
     """the logarithm of that"""
@@ -81,7 +81,7 @@ class TimeInput(StrEnum):
 
     @property
     def is_of_noise(self) -> bool:
-        """Whether it follows from the noise in x_t, however the timesteps are numbered."""
+        """Whether it is a function of the noise in x_t, however the timesteps are numbered."""
         return self in (
             TimeInput.SIGMA,
             TimeInput.LOG_SIGMA,

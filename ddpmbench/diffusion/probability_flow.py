@@ -28,25 +28,25 @@ from ddpmbench.diffusion.process import signal_and_noise
 from ddpmbench.errors import InputError
 
 Field = Callable[[float, Tensor], tuple[Tensor, Tensor]]
-"""From log sigma and u to the predicted noise and P estimates (B, P) of sigma div_u of it."""
+"""From log sigma and u to the predicted noise and P estimates (B, P) of its sigma div_u."""
 
 
 class Solver(StrEnum):
     """The Runge-Kutta method."""
 
     HEUN = "heun"
-    """second order, two evaluations a step"""
+    """second order, two evaluations per step"""
     RK4 = "rk4"
-    """fourth order, four evaluations a step"""
+    """fourth order, four evaluations per step"""
 
     @property
     def order(self) -> int:
-        """The power of the step that the error falls with."""
+        """The order: the error falls with this power of the step size."""
         return 2 if self is Solver.HEUN else 4
 
     @property
     def num_stages(self) -> int:
-        """Evaluations of the noise in a step."""
+        """Evaluations of the noise per step."""
         return 2 if self is Solver.HEUN else 4
 
     def step(self, field: Field, u: Tensor, start: float, stop: float) -> tuple[Tensor, Tensor]:
@@ -81,18 +81,18 @@ def integrate(
 
 
 def _heun_step(field: Field, u: Tensor, start: float, stop: float) -> tuple[Tensor, Tensor]:
-    """What `integrate` returns, after one step."""
+    """The result of `integrate` after one step."""
     sigma, change = math.exp(start), math.exp(stop) - math.exp(start)
     eps_1, div_1 = field(start, u)
     eps_2, div_2 = field(stop, u + change * eps_1)
-    # Of the noise's linear interpolation: the integrals of sigma (1 - c) and sigma c.
+    # For linear interpolation of the noise: the integrals of sigma (1 - c) and sigma c.
     weight = sigma * _moment(stop - start, 1)
     u = u + (change - weight) * eps_1 + weight * eps_2
     return u, (stop - start) * (div_1 + div_2) / 2
 
 
 def _rk4_step(field: Field, u: Tensor, start: float, stop: float) -> tuple[Tensor, Tensor]:
-    """What `integrate` returns, after one step."""
+    """The result of `integrate` after one step."""
     middle = (start + stop) / 2
     sigma, sigma_middle, sigma_stop = math.exp(start), math.exp(middle), math.exp(stop)
     eps_1, div_1 = field(start, u)
@@ -100,8 +100,8 @@ def _rk4_step(field: Field, u: Tensor, start: float, stop: float) -> tuple[Tenso
     eps_2, div_2 = field(middle, u_2)
     eps_3, div_3 = field(middle, u + (sigma_middle - sigma) * eps_2)
     eps_4, div_4 = field(stop, u_2 + (sigma_stop - sigma_middle) * (2 * eps_3 - eps_1))
-    # Of the noise's parabola through c = 0, 1/2 and 1: the integrals of sigma times
-    # (1 - c)(1 - 2c), 4c(1 - c) and c(2c - 1).
+    # For a parabola of the noise through c = 0, 1/2 and 1: the integrals of sigma times (1 - c)(1 -
+    # 2c), 4c(1 - c) and c(2c - 1).
     zeroth, first, second = (sigma * _moment(stop - start, power) for power in range(3))
     u = u + (zeroth - 3 * first + 2 * second) * eps_1
     u = u + 2 * (first - second) * (eps_2 + eps_3)
@@ -126,7 +126,7 @@ class ProbabilityFlow:
         diffusion: its process, on the device.
         start: log sigma at the first timestep.
         stop: log sigma at the last.
-        num_evaluations: of the network so far, one an image and evaluation of the field.
+        num_evaluations: network evaluations so far, one per image and evaluation of the field.
         num_vjps: vector-Jacobian products of the network so far, counted likewise.
     """
 
@@ -161,16 +161,16 @@ class ProbabilityFlow:
             \sigma\, \nabla_u \cdot \hat\epsilon(a u)
             \approx \frac sP \sum_p v_p^\top \frac{\partial \hat\epsilon}{\partial x} v_p
 
-        Both take one evaluation of the network and P vector-Jacobian products, D of them for the
-        exact divergence.
+        Together they take one network evaluation and P vector-Jacobian products, or D of them for
+        the exact divergence.
 
         Args:
             labels: (B,) int64 classes, where the network is conditioned on them.
             probes: (P, B, C, H, W) the v_p, random signs; None for the exact divergence.
-            names: B names of the images for an error; None for their positions.
+            names: B names of the images, for errors; None for their positions.
 
         Returns:
-            A function that raises InputError where a result is not finite or has no gradient.
+            The field, which raises InputError where a result is not finite or has no gradient.
 
         Source: Hutchinson 1990; Grathwohl et al. 2019.
         """
@@ -217,7 +217,7 @@ class ProbabilityFlow:
 
 
 def _filled(value: float, like: Tensor) -> Tensor:
-    """(B,) the same number for a batch."""
+    """(B,) one number for a whole batch."""
     return torch.full((len(like),), value, dtype=like.dtype, device=like.device)
 
 
@@ -230,7 +230,7 @@ def _unit_vector(i: int, like: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def _without_gradients(network: nn.Module) -> Iterator[None]:
-    """Inside, no parameter takes a gradient, so that the graph holds only what x_t needs."""
+    """Context in which no parameter takes a gradient, so that the graph only serves x_t."""
     parameters = [p for p in network.parameters() if p.requires_grad]
     for parameter in parameters:
         parameter.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""The forward process, its posterior, and the reverse process a network implies."""
+"""The forward process, its posterior, and the reverse process that a network implies."""
 
 import dataclasses
 from functools import cached_property
@@ -48,17 +48,17 @@ class GaussianDiffusion:
         p(x_{t-1} \mid x_t) = \mathcal N(\mu_\theta(x_t, t), \Sigma_\theta(x_t, t))
 
     In the code :math:`x_0` is `x_start`, and :math:`\bar\alpha_t` is `alphas_cumprod`. Every method
-    takes `t` as a (B,) int64 tensor in 1..T, one timestep an image, and computes in float64 where
+    takes `t` as a (B,) int64 tensor in 1..T, one timestep per image, and computes in float64 where
     the device has it.
 
     Attributes:
         schedule: the noise schedule.
-        prediction: what the network outputs.
+        prediction: the quantity that the network predicts.
         variance: the variance of the reverse process.
         clip: whether the predicted x_start is clamped to the data's range before it enters the
             mean.
         data_range: the range of an image's values.
-        device: of the tables.
+        device: the device of the tables.
 
     Source: Ho, Jain & Abbeel 2020, section 2; conventions of the authors' code.
     """
@@ -166,7 +166,7 @@ class GaussianDiffusion:
     def prediction_at(
         self, model_output: Tensor, x: Tensor, log_snr: Tensor
     ) -> tuple[Tensor, Tensor]:
-        r"""The x_start, not clipped, and the noise that an output predicts at any log SNR.
+        r"""The unclipped x_start and the noise that an output predicts, at any log SNR.
 
         .. math::
             x = a x_0 + s \epsilon, \qquad a^2 = \sigma(\lambda), \quad s^2 = \sigma(-\lambda)
@@ -182,8 +182,8 @@ class GaussianDiffusion:
             The predicted x_start and noise, (B, C, H, W) each.
 
         Raises:
-            InputError: the network predicts the mean of x_{t-1}, which only the schedule's
-                timesteps have.
+            InputError: the network predicts the mean of x_{t-1}, defined only at the schedule's
+                timesteps.
         """
         if self.prediction is Prediction.PREVIOUS_MEAN:
             raise InputError(
@@ -218,7 +218,7 @@ class GaussianDiffusion:
             \hat\epsilon = \frac{x_t - \sqrt{\bar\alpha_t}\, \hat x_0}{\sqrt{1 - \bar\alpha_t}}
 
         Args:
-            pred_x_start: (B, C, H, W); clipped where the process clips, and so the noise is.
+            pred_x_start: (B, C, H, W), clipped if the process clips; the noise follows from it.
             x_t: (B, C, H, W).
             t: (B,) timesteps.
             eta: 0 adds no noise; 1 is the ancestral process with the posterior variance.
@@ -236,7 +236,7 @@ class GaussianDiffusion:
 
     @cached_property
     def _tables(self) -> dict[str, Tensor]:
-        """(T,) float64 each, under the names of the code of Ho et al."""
+        """(T,) float64 each, named as in the code of Ho et al."""
         s = self.schedule
         log_previous = torch.cat([torch.zeros(1, dtype=torch.float64), s.log_alphas_cumprod[:-1]])
         log_posterior = s.posterior_variance.log()
@@ -275,7 +275,7 @@ class GaussianDiffusion:
         return torch.stack(list(self._tables.values())).to(self.device, self.dtype)
 
     def _coefficients(self, t: Tensor) -> dict[str, Tensor]:
-        """(B, 1, 1, 1) each, of the batch's timesteps."""
+        """(B, 1, 1, 1) each, at the batch's timesteps."""
         columns = self._stacked_tables[:, t - 1, None, None, None]
         return dict(zip(self._tables, columns, strict=True))
 

@@ -22,11 +22,11 @@ from ddpmbench.errors import InputError, whole_number
 from ddpmbench.records import short_value
 
 _LOG_LEAST = math.log(np.finfo(np.float64).tiny)
-"""A smaller alphas_cumprod loses digits, and then is 0."""
+"""Smallest normal alphas_cumprod; smaller ones lose digits."""
 
 
 def _spaced(total: int, count: int) -> list[int]:
-    """`count` evenly spaced timesteps of 1..total, the first and the last among them."""
+    """`count` evenly spaced timesteps of 1..total, including the first and the last."""
     stride = (total - 1) / max(count - 1, 1)
     # summed, not multiplied: the same rounding as the source
     positions = itertools.accumulate(itertools.repeat(stride, count - 1), initial=0.0)
@@ -47,19 +47,19 @@ class NoiseSchedule(NamedSchedules):
 
     Attributes:
         betas: (T,) float64, the variance added at each timestep, in (0, 1).
-        name: of the schedule where it is printed.
+        name: of the schedule, for messages and reports.
         original_timesteps: (T,) int64, the 1-based timesteps of the schedule that the network was
-            trained on; 1..T unless the schedule was respaced. float64 where it was refined.
+            trained on; 1..T unless the schedule was respaced. float64 if it was refined.
         num_original_timesteps: length of the schedule that the network was trained on.
-        trained: the schedule that the network was trained on, where this one has timesteps between
-            those (`diffusion.continuous`); else None.
-        is_continuous: whether the bound is that of continuous time, which the timesteps divide.
-        process: the family of the forward process that has these signal-to-noise ratios, which
-            sets the scale of x_t for the network, the prior and the variance of the decoder.
+        trained: the schedule that the network was trained on, if this one has timesteps between
+            trained ones (`diffusion.continuous`); else None.
+        is_continuous: whether the bound is in continuous time, divided into parts by the timesteps.
+        process: the family of the forward process, which sets the scale of the network's x_t, the
+            prior and the variance of the decoder.
 
     Raises:
-        InputError: the betas are not one row of float64 numbers in (0, 1), or their
-            alphas_cumprod is less than float64 holds.
+        InputError: the betas are not a 1-D float64 tensor of numbers in (0, 1), or their
+            alphas_cumprod underflows.
 
     Source: Ho, Jain & Abbeel 2020, eqs. 2, 4 and 7.
     """
@@ -141,7 +141,7 @@ class NoiseSchedule(NamedSchedules):
 
     @cached_property
     def log_forward_variance(self) -> Tensor:
-        r"""(T,) log variance that the forward process adds, as a variance of x_{t-1}.
+        r"""(T,) log variance that the forward process adds, at the scale of x_{t-1}.
 
         .. math:: \log \beta_t + 2 \log (c_t / c_{t-1}), \qquad c_0 = 1
 
@@ -155,11 +155,10 @@ class NoiseSchedule(NamedSchedules):
     def log_decoder_variance(self) -> Tensor:
         """Log variance of p(x_0 | x_1), where the posterior variance is 0.
 
-        VP takes the posterior variance of t = 2; the others, whose first levels lie close together,
-        the variance (s / a)^2 of the noise at t = 1, for VE sigma_min^2.
+        For VP it is the posterior variance of t = 2; for the others, whose first levels are close
+        together, the variance (s / a)^2 of the noise at t = 1, which is sigma_min^2 for VE.
 
-        A schedule of a single timestep has no t = 2: it is beta. One between the trained timesteps
-        keeps the variance of these.
+        With a single timestep it is beta. A refined schedule keeps that of the trained one.
         """
         if self.trained is not None:
             return self.trained.log_decoder_variance
@@ -169,19 +168,19 @@ class NoiseSchedule(NamedSchedules):
         return second.log()
 
     def is_same_process(self, other: "NoiseSchedule") -> bool:
-        """Whether the forward process is that of another schedule."""
+        """Whether another schedule has the same forward process."""
         return self.process is other.process and torch.equal(self.betas, other.betas)
 
     def in_family(self, process: Process) -> Self:
         """The schedule of another family of forward processes.
 
-        It keeps the signal-to-noise ratios, but for sub-VP, which keeps a of VP.
+        The signal-to-noise ratios stay the same, except for sub-VP, which keeps a of VP.
 
         Args:
             process: the family.
 
         Raises:
-            InputError: sub-VP of a family that is not VP.
+            InputError: sub-VP of a family other than VP.
         """
         if process is self.process:
             return self
@@ -197,7 +196,7 @@ class NoiseSchedule(NamedSchedules):
     def respaced(self, num_timesteps: int) -> Self:
         """The schedule that visits only evenly spaced timesteps of this one.
 
-        The bound of a respaced model is that of a different model, not an estimate of this one's.
+        The respaced model is a different model: its bound does not estimate this one's.
 
         Args:
             num_timesteps: number of timesteps to keep, 1..T.
@@ -210,10 +209,10 @@ class NoiseSchedule(NamedSchedules):
     def evenly_spaced(self, num_timesteps: int) -> list[int]:
         """Evenly spaced timesteps of 1..T, the first and the last among them.
 
-        From two on they are those of the source's code; a single one is the last.
+        They are those of the source's code; a single one is the last.
 
         Args:
-            num_timesteps: how many, 1..T.
+            num_timesteps: their number, 1..T.
 
         Raises:
             InputError: `num_timesteps` lies outside 1..T.
@@ -227,11 +226,11 @@ class NoiseSchedule(NamedSchedules):
     def in_sections(self, counts: Sequence[int]) -> Self:
         """The schedule that visits evenly spaced timesteps of each of several equal sections.
 
-        The first sections are a timestep longer where T is no multiple of their number; a single
-        timestep is the first of its section.
+        The first sections are one timestep longer if T is not a multiple of their number; a count
+        of 1 takes the first timestep of a section.
 
         Args:
-            counts: timesteps to keep of each section, at least 1, the section nearest to the data
+            counts: timesteps to keep in each section, at least 1, the section nearest to the data
                 first.
 
         Raises:
@@ -277,8 +276,8 @@ class NoiseSchedule(NamedSchedules):
                 f"schedule {self.name}: lies between the trained timesteps; respace the model as "
                 "it was trained"
             )
-        kept = self.log_alphas_cumprod[steps - 1]
-        log_alphas = torch.diff(kept, prepend=torch.zeros(1, dtype=torch.float64))
+        visited = self.log_alphas_cumprod[steps - 1]
+        log_alphas = torch.diff(visited, prepend=torch.zeros(1, dtype=torch.float64))
         betas = -torch.expm1(log_alphas)
         if bool((betas >= 1).any()):
             raise InputError(
@@ -301,7 +300,7 @@ class NoiseSchedule(NamedSchedules):
             name: of the schedule.
 
         Raises:
-            InputError: they are not one row of numbers in (0, 1).
+            InputError: they are not a 1-D array of numbers in (0, 1).
         """
         values = torch.from_numpy(_float64(betas))
         return cls(values, name, torch.arange(1, values.numel() + 1), values.numel())
@@ -320,7 +319,7 @@ class NoiseSchedule(NamedSchedules):
             name: of the schedule.
 
         Raises:
-            InputError: they are not one row of strictly decreasing numbers in (0, 1).
+            InputError: they are not a 1-D array of strictly decreasing numbers in (0, 1).
         """
         values = _float64(alphas_cumprod)
         if values.ndim != 1 or not values.size:
@@ -343,7 +342,7 @@ class NoiseSchedule(NamedSchedules):
             name: of the schedule.
 
         Raises:
-            InputError: they are not positive, or do not rise strictly.
+            InputError: they are not positive and strictly increasing.
         """
         values = _float64(sigma)
         is_rising = values.ndim == 1 and values.size and (np.diff(values, prepend=0.0) > 0).all()
@@ -358,14 +357,14 @@ def _float64(values: ArrayLike | Tensor) -> NDArray[np.float64]:
     """Real numbers of 32 bits or more, as float64.
 
     Raises:
-        InputError: they are none, or numpy would drop a mask or an imaginary part.
+        InputError: they are not real numbers, or numpy would drop a mask or an imaginary part.
     """
     if isinstance(values, Tensor):
         if values.is_meta or values.layout != torch.strided:
             raise InputError("a schedule takes a dense tensor that has its numbers; pass that")
         if values.is_floating_point() and values.element_size() < 4:
-            values = values.half()  # numpy has no bfloat16; both are refused
-        # numpy cannot copy a tensor that lies on a device or that requires a gradient.
+            values = values.half()  # numpy has no bfloat16; both types are refused
+        # numpy cannot copy a tensor that is on a device or requires a gradient.
         values = values.detach().cpu().numpy()
     if np.ma.isMaskedArray(values):
         raise InputError("a schedule takes no masked array; pass its numbers alone")

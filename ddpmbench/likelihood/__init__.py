@@ -1,1 +1,1 @@
-"""From a model, images and a design to the bound: pure loops and reductions, no files."""
+"""The bound from a model, images and a design: pure computation, no files."""

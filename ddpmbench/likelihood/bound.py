@@ -1,6 +1,6 @@
 """The variational bound and its two intervals from the terms of every pair.
 
-The 95 % intervals are from variances that are themselves estimated.
+The variances are estimated, so the 95 % intervals use Student's t.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ def half_width_of(variance: float, freedom: float) -> float:
 
 
 def quantile(freedom: float) -> float:
-    """Of Student's t: half width of the 95 % interval in standard errors."""
+    """Half width of the 95 % interval in standard errors, by Student's t."""
     return float(stdtrit(freedom, 0.5 + CONFIDENCE / 2))
 
 
@@ -42,9 +42,8 @@ def freedom_of_sum(variance: float, over_freedom: float) -> float:
 
     .. math:: f = \frac{(\sum_i V_i)^2}{S} - 2, \quad S = \sum_i \frac{V_i^2}{f_i + 2}
 
-    Satterthwaite's formula has the true variances v_i, of which each V_i is an estimate with f_i
-    degrees, so that V_i^2 is (f_i + 2) / f_i v_i^2 on average: hence the f_i + 2. Of a single
-    variance the result must be f_i: hence the 2 that is subtracted.
+    Satterthwaite's formula takes the true variances v_i. An estimate V_i with f_i degrees has
+    E V_i^2 = (f_i + 2) / f_i v_i^2, hence the f_i + 2. Subtracting 2 gives f_i for one variance.
 
     Args:
         variance: sum of V_i.
@@ -70,8 +69,8 @@ def least_freedom_of_sum(variance: float, over_freedom: float) -> float:
 
     .. math:: f = \frac{(\sum_i V_i)^2}{\sum_i V_i^2 / f_i}
 
-    They are too few on average, which makes an interval wider: for sums of a few variances, or of
-    dependent ones, for which `freedom_of_sum` may come out too large.
+    They are too few on average, which widens the interval. Use it for sums of a few variances, or
+    of dependent ones, where `freedom_of_sum` may be too large.
 
     Args:
         variance: sum of V_i.
@@ -157,12 +156,12 @@ def sum_after(values: NDArray[np.float64 | np.int64]) -> NDArray[np.float64]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PairMoments:
-    """Moments of a column of every pair, at each timestep; those of a decoder column at t = 1.
+    """Moments of one column over all pairs, at each timestep; of a decoder column at t = 1.
 
     Attributes:
         mean: (T,) or (1,) over images and draws.
-        squares: as many, sums over the images of the variance among draws; 0 with one draw.
-        fourth: as many, sums of the squares of these variances.
+        squares: same shape, sum over the images of the variance among draws; 0 with one draw.
+        fourth: same shape, sum of the squares of these variances.
     """
 
     mean: NDArray[np.float64]
@@ -173,7 +172,7 @@ class PairMoments:
 def pair_moments(
     design: EveryPairDesign, tables: Iterable[TermTable], columns: Iterable[str]
 ) -> dict[str, PairMoments]:
-    """The moments of some columns, in one pass over tables as those of `estimate_bound`."""
+    """The moments of some columns, in one pass over the tables of `estimate_bound`."""
     sums = {
         name: np.zeros((3, 1 if name.startswith("decoder") else design.num_timesteps))
         for name in columns
@@ -262,7 +261,7 @@ def estimate_bound(
 
 
 def population_half_width(total: NDArray[np.float64], half_width: float | None) -> float | None:
-    """Half width of the 95 % interval for the population that images are drawn from.
+    """Half width of the 95 % interval for the population the images are drawn from.
 
     Args:
         total: (N,) the bound of each image.
@@ -273,14 +272,14 @@ def population_half_width(total: NDArray[np.float64], half_width: float | None) 
     """
     if len(total) < 2:
         return None
-    # The variance of the totals contains that of their noise. Of a few totals it may come out
-    # smaller by chance, but the interval is no narrower than the one from the noise.
+    # The variance of the totals includes their noise. With few images it may be smaller by chance,
+    # but the interval is never narrower than the one from the noise.
     spread = quantile(len(total) - 1) * total.std(ddof=1) / math.sqrt(len(total))
     return max(float(spread), half_width or 0.0)
 
 
 def noise_half_width(squares: float, fourth: float, design: EveryPairDesign) -> float | None:
-    r"""Half width of the 95 % interval for the images, from the noise of every pair.
+    r"""Half width of the 95 % interval for these images, from the noise of every pair.
 
     .. math:: t_{0.975, f} \Bigl( \frac{1}{N^2 K} \sum_{n,t} V_{n,t} \Bigr)^{1/2}
 
@@ -290,11 +289,11 @@ def noise_half_width(squares: float, fourth: float, design: EveryPairDesign) -> 
     draws = design.draws
     if draws == 1:
         return None
-    # Each V has K - 1 degrees of freedom. `freedom_of_sum` comes out too large where few pairs
-    # carry the sum: by 1 to 2 for up to 40 equal variances, and by 3 to 9 for log-normal ones
-    # (20 to 40, K = 2, simulated). The 4 is a margin of that size, not a derived number: with it
-    # the simulated intervals cover 95 to 98 %, without it 94.4 to 95 %. Satterthwaite's own number
-    # is the lower limit, because it is too small on average already.
+    # Each V has K - 1 degrees of freedom. `freedom_of_sum` is too large where few pairs dominate
+    # the sum: by 1 to 2 for up to 40 equal variances, and by 3 to 9 for log-normal ones (20 to 40,
+    # K = 2, simulated). The 4 is a margin of that size, not derived: with it the simulated
+    # intervals cover 95 to 98 %, without it 94.4 to 95 %. Satterthwaite's number, too small on
+    # average, is the lower limit.
     estimated = freedom_of_sum(squares, fourth / (draws + 1))
     freedom = max(least_freedom_of_sum(squares, fourth / (draws - 1)), estimated - 4)
     half_width = half_width_of(squares / draws / design.num_images**2, freedom)

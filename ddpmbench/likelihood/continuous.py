@@ -1,11 +1,10 @@
-r"""The bound in continuous time: the limit of ever more timesteps between the first and the last.
+r"""The bound in continuous time: the limit of infinitely many timesteps.
 
 .. math:: L_\infty = L_T + L_0 + \frac{1}{2 D} \int_1^T
           \mathrm{E} \| x_0 - \hat x_0(x_u, u) \|^2 \; |\mathrm{SNR}'(u)| \, du
 
-The term at t = 2..T is the part of the integral from t - 1 to t, at a random place between them. So
-its expectation is the part itself, and whatever makes a bound of terms makes this one, too:
-designs, estimators and intervals.
+The term at t = 2..T estimates the integral from t - 1 to t, without bias, from one random time in
+between. So designs, estimators and intervals are those of the discrete bound.
 
 Source: Kingma et al. 2021, eq. 18.
 """
@@ -46,18 +45,18 @@ from ddpmbench.likelihood.terms import (
 
 _ROUNDING = 1e-9  # of a timestep; parts are longer
 _PLACE = 2**32 - 1
-"""The block of random numbers of a term that its noise does not reach."""
+"""Block of a term's random numbers that its noise never uses."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Places:
-    """Where B terms lie in continuous time.
+    """The times of B terms in continuous time.
 
     Attributes:
         u: (B,) timesteps of the schedule that the network was trained on.
         log_snr: (B,) lambda(u).
-        weight: (B,) of the squared error of x_start in the term: half of -dSNR/du, times the
-            length of the interval that u is drawn from.
+        weight: (B,) of the squared error of x_start in the term: half of -dSNR/du, times the length
+            of the interval u is drawn from.
     """
 
     u: Tensor
@@ -68,7 +67,7 @@ class Places:
 class PlaceTable:
     """Places in the parts of continuous time that end at the timesteps of a schedule.
 
-    It is the schedule of a training, or its division: no part reaches beyond a trained timestep.
+    The schedule is the trained one, or `divided`: no part crosses a trained timestep.
     """
 
     def __init__(self, schedule: NoiseSchedule, device: torch.device, dtype: torch.dtype) -> None:
@@ -113,7 +112,7 @@ def continuous_terms(
     decoder: str = "exact",
     first: Tensor | None = None,
 ) -> BoundTerms:
-    """`diffusion_terms` of the bound in continuous time, at these places.
+    """`diffusion_terms` of the bound in continuous time, at given places.
 
     Raises:
         InputError: the network predicts the mean of x_{t-1}.
@@ -136,15 +135,15 @@ def noisy(x_start: Tensor, eps: Tensor, places: Places) -> Tensor:
 class ContinuousTermsPass(TermsPass):
     """Evaluates the terms of the bound in continuous time.
 
-    A term is at a place of its part that depends on its address alone; or where a design has the
-    fractions of its terms, at those.
+    The place of a term in its part is a function of its address, or given by the design's
+    fractions.
     """
 
     _fractions: Tensor | None = None
 
     @classmethod
     def like(cls, other: TermsPass) -> Self:
-        """Of the same model, images, noise and network; the count is its own."""
+        """A pass with the same model, images, noise and network, and its own count."""
         return cls(
             other.checkpoint,
             other.images,
@@ -159,34 +158,41 @@ class ContinuousTermsPass(TermsPass):
         return PlaceTable(self.checkpoint.schedule, self.device, self.diffusion.dtype)
 
     def at(self, fractions: NDArray[np.float64]) -> Self:
-        """The same at (K,) fractions of parts, of the terms of draw `CONTINUOUS_DRAW` on."""
+        """The same at given (K,) fractions of parts, for draws from `CONTINUOUS_DRAW` on."""
         other = copy.copy(self)
         other._fractions = torch.from_numpy(fractions).to(self.device, self.diffusion.dtype)
         return other
 
     def _terms(
-        self, x_start: Tensor, of: TermAddress, eps: Tensor, first: Tensor, labels: Tensor
+        self, x_start: Tensor, address: TermAddress, eps: Tensor, first: Tensor, labels: Tensor
     ) -> BoundTerms:
-        places = self._table.places(of.t, self._fraction(of))
+        places = self._table.places(address.t, self._fraction(address))
         x = noisy(x_start, eps.to(x_start.dtype), places)
         output = self.model_output(x, places.u, labels if len(labels) else None)
         return continuous_terms(
-            self.diffusion, places, x_start, of.t, eps, output, decoder=self.decoder, first=first
+            self.diffusion,
+            places,
+            x_start,
+            address.t,
+            eps,
+            output,
+            decoder=self.decoder,
+            first=first,
         )
 
-    def _fraction(self, of: TermAddress) -> Tensor:
+    def _fraction(self, address: TermAddress) -> Tensor:
         if self._fractions is not None:
-            return self._fractions[of.draw - CONTINUOUS_DRAW]
-        word = philox_4x32((*of, torch.full_like(of.t, _PLACE)), self.seed)[0]
+            return self._fractions[address.draw - CONTINUOUS_DRAW]
+        word = philox_4x32((*address, torch.full_like(address.t, _PLACE)), self.seed)[0]
         return (word.to(self.diffusion.dtype) + 0.5) * 2.0**-32
 
 
 @dataclasses.dataclass(frozen=True)
 class ContinuousDesign(CorrectionDesign):
-    """Terms at t = 2..T that are evaluated at the timestep and in continuous time.
+    """Terms at t = 2..T, evaluated both at the timestep and in continuous time.
 
-    Their mean difference is that of the bound in continuous time from the discrete one. It falls
-    about as t^-2, and so does the density. Timesteps and places are stratified together.
+    Their mean difference estimates the continuous bound minus the discrete one. It falls about as
+    t^-2, and so does the density. Timesteps and places are stratified together.
     """
 
     first_draw: ClassVar[int] = CONTINUOUS_DRAW
@@ -202,7 +208,7 @@ class ContinuousDesign(CorrectionDesign):
 
     @cached_property
     def fractions(self) -> NDArray[np.float64]:
-        """(m,) where in its part each term is, in (0, 1)."""
+        """(m,) position of each term in its part, in (0, 1)."""
         ends = np.append(0.0, np.cumsum(self.density))
         within = (self.strata - ends[self.t - 2]) / self.density[self.t - 2]
         return np.asarray(within.clip(1e-6, 1 - 1e-6))
@@ -210,14 +216,14 @@ class ContinuousDesign(CorrectionDesign):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ContinuousDifference:
-    """The bound in continuous time less that of the timesteps, and the m terms it is from.
+    """The bound in continuous time minus the discrete one, and the m terms it is estimated from.
 
     Attributes:
         correction: the difference, nats per dimension.
         t: (m,) timestep of each term.
         u: (m,) its place in continuous time, between t - 1 and t.
         eps_mse: (m,) mean squared error of the predicted noise at u.
-        eps_mse_at_t: (m,) the same at t, of the same image and noise.
+        eps_mse_at_t: (m,) the same at t, with the same image and noise.
     """
 
     correction: Correction
@@ -241,7 +247,7 @@ def estimate_difference(
 
 
 NUM_CONTINUOUS_TERMS = 500
-"""Of a `ContinuousDesign`, each evaluated twice; the same of every run, so that it can go on."""
+"""Terms of a `ContinuousDesign`, each evaluated twice; fixed, so that a run can resume."""
 
 
 def terms_pass_of(
@@ -253,7 +259,7 @@ def terms_pass_of(
     device: torch.device,
     model_output: ModelOutput | None = None,
 ) -> TermsPass:
-    """What evaluates the terms of a model: of continuous time where its schedule is."""
+    """The pass that evaluates a model's terms: in continuous time if its schedule is."""
     kind = ContinuousTermsPass if checkpoint.schedule.is_continuous else TermsPass
     return kind(
         checkpoint, images, seed=seed, decoder=decoder, device=device, model_output=model_output

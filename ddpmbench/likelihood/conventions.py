@@ -1,7 +1,8 @@
 """The bound under the other published conventions, from the same terms.
 
-With a fixed variance a term is a constant plus a weight times the squared error of x_start, so one
-evaluation gives them all: either variance, with and without clipping, and every decoder at t = 1.
+With a fixed variance a term is a constant plus a weight times the squared error of x_start. So one
+evaluation gives all of them: either variance, with and without clipping, and every decoder at
+t = 1.
 """
 
 import dataclasses
@@ -39,12 +40,12 @@ from ddpmbench.likelihood.terms import TermTable, columns_of_bound
 
 FIXED = (Variance.FIXED_SMALL, Variance.FIXED_LARGE)
 Tables = Callable[[list[str]], Iterable[TermTable]]
-"""Gives every term once, with these columns at least; each time from the beginning."""
+"""From column names to tables that hold every term once, with at least these columns."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Convention:
-    """The choices in which two bounds of one network differ.
+    """The choices that can differ between two bounds of one network.
 
     Attributes:
         variance: of the reverse process.
@@ -95,7 +96,7 @@ def clips(diffusion: GaussianDiffusion) -> bool:
 
 
 def published_conventions(diffusion: GaussianDiffusion, decoder: str) -> list[Convention]:
-    """The convention of a run, then all others that its terms determine.
+    """The convention of a run, followed by all others that its terms determine.
 
     Args:
         diffusion: the process of the run.
@@ -111,10 +112,10 @@ def published_conventions(diffusion: GaussianDiffusion, decoder: str) -> list[Co
     clipping: tuple[bool, ...] = (own.clip, not own.clip)
     if diffusion.prediction is Prediction.PREVIOUS_MEAN:
         clipping = (False,)
-    if diffusion.schedule.is_continuous:  # the limit has no variance, and one clip was evaluated
+    if diffusion.schedule.is_continuous:  # the limit has no variance; one clip was evaluated
         variances, clipping = (own.variance,), (own.clip,)
     choices = itertools.product(variances, clipping, ("posterior", "beta"), DECODERS)
-    fixed = (Convention(variance, clip, of, scale) for variance, clip, scale, of in choices)
+    fixed = (Convention(variance, clip, cdf, scale) for variance, clip, scale, cdf in choices)
     return conventions + [convention for convention in fixed if convention != own]
 
 
@@ -139,12 +140,12 @@ def _every_pair_bound(
 
 
 def _columns_of(conventions: Iterable[Convention], schedule: NoiseSchedule) -> set[str]:
-    """The columns of their bounds."""
-    return {name for of in conventions for name in (of.decoder_column, _column(of, schedule))}
+    """The columns that the bounds need."""
+    return {name for c in conventions for name in (c.decoder_column, _column(c, schedule))}
 
 
 def _column(convention: Convention, schedule: NoiseSchedule) -> str:
-    """The column that the terms at t = 2..T are linear in."""
+    """The column in which the terms at t = 2..T are linear."""
     if convention.variance in FIXED and not schedule.is_continuous:
         return columns_of_bound(clip=convention.clip)[1]
     return "nats"
@@ -158,21 +159,21 @@ def _line(
     if _column(convention, schedule) == "nats":
         return np.ones(len(t)), np.zeros(len(t))
     skips = Transitions(schedule)
-    of = convention.variance, t - 1, t
-    return skips.weight(*of), skips.constant(*of)
+    transition = convention.variance, t - 1, t
+    return skips.weight(*transition), skips.constant(*transition)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class OtherBounds:
-    """Bounds from the terms of a run beside its own.
+    """Further bounds from the terms of a run.
 
     Attributes:
-        conventions: of the same model under the published conventions, that of the run first.
-        sub_schedules: of the models that visit some of the timesteps, under the run's clip and the
-            exact decoder; none where the network predicts the previous mean, which is that of its
-            own schedule, or where the schedule does not allow it (`can_skip`).
-        best_constant_half_width: of the 95 % interval of the difference between the bounds with
-            the best constant and the run's own, fixed variance; None where it is unknown.
+        conventions: under the published conventions, that of the run first.
+        sub_schedules: of models that visit some of the timesteps, with the run's clip and the exact
+            decoder; empty where the network predicts the mean of x_{t-1}, which is specific to its
+            schedule, or where the schedule does not allow it (`can_skip`).
+        best_constant_half_width: of the 95 % interval of the bound with the best constant variance
+            minus that with the run's fixed one; None where it is unknown.
     """
 
     conventions: list[ConventionBound]
@@ -188,7 +189,7 @@ class OtherBounds:
         chosen_by: TimestepErrors,
         judged_by: TimestepErrors,
     ) -> Self:
-        """Those under conventions, and of sub-schedules; see `sub_schedule_bounds`."""
+        """The bounds under conventions and of sub-schedules; see `sub_schedule_bounds`."""
         own = conventions[0].convention.variance
         return cls(
             conventions,
@@ -217,7 +218,7 @@ def every_pair_other_bounds(
     error, decoders = _skipping_columns(diffusion)
     columns = sorted({*_columns_of(conventions, schedule), error, *decoders})
     moments = pair_moments(design, tables(columns), columns)
-    bounds = [_every_pair_bound(design, prior, moments, of, schedule) for of in conventions]
+    bounds = [_every_pair_bound(design, prior, moments, c, schedule) for c in conventions]
     if not _skips(diffusion):
         return OtherBounds(bounds, [])
     first = [moments[name] for name in decoders]
@@ -226,11 +227,11 @@ def every_pair_other_bounds(
         schedule=schedule,
         prior=float(prior.mean()),
         errors=errors,
-        decoder=np.array([of.mean[0] for of in first]),
+        decoder=np.array([column.mean[0] for column in first]),
         decoder_variance=float(noise.spread[0]),
         decoder_over_freedom=float(noise.over_freedom[0]),
     )
-    # The only error of every pair is its noise.
+    # The only error is that of the noise.
     return OtherBounds.of(bounds, costs, chosen_by=errors, judged_by=errors)
 
 
@@ -244,13 +245,13 @@ def importance_other_bounds(
 ) -> OtherBounds:
     """The other bounds from an importance sample, by regression.
 
-    That under a convention is the estimate of a run under it from the same terms. The arguments are
-    those of `every_pair_other_bounds`; the features are of the same images and terms.
+    The bound under a convention equals the estimate of a run under it from the same terms.
+    Arguments as in `every_pair_other_bounds`; the features are of the same images and terms.
     """
     conventions, schedule = published_conventions(diffusion, decoder), diffusion.schedule
-    sample, (error, of_skipping) = features.sample, _skipping_columns(diffusion)
+    sample, (error, skipping_decoders) = features.sample, _skipping_columns(diffusion)
     columns = ("nats", *(columns_of_bound(clip=clip)[1] for clip in (True, False)))
-    decoders = sorted({*(of.decoder_column for of in conventions), *of_skipping})
+    decoders = sorted({*(c.decoder_column for c in conventions), *skipping_decoders})
     terms = sampled_terms(design, tables([*columns, *decoders]), columns, decoders)
     later = dict(zip(columns, terms.replicates, strict=True))
     estimates = _later_estimates(design, later, features, conventions, schedule)
@@ -263,14 +264,14 @@ def importance_other_bounds(
         bounds.append(ConventionBound(convention, rate, mean.decoder, mean.half_width))
     if not _skips(diffusion):
         return OtherBounds(bounds, [])
-    # The best timesteps are chosen by half of the replicates, and their bound is from the others.
+    # Half of the replicates choose the best timesteps, the others estimate their bound.
     middle = design.num_replicates // 2
     errors, chosen_by, judged_by = (
         importance_errors(design, later[error], features, part)
         for part in (slice(None), slice(0, middle), slice(middle, None))
     )
     of_decoder = terms.decoder_error(sample)
-    means = [terms.decoder[len(columns) + decoders.index(name)] for name in of_skipping]
+    means = [terms.decoder[len(columns) + decoders.index(name)] for name in skipping_decoders]
     costs = SubScheduleCosts(
         schedule=schedule,
         prior=float(prior.mean()),
@@ -291,9 +292,9 @@ def _later_estimates(
 ) -> dict[tuple[Variance, bool], tuple[NDArray[np.float64], TwoWayFit]]:
     """The sums over t = 2..T of each image and their fit, by variance and clip.
 
-    Conventions that differ at t = 1 alone have them in common. Columns are (r, M).
+    Conventions that differ only at t = 1 share them. Columns are (r, M).
     """
-    different = {(of.variance, of.clip): of for of in conventions}
+    different = {(c.variance, c.clip): c for c in conventions}
     nats = np.empty((len(different), *design.t.shape))
     for convention, values in zip(different.values(), nats, strict=True):
         weight, constant = _line(schedule, convention)

@@ -1,9 +1,9 @@
 """The decoder term (t = 1) under every convention, and for any variance in between.
 
 The published conventions differ in the variance, in the distribution function and in the clip. A
-model that visits only some of the timesteps, t = 1 among them, has the posterior variance of its
-own second timestep: it lies between that of t = 2 and beta_1. Of the exact decoder some nodes in
-between are kept, so that it can be interpolated to any of them.
+model that visits t = 1 and only some of the other timesteps has the posterior variance of its own
+second timestep, between that of t = 2 and beta_1. The exact decoder is evaluated at some nodes in
+between, so that it can be interpolated.
 """
 
 import numpy as np
@@ -31,19 +31,19 @@ DECODER_COLUMNS = tuple(
 MODEL_COLUMNS = tuple(f"decoder_model_{decoder}" for decoder in DECODERS)
 """The same with a learned variance, under the clip of the run; NaN where it is fixed."""
 WIDEST_RATIO = 3.0
-"""Up to this ratio of beta_1 to the posterior variance of t = 2 interpolation errs below 1e-6 of
-the decoder term."""
+"""Largest ratio of beta_1 to the posterior variance of t = 2 at which the interpolation errs by
+less than 1e-6 of the decoder term."""
 
 
 def decoder_column(scale: str, decoder: str, *, clip: bool) -> str:
-    """The name of the column of a convention."""
+    """The column of a convention."""
     return f"decoder_{scale}_{decoder}_{'clip' if clip else 'noclip'}"
 
 
 def log_variances(schedule: NoiseSchedule) -> NDArray[np.float64]:
-    """(7,) those of `SCALES`, from the posterior variance of t = 2 up to beta_1.
+    """(7,) log variances of `SCALES`, from the posterior variance of t = 2 up to beta_1.
 
-    A schedule of one timestep has no t = 2: all are beta_1.
+    With a single timestep all are log beta_1.
     """
     beta = float(schedule.log_forward_variance[0])
     low = float(schedule.log_decoder_variance)
@@ -90,11 +90,11 @@ def decoder_terms(
 def interpolated(
     schedule: NoiseSchedule, values: NDArray[np.float64], log_variance: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """The exact decoder at variances in between.
+    """The exact decoder, interpolated in the log variance.
 
     Args:
         schedule: the noise schedule.
-        values: (7, ...) at the variances of `SCALES`, means over images or those of single ones.
+        values: (7, ...) at the variances of `SCALES`, of single images or means over them.
         log_variance: (K,) between the posterior variance of t = 2 and beta_1.
 
     Returns:
@@ -110,7 +110,7 @@ def interpolated(
         raise ValueError("beta_1 and the posterior variance of t = 2 are too far apart")
     if nodes[-1] == nodes[0]:
         return np.broadcast_to(values[0], log_variance.shape + values.shape[1:])
-    weights = (-1.0) ** np.arange(len(nodes))  # of Chebyshev nodes with their ends
+    weights = (-1.0) ** np.arange(len(nodes))  # barycentric, of Chebyshev nodes with both ends
     weights[[0, -1]] /= 2
     distance = log_variance[:, None] - nodes
     at_node = distance == 0

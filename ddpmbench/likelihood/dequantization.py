@@ -4,7 +4,7 @@ r"""Dequantization: a bound on the probability of an image's levels from a densi
     -\log P(x_0) \le \mathbb E_{q(x_1 \mid x_0)}
     \left[ -\log P(x_0 \mid x_1) + \log q(x_1 \mid x_0) - \log p(x_1) \right]
 
-It holds for every q. The decoder's is the forward process, and P(x_0 | x_1) the decoder of the
+It holds for every q. `decoder` takes the forward process, and P(x_0 | x_1) is the decoder of the
 variational bound. The others stay in the bin of x_0, where P(x_0 | x_1) = 1.
 """
 
@@ -39,7 +39,7 @@ def sample_x_1(
     *,
     seed: int,
 ) -> tuple[Tensor, Tensor]:
-    r"""A sample of q(x_1 | x_0), and its log density.
+    r"""A sample of q(x_1 | x_0) and its log density.
 
     .. math::
         x_1 = a x_0 + s \epsilon, \qquad
@@ -47,11 +47,11 @@ def sample_x_1(
         \mathcal U(-\tau, \tau) \quad \text{or} \quad
         \mathcal N(0, 1) \text{ on } [-\tau, \tau], \qquad \tau = a h / s
 
-    with h half the width of a bin. The noise is that of the address (image, t = 1, draw 0); the
-    decoder's x_1 is therefore the one of the bound's term at t = 1.
+    with h half the width of a bin. The noise has the address (image, t = 1, draw 0), so that the
+    decoder's x_1 is that of the bound's term at t = 1.
 
     Args:
-        dequantization: which.
+        dequantization: the distribution q.
         diffusion: the process, on the device of `x_start`.
         x_start: (B, C, H, W) levels of the data's range.
         image: (B,) int64, indices in the image set.
@@ -88,7 +88,7 @@ def sample_x_1(
 def noise_words(
     image: Tensor, t: Tensor, draw: Tensor, *, shape: tuple[int, ...], seed: int
 ) -> Tensor:
-    """(B, C, H, W) int64 behind `normal_noise`, uniform on [0, 2^32), the same on every device."""
+    """(B, C, H, W) int64 words of `normal_noise`, uniform on [0, 2^32), equal on every device."""
     size = math.prod(shape)
     block = torch.arange((size + 3) // 4, device=image.device)
     words = philox_4x32((image[:, None], t[:, None], draw[:, None], block[None, :]), seed)

@@ -1,11 +1,11 @@
 """Which terms are evaluated: every pair, or a stratified importance sample of the timesteps.
 
-The error of a sampled bound is almost all between timesteps and between images. So the decoder term
-(t = 1), which varies most, is evaluated for every sampled image; and in each replicate such an
-image has one further term, at a timestep drawn from a proposal density over t = 2..T. The density
-follows the standard deviations of the terms of a small pilot. The images are sampled in random
-blocks, and the timesteps of a block and replicate are stratified: its images, in random order, have
-one of as many equal strata of the proposal's distribution function each.
+The terms vary mostly between timesteps and between images. So the decoder term (t = 1), which
+varies most, is evaluated for every sampled image; each replicate adds one term per image, at a
+timestep drawn from a proposal density over t = 2..T. The density follows the standard deviations of
+the terms in a small pilot. Images are sampled in random blocks. Within a block and replicate the
+timesteps are stratified: each image, in random order, draws from one of as many equal strata of the
+proposal's distribution function.
 """
 
 import dataclasses
@@ -59,8 +59,8 @@ class EveryPairDesign:
         return TermIndex(image=image, t=t + 1, draw=draw)
 
 
-# The purposes of random numbers. The counters of the noise are (image, t, draw, block) with t >= 1;
-# those of the designs have 0 in the place of t, and the purpose in the place of the block.
+# What random numbers are for. Counters of the noise are (image, t, draw, block) with t >= 1; those
+# of the designs have 0 for t, and the purpose for the block.
 REPLICATE, REDRAW, PILOT, CORRECTION_OF_DECODER, CORRECTION_OF_KL, CORRECTION_TIMESTEP = range(6)
 CONTINUOUS_OF_KL, CONTINUOUS_TIMESTEP = 6, 7
 PER_IMAGE, BLOCK = 8, 9
@@ -69,7 +69,7 @@ PER_IMAGE, BLOCK = 8, 9
 def words(count: int, seed: int, *, turn: int, purpose: int) -> NDArray[np.uint64]:
     """(2, count) random 64-bit numbers, uniform on [0, 2^64): two for each image.
 
-    Another turn has other numbers, and so has another purpose, one of the constants above.
+    They differ between turns and between purposes, the constants above.
 
     Source: Salmon et al. 2011 (Philox).
     """
@@ -84,12 +84,12 @@ def words(count: int, seed: int, *, turn: int, purpose: int) -> NDArray[np.uint6
 
 
 def unit_interval(numbers: NDArray[np.uint64]) -> NDArray[np.float64]:
-    """Their upper 53 bits as numbers of [0, 1)."""
+    """The upper 53 bits as numbers in [0, 1)."""
     return np.asarray((numbers >> np.uint64(11)) * 2.0**-53)
 
 
 def ranks(keys: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """The position of each number in increasing order; of random numbers a permutation."""
+    """The rank of each number; a random permutation if the numbers are random."""
     rank = np.empty(len(keys), dtype=np.int64)
     rank[np.argsort(keys, kind="stable")] = np.arange(len(keys))
     return rank
@@ -97,26 +97,26 @@ def ranks(keys: NDArray[np.uint64]) -> NDArray[np.int64]:
 
 PILOT_IMAGES = 16
 PILOT_DRAW = 2**30
-"""The draw of the pilot's terms: no term of an estimate has their noise."""
+"""Draw of the pilot's terms; no term of an estimate shares their noise."""
 REDRAWN_IMAGES = 64
-"""At least so many images have a second draw of the decoder term, and at least one in ten."""
+"""Least number of images with a second draw of the decoder term; at least one in ten."""
 
 BLOCK_IMAGES, MOST_BLOCKS = 200, 50
-"""A block has at least so many images, unless it is the only one; and so many blocks at most."""
+"""Least images in a block, unless it is the only one; and the most blocks."""
 
 _PILOT_TIMESTEPS = 22
-_FLOOR = 1e-5  # no timestep has less of the density than this or 1 % spread over all, the smaller
-_BANDWIDTH = 0.25  # of the pilot's smoothing, in log t; its timesteps lie 0.3 apart at T = 1000
-_LATE = 0.15  # power of t: the regression leaves more of a term the later it is
-_MEAN_SHARE = 0.05  # of the mean that is added to a standard deviation
-_LOG_GRID = 64  # standard deviations count to the nearest 1/64 of a factor e
+_FLOOR = 1e-5  # least density of a timestep, or 1 % spread evenly if that is less
+_BANDWIDTH = 0.25  # of the pilot's smoothing, in log t; its timesteps are 0.3 apart at T = 1000
+_LATE = 0.15  # power of t: the regression explains less of later terms
+_MEAN_SHARE = 0.05  # share of the mean added to a standard deviation
+_LOG_GRID = 64  # standard deviations are rounded to 1/64 in the logarithm
 
 
 @dataclasses.dataclass(frozen=True)
 class PilotDesign:
-    """A few images at a few timesteps, from whose terms the proposal density is made.
+    """A few images at a few timesteps, whose terms set the proposal density.
 
-    They are ordered by image, then timestep, and take no part in the estimate.
+    Ordered by image, then timestep; not part of the estimate.
 
     Attributes:
         num_images: N.
@@ -160,10 +160,10 @@ def proposal_density(pilot: PilotDesign, tables: Iterable[TermTable]) -> NDArray
     .. math:: q(t) \propto t^{0.15} \sigma_t, \quad
               \sigma_t^2 = \mathrm{Var}_n(L_{t-1}) + (0.05 \, \mathrm{E}_n L_{t-1})^2
 
-    over the pilot's images, smoothed along log t, joined by power laws, and raised where q would
-    fall below the floor. The power of t, left out with a single image, stands for what a
-    regression leaves of the terms, a larger share at later timesteps. An estimate is unbiased
-    whatever the pilot's terms; a poor proposal costs evaluations only.
+    over the pilot's images, smoothed in log t, interpolated by power laws, and raised to a floor.
+    The power of t, omitted with a single image, models the residuals of a regression, which
+    explains less at later timesteps. An estimate is unbiased whatever the pilot's terms; a poor
+    proposal only costs evaluations.
 
     Args:
         pilot: the design of the terms.
@@ -175,14 +175,14 @@ def proposal_density(pilot: PilotDesign, tables: Iterable[TermTable]) -> NDArray
     Raises:
         ValueError: a term is missing or not finite.
 
-    Source: Neyman 1934 for the proportion.
+    Source: Neyman 1934 for the proportionality.
     """
     nats = np.concatenate([table.values["nats"] for table in tables])
     if len(nats) != len(pilot) or not np.isfinite(nats).all():
         raise ValueError("the tables do not hold every term of the pilot, all finite")
     by_image = nats.reshape(len(pilot.image), len(pilot.t)) / (np.abs(nats).max() or 1.0)
-    # A share of the mean keeps a timestep alive where the few images happen to agree. With a single
-    # image there is only variation over timesteps, and the mean is the right density.
+    # A share of the mean keeps a timestep likely where the few images happen to agree. With a
+    # single image the terms vary over timesteps only, and the mean is the right density.
     share = max(_MEAN_SHARE, 1 / len(pilot.image))
     deviation = np.hypot(by_image.std(axis=0, ddof=len(by_image) > 1), share * by_image.mean(0))
     if len(by_image) > 1:
@@ -201,7 +201,7 @@ def proposal_density(pilot: PilotDesign, tables: Iterable[TermTable]) -> NDArray
 
 
 def _local_lines(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    # A local mean would flatten the ends, and at t = 2 lies most of the density.
+    # A local mean would flatten the ends, and t = 2 has most of the density.
     smooth = np.empty_like(y)
     for i, center in enumerate(x):
         weight = np.exp(-0.5 * np.square((x - center) / _BANDWIDTH))
@@ -216,8 +216,8 @@ def _local_lines(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.f
 class ImportanceDesign:
     r"""Stratified importance sampling: the decoder term and one further term a replicate.
 
-    The images are divided into `blocks_of` random blocks of equal size, and those of the first
-    blocks are evaluated. In replicate j image n, of a block of b images, has the timestep
+    The images are divided into `blocks_of` random blocks of equal size, and the first blocks are
+    evaluated. In replicate j image n, in a block of b images, has the timestep
 
     .. math:: t = F^{-1}\Bigl(\frac{\pi_j(n) + u_{jn}}{b}\Bigr)
 
@@ -226,10 +226,10 @@ class ImportanceDesign:
     is at timestep t with probability q(t), exactly.
 
     The order of the terms, block by block: t = 1 of every image; t = 1 with draw 1 of some images,
-    for the variance of the decoder's noise; replicates 0 and 1. Further replicates follow where all
-    images are evaluated; and t = 1 of every image with a new draw ahead of every second one,
-    because the decoder's noise must fall with the error of the timesteps. More blocks, and then
-    more replicates, lengthen the sequence and change no earlier term.
+    for the variance of the decoder's noise; replicates 0 and 1. Further replicates follow once all
+    images are evaluated, every second one preceded by a new draw of t = 1 for every image, because
+    the decoder's noise must fall with the error of the timesteps. More blocks, and then more
+    replicates, extend the sequence without changing earlier terms.
 
     Attributes:
         num_images: N, of the whole set.
@@ -237,11 +237,11 @@ class ImportanceDesign:
         density: (T - 1,) q over t = 2..T, positive, sums to 1.
         seed: 0 <= seed < 2^64.
         num_replicates: r; the error of the estimate is known from two on.
-        num_blocks: that are evaluated; None for all. With fewer there are two replicates.
+        num_blocks: blocks that are evaluated; None for all. With fewer there are two replicates.
 
     Raises:
-        ValueError: the density is none over t = 2..T, there is no replicate, or there are no such
-            blocks.
+        ValueError: the density is not one over t = 2..T, or the number of replicates or blocks is
+            out of range.
 
     Source: Cranley & Patterson 1976 for randomized replicates; Owen 1992 for the strata.
     """
@@ -272,12 +272,12 @@ class ImportanceDesign:
 
     @cached_property
     def block_ends(self) -> NDArray[np.int64]:
-        """(blocks + 1,) 0, and how many images there are up to the end of each block."""
+        """(blocks + 1,) 0, then the number of images up to the end of each block."""
         return _shares(self.num_images, self.num_images)[: self.blocks + 1]
 
     @property
     def num_sampled(self) -> int:
-        """M: how many images are evaluated."""
+        """M, the number of images that are evaluated."""
         return int(self.block_ends[-1])
 
     @cached_property
@@ -289,7 +289,7 @@ class ImportanceDesign:
 
     @cached_property
     def position(self) -> NDArray[np.int64]:
-        """(N,) where each image is in `image`; -1 for those that are not evaluated."""
+        """(N,) position of each image in `image`; -1 if it is not evaluated."""
         position = np.full(self.num_images, -1, dtype=np.int64)
         position[self.image] = np.arange(self.num_sampled)
         return position
@@ -312,7 +312,7 @@ class ImportanceDesign:
 
     @cached_property
     def _strata_and_timesteps(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Both are of the same random numbers, two for each image and replicate."""
+        """`stratum` and `t`, from two random numbers for each image and replicate."""
         stratum = np.empty((self.num_replicates, self.num_sampled), dtype=np.int64)
         t, cumulative = np.empty_like(stratum), np.cumsum(self.density)[:-1]
         for j, of_replicate in enumerate(stratum):
@@ -326,7 +326,7 @@ class ImportanceDesign:
 
     @cached_property
     def redrawn(self) -> NDArray[np.int64]:
-        """The images with a second draw of the decoder term from the start, block by block."""
+        """The images with a second decoder draw from the start, block by block."""
         keys = words(self.num_images, self.seed, turn=0, purpose=REDRAW)[0][self.image]
         parts = [
             self.image[block][ranks(keys[block]) < count]
@@ -389,7 +389,7 @@ def blocks_of(num_images: int) -> int:
 
 
 def decoder_draws(num_replicates: int) -> int:
-    """Draws of the decoder term of every image, without the second draw of some."""
+    """Draws of the decoder term of every image, not counting the redrawn images."""
     return 1 + max(num_replicates - 1, 0) // 2
 
 
@@ -397,13 +397,13 @@ def num_terms(num_images: int, num_replicates: int, num_blocks: int | None = Non
     """Number of terms of an `ImportanceDesign`."""
     blocks = blocks_of(num_images) if num_blocks is None else num_blocks
     sampled, redrawn = (
-        int(_shares(of, num_images)[blocks]) for of in (num_images, _redrawn(num_images))
+        int(_shares(total, num_images)[blocks]) for total in (num_images, _redrawn(num_images))
     )
     return sampled * (num_replicates + decoder_draws(num_replicates)) + redrawn
 
 
 def _shares(total: int, num_images: int) -> NDArray[np.int64]:
-    """Where a number ends in each block if it is shared among all of them."""
+    """Cumulative counts by block if a total is shared evenly among the blocks."""
     blocks = blocks_of(num_images)
     return np.arange(blocks + 1, dtype=np.int64) * total // blocks
 
@@ -418,7 +418,7 @@ def _check(num_images: int, num_timesteps: int) -> None:
 
 
 def check_density(density: NDArray[np.float64], num_timesteps: int) -> None:
-    """Raise ValueError for what is no density over t = 2..T under which every term can be drawn."""
+    """Raise ValueError if this is not a density over t = 2..T that is positive everywhere."""
     if density.shape != (num_timesteps - 1,) or not (density > 0).all():
         raise ValueError(f"density must be positive over t = 2..{num_timesteps}")
     if not math.isclose(density.sum(), 1.0, rel_tol=1e-9):

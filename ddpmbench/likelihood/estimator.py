@@ -1,10 +1,10 @@
 """The bound from an importance sample: Horvitz-Thompson and regression estimators.
 
-Each term estimates the sum over t = 2..T of its image: by its value over the density, or by
-a prediction of the sum plus the error of the prediction over the density. The weighted mean over
-the sampled images is the bound. The variance among the replicates of an image, and that among the
-images where not all are sampled, give the interval for the images. Images, and then replicates, are
-added until that is narrow enough (`design_needed`).
+Each term estimates the sum over t = 2..T of its image: by its value over the density, or by a
+predicted sum plus the prediction's error over the density. The bound is the weighted mean over the
+sampled images. Its interval comes from the variance among replicates of an image and, where not all
+are sampled, among images. Images, and then replicates, are added until it is narrow enough
+(`design_needed`).
 """
 
 import dataclasses
@@ -54,22 +54,22 @@ class SampledBound(SampledMean, TimestepTable):
         kl: estimated mean of the sum of L_{t-1} over t = 2..T.
         decoder: estimated mean L_0.
         term: (T,) estimated mean over the images of the term at t, unbiased; the decoder's at
-            t = 1. They and the prior sum to the bound.
+            t = 1. With the prior they sum to the bound.
         term_standard_error: (T,) of `term` for these images.
         x_start_mse: (T,) estimated mean squared error of the predicted x_start.
         eps_mse: (T,) estimated mean squared error of the predicted noise.
         rate_standard_error: (T,) of `rate`.
-        num_evaluations: (T,) network evaluations, without those of the pilot.
+        num_evaluations: (T,) network evaluations, not counting the pilot.
         num_replicates: r.
         half_width: of the 95 % interval for these images: sampled images and timesteps, and noise.
-        half_width_population: of the 95 % interval for the population that the images are drawn
-            from, which contains the other; None for one image.
-        image_deviation: standard deviation over the images of their bounds, without the error of
-            each; 0 where that error is larger, None for one image.
+        half_width_population: of the 95 % interval for the population the images are drawn from, at
+            least `half_width`; None for one image.
+        image_deviation: standard deviation of the images' bounds, their estimation error removed; 0
+            where that error is larger, None for one image.
         kl_variance: the part of the variance for these images from sampled timesteps.
         decoder_variance: the part from the noise of the decoder terms.
         image_variance: the part from sampled images; 0 where all N are.
-        predictions: that were subtracted from the terms.
+        predictions: the predictions subtracted from the terms.
         sample: the images that were evaluated, and their weights.
         image_prior: (N,) L_T of each image.
         image_decoder: (N,) L_0 of each image, mean over its draws; NaN where it was not evaluated.
@@ -94,7 +94,7 @@ class SampledBound(SampledMean, TimestepTable):
 
     @property
     def variance(self) -> float:
-        """Of the bound for these images."""
+        """Variance of the bound for these images."""
         return self.kl_variance + self.decoder_variance + self.image_variance
 
     @property
@@ -126,12 +126,12 @@ def sampled_mean(
     """
     weights, decoder = sample.weights, terms.decoder[column]
     count, replicates = len(weights), terms.replicates.shape[1]
-    # Strata are no error of a mean with equal weights, but of one with others.
+    # Strata cause no error of a mean with equal weights, but do with others.
     of_strata = float(np.square(weights - 1 / count).sum() * (sums - fit.image).var())
     kl_variance = fit.variance(weights, replicates) + of_strata
     decoder_variance = terms.decoder_variance(weights, column)
     image_variance = sample.variance(decoder + fit.image, kl_variance + decoder_variance)
-    # Each part of the variance with the degrees of freedom of its images.
+    # Each part of the variance has the degrees of freedom of its images.
     parts = np.array([kl_variance, decoder_variance, image_variance])
     of_kl = freedom_of_parts(fit.spread, np.full(count, replicates - 1))
     of_decoder = freedom_of_parts(terms.decoder_squares[column], terms.decoder_draws - 1)
@@ -157,8 +157,8 @@ def sampled_bound(
     num_images, mean = design.num_images, sampled_mean(sample, sums, fit, terms)
     population, deviation = None, None
     if (count := design.num_sampled) > 1:
-        # The variance of the images' estimates contains that of the error of each. Where the images
-        # are alike it may come out smaller by chance, or because it has more degrees of freedom.
+        # The variance of the images' estimates includes their errors. For similar images it may be
+        # smaller by chance, or because it has more degrees of freedom.
         spread = float((prior[design.image] + terms.decoder[NATS] + fit.image).var(ddof=1))
         error = mean.kl_variance + mean.decoder_variance
         of_images = max(0.0, spread - count * error)
@@ -194,7 +194,7 @@ def horvitz_thompson(
     .. math:: \hat L = \frac{1}{N} \sum_n L_T(n) + \frac{1}{M} \sum_n \Bigl( L_0(n)
               + \frac{1}{r} \sum_{j=1}^r \frac{L_{t_{jn} - 1}(n)}{q(t_{jn})} \Bigr)
 
-    with the first sum over all N images, the second over the M that are sampled.
+    with the first sum over all N images, the second over the M sampled ones.
 
     Args:
         design: of the terms; at least two replicates.
@@ -229,11 +229,11 @@ def regression_estimate(
               + \frac{1}{r} \sum_{j=1}^r \Bigl[ \sum_{t=2}^T \hat y_{jn}(t)
               + \frac{L_{t_{jn} - 1}(n) - \hat y_{jn}(t_{jn})}{q(t_{jn})} \Bigr] \Bigr)
 
-    with weights g that make the sampled images stand for all (`ImageSample`). The predictions of a
+    with weights g that make the sampled images represent all (`ImageSample`). The predictions of a
     replicate are fitted to the other replicates (`predict`), so that the estimate is unbiased
-    whatever the features; they bear on the width of the intervals only. The features are those of
-    the same images and terms, everything else is as in `horvitz_thompson`; but the term of a
-    timestep that was not sampled is its prediction.
+    whatever the features; these only affect the width of the intervals. `features` are of the same
+    images and terms; all else is as in `horvitz_thompson`, except that the term of a timestep that
+    was not sampled is its prediction.
 
     Source: Saerndal, Swensson & Wretman 1992, chapter 6.
     """
@@ -253,9 +253,9 @@ def difference_estimate(
 ) -> SampledBound:
     """The difference estimator: `regression_estimate` with given predictions and images.
 
-    It is linear in terms and predictions. From the differences of two models' terms and of their
-    predictions it is the difference of their bounds. The predictions of a replicate must not depend
-    on its terms.
+    It is linear in terms and predictions, so that differences of two models' terms and predictions
+    give the difference of their bounds. The predictions of a replicate must not depend on its
+    terms.
 
     Source: Saerndal, Swensson & Wretman 1992, section 6.3.
     """
@@ -300,14 +300,14 @@ INITIAL_TERMS = 400
 def initial_replicates(num_images: int) -> int:
     """Replicates before the first interval: at least two, and `INITIAL_TERMS` terms.
 
-    To stop where the interval happens to be narrow makes it too narrow, unless its width is well
-    known by then; at 8 images with two replicates it covered 88 %.
+    Stopping where the interval happens to be narrow makes it too narrow, unless its width is well
+    known by then; with 8 images and two replicates it covered 88 %.
     """
     return max(2, -(-INITIAL_TERMS // num_images))
 
 
 def initial_blocks(num_images: int) -> int:
-    """Blocks of images before the first interval: a tenth, and at least two if there are."""
+    """Blocks of images before the first interval: a tenth, at least two where there are two."""
     blocks = blocks_of(num_images)
     return min(blocks, max(2, blocks // 10))
 
@@ -328,13 +328,12 @@ def initial_terms(num_images: int) -> int:
 def design_needed(
     design: ImportanceDesign, bound: SampledBound, half_width: float
 ) -> ImportanceDesign:
-    """The design for an interval of a half width, with at most twice the terms that there are.
+    """The design for an interval of a given half width, at most doubling the number of terms.
 
     Begin with `initial_design`; estimate, evaluate the new terms of this design, and estimate
-    again, until it stays the same. Further images come before further replicates. Their number at
-    most doubles, because a first estimate may have seen little of the variance. The interval at the
-    end covers as one that was not chosen. The half width is that for these images, nats per
-    dimension.
+    again, until it stays the same. Images are added before replicates. Their number at most
+    doubles, because a first estimate may miss much of the variance. The final interval covers as
+    well as one of a fixed design. The half width is for these images, nats per dimension.
 
     Raises:
         ValueError: the half width is not positive.
@@ -356,9 +355,9 @@ def design_needed(
 
 
 def longer_designs(design: ImportanceDesign) -> Iterator[ImportanceDesign]:
-    """Those that follow: with more images, or of all images with more replicates; up to twice.
+    """Longer designs, up to twice the size: more images, or more replicates of all images.
 
-    Replicates grow by a tenth at least, so that many of them take few looks.
+    Replicates grow by at least a tenth, so that few interim estimates are needed.
     """
     whole = blocks_of(design.num_images)
     if design.blocks < whole:
@@ -371,7 +370,7 @@ def longer_designs(design: ImportanceDesign) -> Iterator[ImportanceDesign]:
 
 
 def _variance_of(more: ImportanceDesign, design: ImportanceDesign, bound: SampledBound) -> float:
-    """Of the bound from a longer design, by that from a shorter one."""
+    """Variance of the bound from a longer design, extrapolated from a shorter one."""
     images = design.num_sampled / more.num_sampled
     replicates = design.num_replicates / more.num_replicates
     draws = decoder_draws(design.num_replicates) / decoder_draws(more.num_replicates)
@@ -390,7 +389,7 @@ class RoughBound:
         nats: the bound, nats per dimension.
         half_width: of its 95 % interval for the images, nats per dimension.
         is_rough: whether the terms count as independent, which makes the interval wider than that
-            of the estimate from the same terms.
+            of the final estimate from the same terms.
     """
 
     nats: float
@@ -398,7 +397,7 @@ class RoughBound:
     is_rough: bool = False
 
     def plus(self, correction: Correction | None) -> "RoughBound":
-        """The bound with a correction, if there is one."""
+        """The bound with a correction, if any."""
         if correction is None:
             return self
         half_width = math.hypot(self.half_width, correction.half_width)
@@ -406,19 +405,19 @@ class RoughBound:
 
 
 class RunningBound:
-    """The Horvitz-Thompson estimate so far, as if every term were drawn independently.
+    """The Horvitz-Thompson estimate so far, as if terms were drawn independently.
 
     It ignores the strata, so its interval is wider than that of the final estimate.
     """
 
     def __init__(self, design: ImportanceDesign, prior: float) -> None:
-        """Begin without terms of a design; `prior` is the mean L_T, nats per dimension."""
+        """Begin without terms; `prior` is the mean L_T, nats per dimension."""
         self._design, self._prior = design, prior
-        # Count, sum and sum of squares: of the decoder terms, and of the others over the density.
+        # Count, sum and sum of squares of the decoder terms, and of the others over the density.
         self._sums = np.zeros((2, 3))
 
     def add(self, table: TermTable) -> RoughBound | None:
-        """Add terms; the bound so far, None until there are terms at t = 1 and later."""
+        """Add terms; return the bound so far, None until there are terms at t = 1 and later."""
         t, nats = table.index.t, table.values["nats"]
         decoder = nats[(t == 1) & (table.index.draw == 0)]
         later = nats[t > 1] / self._design.density[t[t > 1] - 2]
@@ -429,6 +428,8 @@ class RunningBound:
             return None
         mean = total / count
         variance = np.maximum(squares / count - mean**2, 0) / np.maximum(count - 1, 1)
-        left = 1 - count[0] / self._design.num_images  # the images whose decoder term is unknown
+        left = (
+            1 - count[0] / self._design.num_images
+        )  # share of images whose decoder term is unknown
         half_width = 1.96 * math.sqrt(variance[0] * left + variance[1])
         return RoughBound(self._prior + float(mean.sum()), half_width, is_rough=True)

@@ -1,4 +1,4 @@
-"""What an image tells of its bound without the network: how rough, how flat, how compressible."""
+"""Features of an image that predict its bound: roughness, flatness, compressibility."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,9 +10,8 @@ NUM_IMAGE_FEATURES = 6 + 2 * len(_EDGES)
 def code_length(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
     """(B,) the length of a lossless code of (B, C, H, W) 8-bit images, nats per dimension.
 
-    A stand-in for the size of its PNG that does not depend on a library's version: every level is
-    predicted from three neighbors as in JPEG-LS, and the length is the entropy of the errors'
-    histogram.
+    Like the size of its PNG, but independent of a library's version: every level is predicted from
+    three neighbors as in JPEG-LS; the length is the entropy of the errors' histogram.
 
     Source: Weinberger, Seroussi & Sapiro 2000, "The LOCO-I lossless image compression algorithm".
     """
@@ -29,9 +28,9 @@ def code_length(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
 def image_features(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
     """(B, P) features of (B, C, H, W) 8-bit images, each image by itself.
 
-    The code length; the total variation; the shares of the differences between neighbors, and of
-    the standard deviations of 3 x 3 pixels, in bins of powers of two; and of the pixels that are,
-    or nearly are, black or white.
+    The code length; the total variation; histograms of the differences between neighbors, and of
+    the standard deviations of 3 x 3 pixels, in bins of powers of two; the shares of pixels that are
+    black or white, or nearly so.
     """
     x = pixels.astype(np.int32)
     differences = np.concatenate(
@@ -49,7 +48,7 @@ _SQUARED_EDGES = tuple(81 * edge**2 for edge in _EDGES)
 
 
 def _squared_deviations(x: NDArray[np.int32]) -> NDArray[np.int32]:
-    """(B, C H W) 81 times the variance of the 3 x 3 pixels around each, as whole numbers."""
+    """(B, C H W) 81 times the variance of the 3 x 3 pixels around each, in integers."""
     padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="edge")
     height, width = x.shape[2:]
     total, squares = np.zeros_like(x), np.zeros_like(x)

@@ -1,4 +1,4 @@
-"""The mean over all images from a random sample of them, by regression on what is known of each."""
+"""The mean over all images from a random sample, by regression on features of each image."""
 
 import dataclasses
 from functools import cached_property
@@ -9,26 +9,26 @@ from numpy.typing import NDArray
 from ddpmbench.likelihood.designs import ImportanceDesign
 from ddpmbench.likelihood.terms import image_blocks
 
-_PRIOR = 4.0  # images that the prior of each coefficient is worth
+_PRIOR = 4.0  # in images, the weight of each coefficient's prior
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageSample:
-    r"""M of N images, in random blocks, and the weights that make them stand for all N.
+    r"""M of N images, in random blocks, and weights that make them represent all N.
 
     .. math:: \hat Y = \sum_n g_n y_n
               = \frac{1}{B} \sum_{b=1}^B \Bigl[ w_b \, \mathrm{E}_{n \notin b}
               (y_n - \beta_b^\top x_n) + (1 - w_b) \, \mathrm{E}_{n \in b}
               (y_n - \beta_b^\top x_n) \Bigr] + \bar\beta^\top \bar x
 
-    The generalized regression estimator of the mean of y. The coefficients for block b come from
-    the other blocks, which are a share w_b of all N images; given those, block b is a random sample
-    of the rest. So the estimate is unbiased for the mean of any y, whatever the features x. It is
-    linear in y, and the weights sum to 1; where all N images are sampled each is 1 / N.
+    The generalized regression estimator of the mean of y. The coefficients for block b are fitted
+    to the other blocks, a share w_b of all N images; given those, block b is a random sample of the
+    rest. So the estimate of the mean of any y is unbiased, whatever the features x. It is linear in
+    y, and the weights sum to 1; where all N images are sampled each weight is 1 / N.
 
     Attributes:
         num_images: N.
-        block_ends: (B + 1,) 0, and how many images there are up to the end of each block.
+        block_ends: (B + 1,) 0, then the number of images up to the end of each block.
         features: (M, P) x, of mean 0 and variance 1 over all N images.
 
     Source: Saerndal, Swensson & Wretman 1992, chapter 6, for the weights; Chernozhukov et al. 2018
@@ -43,13 +43,13 @@ class ImageSample:
     def of(
         cls, design: ImportanceDesign, features: NDArray[np.float32] | None = None
     ) -> "ImageSample":
-        """That of a design; without (M, P) features all weights are alike."""
+        """The sample of a design; without (M, P) features all weights are equal."""
         if features is None:
             features = np.zeros((design.num_sampled, 0), np.float32)
         return cls(design.num_images, design.block_ends, features)
 
     def first(self, blocks: int) -> "ImageSample":
-        """The sample of the first blocks alone, of the same N."""
+        """The first blocks alone, as a sample of the same N images."""
         ends = self.block_ends[: blocks + 1]
         return ImageSample(self.num_images, ends, self.features[: ends[-1]])
 
@@ -85,7 +85,7 @@ class ImageSample:
         return weights / len(sizes)
 
     def residuals(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(M,) values, less what the features predict of them from other blocks; 0 in the mean."""
+        """(M,) values minus their predictions from the other blocks' fits; mean 0."""
         if len(self.block_ends) == 2:
             return np.asarray(values - values.mean())
         products = self._by_block(self._columns * values[:, None])
@@ -98,11 +98,11 @@ class ImageSample:
         return np.asarray(left - left.mean())
 
     def variance(self, values: NDArray[np.float64], error: float) -> float:
-        """Variance of the estimate that stems from the choice of images; 0 where there is none.
+        """Variance of the estimate from the choice of images; 0 where all are sampled.
 
         Args:
             values: (M,) an estimate of y for each image.
-            error: variance of their weighted sum from their own errors.
+            error: variance of their weighted sum from the errors of the estimates.
         """
         if not self.unseen:
             return 0.0

@@ -1,7 +1,7 @@
-"""A bound for every image with its standard error, and what two sets of images tell.
+"""A bound for every image with its standard error, and comparisons of two image sets.
 
-The importance design gives the mean over images only: one image has a few terms of it. Here every
-image has a stratified sample of the timesteps to itself.
+The importance design estimates the mean over images only: a single image has few of its terms. Here
+every image has its own stratified sample of timesteps.
 """
 
 import dataclasses
@@ -27,10 +27,10 @@ from ddpmbench.likelihood.terms import TermIndex, TermTable
 from ddpmbench.records import short_repr
 
 LEAST_EVALUATIONS = 4
-"""Of an image: two draws of the decoder term and one stratum with two terms."""
-_DECODER_SHARE = 8  # one term in so many is of the decoder
+"""Per image: two draws of the decoder term and one stratum with two terms."""
+_DECODER_SHARE = 8  # one term in this many is a decoder term
 MOST_NEIGHBORS = 10_000
-"""Images among which the nearest one is looked for, at most."""
+"""Most images among which the nearest is searched."""
 _BLOCK_BYTES = 2**27  # of these in memory
 
 
@@ -199,10 +199,10 @@ def estimate_image_scores(
 
 @dataclasses.dataclass(frozen=True)
 class MeanDifference:
-    """The difference of the means of two sets, seen as samples of two populations.
+    """The difference of two sets' means, as samples of two populations.
 
     Attributes:
-        difference: the second set's mean less the first's.
+        difference: the second set's mean minus the first's.
         half_width: of its 95 % interval; None where a set has one image.
         p_value: two-sided, of no difference; None where it is unknown.
     """
@@ -217,7 +217,7 @@ def mean_difference(first: NDArray[np.float64], second: NDArray[np.float64]) -> 
 
     .. math:: V = \frac{s_1^2}{n_1} + \frac{s_2^2}{n_2}, \quad t = (\bar y_2 - \bar y_1) / \sqrt V
 
-    Nothing is paired, since the images differ.
+    Unpaired, since the images differ.
 
     Args:
         first: (n1,) scores.
@@ -255,12 +255,12 @@ class Auroc:
 
 
 def auroc(first: NDArray[np.float64], second: NDArray[np.float64]) -> Auroc:
-    r"""How well a score tells a second set from a first: 0.5 not at all, 1 without a mistake.
+    r"""How well a score separates two sets: 0.5 not at all, 1 if the second is always higher.
 
     .. math:: A = P(y_2 > y_1) + P(y_2 = y_1) / 2
 
-    The interval holds every area :math:`\theta` within 1.96 of its own standard errors of A, and
-    has a width where A is 0 or 1 too:
+    The interval holds every area :math:`\theta` within 1.96 of its own standard errors from A, so
+    that it has a width where A is 0 or 1, too:
 
     .. math:: V(\theta) = \frac{\theta (1 - \theta)}{n_1 n_2} \Bigl( 1 + N^* \Bigl[
               \frac{1 - \theta}{2 - \theta} + \frac{\theta}{1 + \theta} \Bigr] \Bigr), \quad
@@ -291,22 +291,21 @@ def auroc(first: NDArray[np.float64], second: NDArray[np.float64]) -> Auroc:
 def nearest_distance(
     pixels: NDArray[np.uint8], others: NDArray[np.uint8], *, leave_one_out: bool = False
 ) -> NDArray[np.float64]:
-    r"""Distance of every image to the nearest of other images: RMSE of the pixels, on 0..255.
+    r"""Distance of every image to the nearest of the others: RMSE of the pixels, on 0..255.
 
     .. math:: d(n) = \min_m \| x_n - y_m \| / \sqrt D
 
-    It takes no model, and so is a yardstick for what a model says of two sets. Test images are as
-    far from the training images as those are from each other, if both are of one population. Where
-    they are not, a gap of their bounds may be one of the images. Whether a model's samples are
-    copies is another question, for which it takes samples; `precision_recall` has their nearest
-    images.
+    It needs no model, and so is a reference for what a model says of two sets. If training and test
+    images are from one population, they are as far from each other as training images among
+    themselves. Otherwise a gap between the bounds may be due to the images. Whether a model's
+    samples are copies takes samples to answer; see `precision_recall` for their nearest images.
 
-    Of more than `MOST_NEIGHBORS` others, as many count, evenly spaced in the set.
+    At most `MOST_NEIGHBORS` others count, evenly spaced in the set.
 
     Args:
         pixels: (N, C, H, W), 0..255.
         others: (M, C, H, W), 0..255.
-        leave_one_out: whether both are one set, in which no image is its own neighbor.
+        leave_one_out: whether both are the same set, where no image is its own neighbor.
 
     Returns:
         (N,), NaN where there is no other image. Sums of squares are exact: equal images have
@@ -331,7 +330,7 @@ def nearest_distance(
 
 
 def num_copies(pixels: NDArray[np.uint8], others: NDArray[np.uint8]) -> int:
-    """How many of (N, C, H, W) images equal one of (M, C, H, W) other images."""
+    """Number of (N, C, H, W) images that equal one of (M, C, H, W) others."""
 
     def digests(images: NDArray[np.uint8]) -> Iterator[bytes]:
         for part in portions(images):
@@ -339,4 +338,4 @@ def num_copies(pixels: NDArray[np.uint8], others: NDArray[np.uint8]) -> int:
                 yield hashlib.blake2b(image.tobytes(), digest_size=16).digest()
 
     known = set(digests(others))
-    return sum(of in known for of in digests(pixels))
+    return sum(digest in known for digest in digests(pixels))

@@ -5,12 +5,12 @@ r"""The likelihood of the probability-flow ODE.
     + \int_{\log\sigma_1}^{\log\sigma_T} \nabla_u \cdot \sigma \hat\epsilon \; d \log\sigma,
     \qquad \log p(x_1) = \log p(u_1) - D \log a_1
 
-x_T has the distribution that the variational bound gives it: of VP N(0, I), so that u_T has the
-variance 1 / a_T^2 = 1 + sigma_T^2; of VE u_T has sigma_T^2. A dequantization makes of log p(x_1) a
-bound on the probability of an image, which lies term for term beside the variational one.
+x_T has the prior of the variational bound: N(0, I) for VP, so that u_T has the variance 1 /
+a_T^2 = 1 + sigma_T^2; for VE u_T has the variance sigma_T^2. A dequantization turns log p(x_1) into
+a bound on the probability of an image, comparable term by term with the variational one.
 
-The grid in log sigma is fixed and the same for all images: an image's result depends neither on the
-images beside it nor on the number of processes.
+The grid in log sigma is fixed and the same for all images, so that an image's result depends
+neither on its batch nor on the number of processes.
 
 Source: Song et al. 2021, "Score-based generative modeling through stochastic differential
 equations", section 4.3 and appendix D.2.
@@ -39,13 +39,13 @@ from ddpmbench.likelihood.terms import TermIndex, TermsPass
 from ddpmbench.records import short_repr
 
 PROBE, PLACE = MAX_TIMESTEPS + 2, MAX_TIMESTEPS + 3
-"""Stand for t in the addresses of the probes, and of the timesteps of an image's bound. No schedule
-has these timesteps."""
+"""In place of t in the addresses of the probes, and of the timesteps of an image's bound. No
+schedule has these timesteps."""
 BOUND_DRAW = 2**31 + 2**29
-"""The draw of the first term of an image's bound, of the next one more: no term of another design,
-and no sample, has their noise."""
+"""Draw of the first term of an image's bound; each next term has the next draw. No term of another
+design, and no sample, shares their noise."""
 IMAGES_PURPOSE = 64
-"""Of the random numbers that choose images; see `designs.words`."""
+"""Purpose of the random numbers that choose images; see `designs.words`."""
 TERMS_OF_BOUND = 48
 """Terms at t = 2..T of an image's bound."""
 
@@ -54,9 +54,9 @@ class Trace(StrEnum):
     """How the divergence is computed."""
 
     HUTCHINSON = "hutchinson"
-    """estimated with random signs, one vector-Jacobian product a probe"""
+    """estimated with random signs, one vector-Jacobian product per probe"""
     EXACT = "exact"
-    """the sum of the diagonal, one vector-Jacobian product a dimension"""
+    """the sum of the diagonal, one vector-Jacobian product per dimension"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,13 +66,14 @@ class OdeSettings:
     Attributes:
         dequantization: the distribution of x_1 given the image.
         trace: how the divergence is computed.
-        probes: vectors of random signs an image, for `trace=hutchinson`; from 2 on their error is
-            known.
+        probes: vectors of random signs per image, for `trace=hutchinson`; their error is known from
+            2 on.
         solver: the Runge-Kutta method.
-        solver_steps: its steps from timestep 1 to T, even. Half as many tell the error.
+        solver_steps: solver steps from timestep 1 to T, even. A run of half as many estimates the
+            error.
 
     Raises:
-        InputError: a setting is unknown, or the trace does not have it.
+        InputError: a setting is unknown, or does not apply to the trace.
     """
 
     dequantization: Dequantization = Dequantization.DECODER
@@ -82,7 +83,7 @@ class OdeSettings:
     solver_steps: int = 12
 
     def __post_init__(self) -> None:
-        """Check every setting, and take names for what they name."""
+        """Check every setting, and convert names to members."""
         for name, kind in (
             ("dequantization", Dequantization),
             ("trace", Trace),
@@ -103,7 +104,7 @@ class OdeSettings:
 
     @property
     def record(self) -> dict[str, Any]:
-        """The settings as the records of a result have them."""
+        """The settings as records of a result hold them."""
         return {
             "dequantization": str(self.dequantization),
             "trace": str(self.trace),
@@ -148,14 +149,14 @@ def log_density(
 ) -> LogDensity:
     r"""The log density of x_1 under the ODE.
 
-    The error of the solver is that of half as many steps, by Richardson's extrapolation: with
-    order p, (coarse - fine) / (2^p - 1).
+    The solver's error is estimated from half as many steps by Richardson's extrapolation: (coarse -
+    fine) / (2^p - 1) for order p.
 
     Args:
         flow: the ODE.
         x_1: (B, C, H, W).
         solver: the Runge-Kutta method.
-        steps: its steps from the first timestep to the last, even.
+        steps: solver steps from the first timestep to the last, even.
         labels: see `ProbabilityFlow.field`.
         probes: see there.
         names: see there.
@@ -170,7 +171,8 @@ def log_density(
         u_last, integral = integrate(field, u_1, flow.start, flow.stop, steps=steps, solver=solver)
         x_last = u_last * math.exp(last)
         log_p_last = -0.5 * (x_last.square() * math.exp(-prior) + prior + math.log(2 * math.pi))
-        # A dimension of u has a times the density of x: from x_T to u_T, and from u_1 to x_1.
+        # The density of u is a times that of x in each dimension: from x_T to u_T, and from u_1 to
+        # x_1.
         return (log_p_last + last - first).flatten(1).sum(1)[:, None] + integral
 
     fine, coarse = log_p_1(steps), log_p_1(steps // 2)
@@ -210,7 +212,7 @@ def timesteps_of_bound(
 
 
 class OdePass:
-    """Evaluates the ODE's bound on images, and their variational bound.
+    """Evaluates the ODE's bound of images, and their variational bound.
 
     Attributes:
         flow: the ODE of the model.
@@ -220,7 +222,7 @@ class OdePass:
 
     COLUMNS = ("decoder", "log_q", "log_p", "solver_error", "probe_error", "bound")
     """-log P(x_0 | x_1), log q(x_1 | x_0), log p(x_1), the two errors of log p, and an unbiased
-    estimate of the variational bound, whose decoder term is that of the ODE."""
+    estimate of the variational bound with the ODE's decoder term."""
 
     def __init__(
         self,
@@ -249,7 +251,7 @@ class OdePass:
 
     @property
     def num_evaluations(self) -> int:
-        """Of the network so far, those of the variational bound among them."""
+        """Network evaluations so far, including those of the variational bound."""
         return self.flow.num_evaluations + self._terms.num_evaluations
 
     @property
@@ -258,7 +260,7 @@ class OdePass:
         return self.flow.num_vjps
 
     def evaluate(self, image: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
-        """The bound's parts on images: decoder + log_q - log_p is the bound.
+        """The parts of the bound, which is decoder + log_q - log_p.
 
         Args:
             image: (B,) indices in the image set.
@@ -314,7 +316,7 @@ class OdePass:
 
 
 def evaluations_per_image(settings: OdeSettings, shape: tuple[int, ...]) -> tuple[int, int]:
-    """Network evaluations and vector-Jacobian products of `OdePass` an image (C, H, W)."""
+    """Network evaluations and vector-Jacobian products of `OdePass` per image (C, H, W)."""
     of_ode = settings.solver.num_stages * (settings.solver_steps + settings.solver_steps // 2)
     vjps = math.prod(shape) if settings.trace is Trace.EXACT else settings.probes
     return of_ode + 1 + TERMS_OF_BOUND, of_ode * vjps
@@ -328,7 +330,7 @@ class OdeEstimate:
         nats: the bound.
         half_width: of its 95 % interval for these images; None where the noise is unknown.
         half_width_population: of the interval for the population of the images; None for one image.
-        difference: of it from the variational bound.
+        difference: the bound minus the variational bound.
         difference_half_width: of its interval for the population; None for one image.
     """
 
@@ -361,18 +363,18 @@ class KnownBound:
 def estimate_ode(
     ode: NDArray[np.float64], bound: NDArray[np.float64], known: KnownBound | None = None
 ) -> OdeEstimate:
-    r"""The ODE's bound from n pairs of it and an unbiased estimate of the variational one.
+    r"""The ODE's bound from n pairs of ODE bound and unbiased estimate of the variational bound.
 
     .. math:: \bar b_N + \frac1n \sum_{i=1}^n (o_i - \hat b_i)
 
-    where the variational bound is known of all N images of which the n are a random sample; else
-    the mean of the o_i. The variance of the differences covers the choice of images, the solver's
-    noise and that of the pairs' own bounds.
+    where the variational bound is known for all N images, of which the n are a random sample; else
+    the mean of the o_i. The variance of the differences covers the choice of images, the noise of
+    the ODE and that of the pairs' bounds.
 
     Args:
         ode: (n,) o_i, nats per dimension.
-        bound: (n,) of the same images, with the same decoder term where the ODE has one.
-        known: of all images.
+        bound: (n,) b_i of the same images, with the same decoder term where the ODE has one.
+        known: the variational bound of all images.
 
     Source: Cochran 1977, section 7.2, "Sampling techniques", on the difference estimator.
     """
@@ -385,7 +387,8 @@ def estimate_ode(
     if known is None:
         population = half_width_of(float(ode.var(ddof=1)) / count, count - 1)
         return OdeEstimate(float(ode.mean()), None, population, difference, of_difference)
-    # Images with a high bound may have large differences. Noise of the ODE makes this too large.
+    # Images with a high bound may have large differences. The noise of the ODE makes this too
+    # large.
     covariance = max(0.0, float(np.cov(ode, differences)[0, 1])) / known.num_images
     together = 2 * quantile(count - 1) ** 2 * covariance
     return OdeEstimate(

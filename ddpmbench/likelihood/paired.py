@@ -1,11 +1,11 @@
 """The difference between two models' bounds, from the differences of their terms.
 
-An estimate of the bound is linear in the terms. So the estimate of the difference, with its
-intervals, is the same function of the differences of terms. They vary much less than the terms,
-because image, timestep and noise are the same for both models.
+An estimate of the bound is linear in the terms. So the difference and its intervals are the same
+function of the differences of terms, which vary much less than the terms, because both models share
+image, timestep and noise.
 
-Two importance samples with proposals of their own have not quite the same terms. But their seed
-gives an image the same stratum of either proposal, which is the same timestep or one nearby; so the
+Importance samples with different proposals do not have quite the same terms. But with the same seed
+an image has the same stratum of either proposal, hence the same timestep or one nearby; so the
 difference is still taken image by image and replicate by replicate.
 """
 
@@ -25,7 +25,7 @@ from ddpmbench.likelihood.sampled_terms import NATS, Contributions, sampled_term
 from ddpmbench.likelihood.terms import TermIndex, TermTable, columns_of_bound
 
 Tables = Callable[[int], Iterable[TermTable]]
-"""Gives the first terms of a design, in its order, for a number of them."""
+"""From a number n to the first n terms of a design, in order."""
 
 
 def every_pair_difference(
@@ -39,7 +39,7 @@ def every_pair_difference(
     """The bound of a model minus that of a baseline, from every pair: `importance_difference`.
 
     Raises:
-        ValueError: the terms are not of the same index.
+        ValueError: the terms differ in index.
     """
     tables = _differences(model(len(design)), baseline(len(design)))
     return estimate_bound(design, np.full(design.num_images, prior), tables, clip=clip)
@@ -62,19 +62,19 @@ class ImportanceTerms:
     sample: ImageSample
 
     def shortened(self, num_replicates: int, blocks: int) -> "ImportanceTerms":
-        """The same with fewer replicates or fewer images."""
+        """The sample with fewer replicates or fewer images."""
         design = dataclasses.replace(self.design, num_replicates=num_replicates, num_blocks=blocks)
         sample = self.sample.first(blocks)
         predictions = self.predictions[:num_replicates, : design.num_sampled]
         if blocks < self.design.blocks:
-            # Their means over the images are to sum to the means of their totals.
-            left = predictions.totals @ sample.weights - predictions.timesteps.sum(1)
-            timesteps = predictions.timesteps + np.outer(left, design.density)
+            # The means over the images must sum to the means of the totals.
+            rest = predictions.totals @ sample.weights - predictions.timesteps.sum(1)
+            timesteps = predictions.timesteps + np.outer(rest, design.density)
             predictions = dataclasses.replace(predictions, timesteps=timesteps)
         return ImportanceTerms(design, self.tables, predictions, sample)
 
     def unpredicted(self) -> "ImportanceTerms":
-        """The same without predictions."""
+        """The sample without predictions."""
         return dataclasses.replace(self, predictions=no_predictions(self.design))
 
     def terms(self) -> Iterable[TermTable]:
@@ -83,7 +83,7 @@ class ImportanceTerms:
 
 
 def share_of_same_terms(one: ImportanceDesign, other: ImportanceDesign) -> float:
-    """The share of the timesteps in common replicates that are the same."""
+    """The share of equal timesteps in the common replicates and images."""
     common = np.s_[
         : min(one.num_replicates, other.num_replicates), : min(one.num_sampled, other.num_sampled)
     ]
@@ -95,7 +95,7 @@ def importance_difference(
 ) -> SampledBound:
     """The bound of a model minus that of a baseline, from importance samples of one seed.
 
-    Images and replicates that only one has are left out.
+    Images and replicates that only one of them has are left out.
 
     Args:
         model: terms of the model.
@@ -104,24 +104,24 @@ def importance_difference(
         clip: whether `x_start_mse` is that of the clipped prediction.
 
     Returns:
-        Differences in the place of values, nats per dimension, with their intervals. With
-        different proposals the standard error of a single term takes the two models for
-        independent, and so is too large.
+        Differences in place of values, nats per dimension, with their intervals. With different
+        proposals the standard error of a single term treats the two models as independent, and so
+        is too large.
 
     Raises:
         ValueError: a term is missing.
     """
     pair = (model.design, baseline.design)
-    num_replicates = min(of.num_replicates for of in pair)
-    blocks = min(of.blocks for of in pair)
-    is_cut = len({(of.num_replicates, of.blocks) for of in pair}) > 1
-    model, baseline = (of.shortened(num_replicates, blocks) for of in (model, baseline))
+    num_replicates = min(design.num_replicates for design in pair)
+    blocks = min(design.blocks for design in pair)
+    is_cut = len({(design.num_replicates, design.blocks) for design in pair}) > 1
+    model, baseline = (run.shortened(num_replicates, blocks) for run in (model, baseline))
     priors = np.full(model.design.num_images, prior)
     if not np.array_equal(model.design.density, baseline.design.density):
         return _by_stratum(model, baseline, priors, clip=clip)
     if is_cut:
-        # The predictions of one are fitted to terms that the other has not: a model would
-        # differ from itself.
+        # The predictions of one are fitted to terms that the other lacks: a model would differ from
+        # itself.
         model, baseline = model.unpredicted(), baseline.unpredicted()
     tables = _differences(model.terms(), baseline.terms())
     predictions = model.predictions - baseline.predictions
@@ -138,7 +138,7 @@ def _by_stratum(
         for one, its in zip(pair, terms, strict=True)
     ]
     fit = two_way_fit(model.design, values[0].totals - values[1].totals)
-    left = [
+    residuals = [
         its.without_strata(two_way_fit(one.design, its.totals))
         for one, its in zip(pair, values, strict=True)
     ]
@@ -147,19 +147,19 @@ def _by_stratum(
         model.design.num_timesteps,
         np.append(replicate, replicate),
         np.concatenate([one.design.t for one in pair]),
-        np.concatenate([left[0], -left[1]]),
+        np.concatenate([residuals[0], -residuals[1]]),
         sample=model.sample,
         predictions=model.predictions - baseline.predictions,
     )
-    # The decoder terms have the same index; the other differences have no meaning.
+    # The decoder terms have the same index in both; differences of other terms have no meaning.
     decoder = sampled_terms(
         model.design, _differences(model.terms(), baseline.terms(), only_decoder=True), columns
     )
-    of, other = (
+    table, other = (
         timestep_table(one.design, one.sample, its, one.predictions, None)
         for one, its in zip(pair, terms, strict=True)
     )
-    standard_error = np.hypot(of.term_standard_error, other.term_standard_error)
+    standard_error = np.hypot(table.term_standard_error, other.term_standard_error)
     standard_error[0] = np.sqrt(decoder.decoder_error(model.sample))
     return sampled_bound(
         model.design,
@@ -169,11 +169,11 @@ def _by_stratum(
         values[0].sums - values[1].sums,
         fit,
         timesteps=TimestepTable(
-            term=of.term - other.term,
+            term=table.term - other.term,
             term_standard_error=standard_error,
-            x_start_mse=of.x_start_mse - other.x_start_mse,
-            eps_mse=of.eps_mse - other.eps_mse,
-            num_evaluations=of.num_evaluations,
+            x_start_mse=table.x_start_mse - other.x_start_mse,
+            eps_mse=table.eps_mse - other.eps_mse,
+            num_evaluations=table.num_evaluations,
         ),
         rate_error=rate_error,
         predictions=model.predictions - baseline.predictions,
@@ -184,16 +184,16 @@ def _differences(
     model: Iterable[TermTable], baseline: Iterable[TermTable], *, only_decoder: bool = False
 ) -> Iterator[TermTable]:
     """Tables of differences; the portions of the two sequences may differ."""
-    others, left = iter(baseline), _empty_table()
+    others, other = iter(baseline), _empty_table()
     for table in model:
         while len(table):
-            if not len(left):
-                left = next(others, _empty_table())
-            size = min(len(table), len(left))
+            if not len(other):
+                other = next(others, _empty_table())
+            size = min(len(table), len(other))
             if not size:
                 raise ValueError("the baseline has fewer terms than the model")
-            yield _difference(table[:size], left[:size], only_decoder=only_decoder)
-            table, left = table[size:], left[size:]
+            yield _difference(table[:size], other[:size], only_decoder=only_decoder)
+            table, other = table[size:], other[size:]
 
 
 def _difference(table: TermTable, other: TermTable, *, only_decoder: bool) -> TermTable:

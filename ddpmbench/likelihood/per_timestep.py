@@ -13,9 +13,9 @@ from ddpmbench.likelihood.sampled_terms import EPS, NATS, X_START, SampledTerms
 from ddpmbench.likelihood.terms import image_blocks
 
 _FEWEST_TERMS = 10
-"""A standard error of a sum over timesteps takes so many terms."""
-_TIMESTEP_PRIOR = 20.0  # terms that the ratio of a bin is worth at one of its timesteps
-_RATIO_PRIOR = 4.0  # terms that the ratio of all bins is worth in the ratio of one
+"""Least terms for a standard error of a sum over timesteps."""
+_TIMESTEP_PRIOR = 20.0  # in terms, the weight of a bin's ratio at one of its timesteps
+_RATIO_PRIOR = 4.0  # in terms, the weight of all bins' ratio in that of one
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,11 +41,11 @@ def timestep_table(
     .. math:: \hat L_{t-1} = \bar y(t) + \frac{1}{r q(t)} \sum_{(j, n): t_{jn} = t}
               g_n \bigl( L_{t-1}(n) - \hat y_{jn}(t) \bigr)
 
-    with the weights g of the images, and the weighted mean prediction y, 0 for the Horvitz-Thompson
+    with the weights g of the images and the weighted mean prediction y, 0 for the Horvitz-Thompson
     estimator; so the terms are unbiased and sum to the estimate. A mean squared error is the mean
-    over the terms at t, corrected by its ratio to the linear denoiser's error for the images that
-    they are of; where there are few terms it leans on that ratio, and where there are none it is
-    the ratio alone, or NaN without features.
+    over the terms at t, corrected by its ratio to the linear denoiser's error for the same images.
+    With few terms it relies mostly on that ratio, with none on it alone; without features it is
+    then NaN.
     """
     count = np.bincount(design.t.ravel(), minlength=design.num_timesteps + 1)[2:]
     left = terms.replicates[NATS] - predictions.terms
@@ -73,7 +73,7 @@ def _sums(design: ImportanceDesign, values: NDArray[np.float64]) -> NDArray[np.f
 def _variance(
     design: ImportanceDesign, left: NDArray[np.float64], count: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """(T - 1,) of each term: by the images sampled at the timestep, and by their number."""
+    """(T - 1,) variance of each term: from the sampled images at t, and from their number."""
     # Over the density: mean and sum of squared deviations of the terms at each timestep.
     mean = _sums(design, left) / np.maximum(count, 1)
     squares = np.zeros(len(count))
@@ -82,7 +82,7 @@ def _variance(
         deviation = (left[:, part] - mean[t]).ravel()
         squares += np.bincount(t.ravel(), weights=np.square(deviation), minlength=len(count))
     mean, squares = mean / design.density, squares / np.square(design.density)
-    # Few timesteps have terms enough; over the density, the terms of a bin are alike.
+    # Few timesteps have enough terms; divided by the density, the terms of a bin are alike.
     bins = log_bins(design.num_timesteps)
     in_bin = np.maximum(np.bincount(bins, weights=count), 1)
     of_bin = np.bincount(bins, weights=count * mean) / in_bin
@@ -105,8 +105,8 @@ def _count_variance(design: ImportanceDesign) -> NDArray[np.float64]:
 
 
 def _count_variance_of(density: NDArray[np.float64], num_strata: int) -> NDArray[np.float64]:
-    # A timestep has all strata inside its share of [0, 1], and those across an end of the share
-    # by chance.
+    # A timestep has all strata inside its share of [0, 1]; those that straddle an end of the share
+    # it has by chance.
     end = np.cumsum(density) * num_strata
     end[-1] = num_strata
     start = np.append(0.0, end[:-1])
@@ -128,15 +128,15 @@ def rate_standard_error(
 ) -> NDArray[np.float64]:
     """Standard error of the rate at each timestep.
 
-    The contributions of an image in two replicates differ by their timesteps and noise, whatever
-    the image; those of two images differ by the image, too. Terms up to t count as 0.
+    Contributions of one image in two replicates differ in timestep and noise; those of two images
+    also differ in the image. Terms up to t count as 0.
 
     Args:
         num_timesteps: T.
-        replicate: (K,) the replicates 0, 1, ..., at least two; each once, or more often where its
-            contributions come from several designs.
+        replicate: (K,) the replicates 0, 1, ..., at least two; repeated where contributions come
+            from several designs.
         t: (K, M) the timestep of each sampled image.
-        values: (K, M) its contribution to the sum over t = 2..T, without the effect of the stratum.
+        values: (K, M) its contribution to the sum over t = 2..T, without the stratum effect.
         sample: the images.
         predictions: of the terms.
 
@@ -149,10 +149,10 @@ def rate_standard_error(
     for part in image_blocks(num_images, len(t)):
         of_part, value = t[:, part], values[:, part]
         for k in range(len(t)):
-            # Two terms count together as long as the earlier of their timesteps does.
+            # Two terms count together as long as the earlier one counts.
             earlier, product = np.minimum(of_part[k], of_part[k:]), value[k] * value[k:]
             within = (replicate[k:] == replicate[k]) - 1 / num_replicates
-            # Within the images, over r - 1 degrees of freedom, and among them.
+            # Within images, over r - 1 degrees of freedom, and among images.
             share = (1 - unseen) * within / (num_replicates - 1) + unseen / num_replicates
             share[1:] *= 2
             weights = (share[:, None] * product).ravel()
@@ -160,8 +160,8 @@ def rate_standard_error(
     scale = num_images**2 * num_replicates
     variance = np.maximum(sum_after(squares[1:]), 0.0) / scale
     if unseen:
-        # What the image's total is predicted to be has an error among the images, too; it is taken
-        # to be shared among the timesteps as the mean prediction is.
+        # The predicted totals of the images vary, too; their error is shared among the timesteps as
+        # the mean prediction is.
         of_image = sample.residuals(predictions.totals.mean(0))
         mean = np.append(0.0, predictions.timesteps.mean(0))
         share = np.clip(sum_after(mean) / (mean.sum() or 1.0), 0.0, 1.0)
@@ -170,7 +170,7 @@ def rate_standard_error(
         both = 2 * sum_after(together[1:]) / num_replicates + share * np.square(of_image).sum()
         variance = np.maximum(variance + unseen * share * both / num_images**2, 0.0)
     error = np.sqrt(variance)
-    # A few terms have no reliable variance; the error of a longer sum is no smaller.
+    # The variance of a few terms is unreliable; the error of a longer sum is no smaller.
     count = np.bincount(t.ravel(), minlength=num_timesteps + 1)[1:]
     few = sum_after(count) < _FEWEST_TERMS
     few[-1] = False  # nothing is after T
@@ -198,6 +198,6 @@ def _errors(
     left = np.bincount(bins, weights=ratios / scale - together * count)
     of_bin = together + left / (np.bincount(bins, weights=count) + _RATIO_PRIOR)
     ratio = of_bin[bins] * scale
-    # A few terms say little about the mean, however large their residuals from the ratio are.
+    # A few terms say little about the mean, however large their residuals from the ratio.
     left_at_t = (sums - ratio * linear) / (count + _TIMESTEP_PRIOR)
     return np.asarray(np.maximum(ratio * features.timestep_means[:, 0] + left_at_t, 0.0))

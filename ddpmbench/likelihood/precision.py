@@ -1,9 +1,9 @@
 """The correction of a bound in low precision, from a few terms in both precisions.
 
 A two-phase difference estimator: the bound from all terms in low precision, plus the mean
-difference to strict float32 from the terms of a design of its own. Image, timestep and noise of
-such a term are the same in both precisions, so the difference varies far less than the terms. It is
-linear in them: the difference of two models has the difference of their corrections.
+difference to strict float32 over the terms of a separate design. Such a term has the same image,
+timestep and noise in both precisions, so that the difference varies far less than the terms. It is
+linear in them: the difference of two models is corrected by the difference of their corrections.
 """
 
 import dataclasses
@@ -27,23 +27,23 @@ from ddpmbench.likelihood.designs import (
 from ddpmbench.likelihood.terms import TermIndex, TermTable
 
 CORRECTION_DRAW = 3 * 2**30
-"""The draw of the first term, of the next one more: no term of another design, and no sample, has
-their noise."""
+"""Draw of the first term; each next term has the next draw. No term of another design, and no
+sample, shares their noise."""
 CONTINUOUS_DRAW = CORRECTION_DRAW + 2**29
-"""Likewise of a `ContinuousDesign`."""
+"""The same for a `ContinuousDesign`."""
 MOST_TERMS, FEWEST_TERMS = 1000, 100
-"""Limits of the number of terms of a correction."""
+"""Least and most terms of a correction."""
 SHARE = 20
-"""All images have about so many terms for one of a correction, beyond the fewest."""
+"""About this many terms of all images for one of the correction, above the least."""
 
 
 def num_correction_terms(num_terms: int) -> int:
-    """Number of terms of the correction of a run, where those of all images are `num_terms`."""
+    """Number of correction terms of a run that has `num_terms` terms on all images."""
     return min(MOST_TERMS, max(FEWEST_TERMS, num_terms // SHARE))
 
 
 def density_in_log_t(num_timesteps: int) -> NDArray[np.float64]:
-    """(T - 1,) evenly in log t over t = 2..T: log t - log(t - 1), scaled to sum 1."""
+    """(T - 1,) density even in log t over t = 2..T: log t - log(t - 1), scaled to sum to 1."""
     t = np.arange(2, num_timesteps + 1)
     return np.asarray(-np.log1p(-1 / t) / math.log(num_timesteps))
 
@@ -52,10 +52,10 @@ def density_in_log_t(num_timesteps: int) -> NDArray[np.float64]:
 class CorrectionDesign:
     """A third of the terms at t = 1, the others over t = 2..T evenly in log t.
 
-    The later timesteps are stratified: their terms have one of equal strata of the distribution
-    function of `density` each, in order of t. Either kind goes through all images in random order,
-    and then again, so that no image has two terms more than another, and every term is of any image
-    with the same probability. All of it is a function of the fields.
+    The later timesteps are stratified: each term draws from one of equal strata of the distribution
+    function of `density`, in order of t. Either kind cycles through all images in random order, so
+    that the images' numbers of terms differ by at most one, and every term has any image with the
+    same probability. All is a function of the fields.
 
     Attributes:
         num_images: N.
@@ -64,7 +64,7 @@ class CorrectionDesign:
         num_terms: m, at least 6.
 
     Raises:
-        ValueError: there are too few terms, no image or no timestep.
+        ValueError: too few terms, no image or no timestep.
     """
 
     num_images: int
@@ -76,7 +76,7 @@ class CorrectionDesign:
     purposes: ClassVar[tuple[int, int]] = CORRECTION_TIMESTEP, CORRECTION_OF_KL
 
     def __post_init__(self) -> None:
-        """Refuse a design without a known error."""
+        """Refuse a design whose error cannot be estimated."""
         if self.num_images < 1 or self.num_timesteps < 1 or self.num_terms < 6:
             raise ValueError(
                 f"needs an image, a timestep and 6 terms, not {self.num_images}, "
@@ -101,7 +101,7 @@ class CorrectionDesign:
 
     @cached_property
     def strata(self) -> NDArray[np.float64]:
-        """Where in [0, 1], the range of the distribution function, each of the later terms is."""
+        """Position of each later term in [0, 1], the range of the distribution function."""
         later = self.num_terms - self.num_decoder_terms
         u = unit_interval(words(later, self.seed, turn=0, purpose=self.purposes[0])[0])
         return np.asarray((np.arange(later) + u) / max(later, 1))
@@ -121,7 +121,7 @@ class CorrectionDesign:
         return np.concatenate([*turns, np.zeros(0, dtype=np.int64)])[:count]
 
     def __len__(self) -> int:
-        """Number of terms, each with a network evaluation in either precision."""
+        """Number of terms, each with a network evaluation in both precisions."""
         return self.num_terms
 
     def index(self, start: int, stop: int) -> TermIndex:
@@ -165,7 +165,7 @@ def differences(
 ) -> NDArray[np.float64]:
     """(m,) the difference of each term, strict float32 minus low precision, nats per dimension.
 
-    Both come in order, in any portions.
+    Both sequences are in order, in any portions.
 
     Raises:
         ValueError: a term is missing.
@@ -185,12 +185,12 @@ def estimate_correction(design: CorrectionDesign, difference: NDArray[np.float64
     .. math:: \hat\Delta = \frac{1}{m_1} \sum_{i: t_i = 1} \delta_i
               + \frac{1}{m - m_1} \sum_{i: t_i > 1} \frac{\delta_i}{q(t_i)}
 
-    The variance of the later terms is that between neighbors in t, two and two. It contains the
-    change of the difference from one stratum to the next, and so is rather too large.
+    The variance of the later terms is that between pairs of neighbors in t. It includes the change
+    of the difference from one stratum to the next, and so tends to be too large.
 
     Args:
         design: of the terms.
-        difference: (m,) of `differences`, or that of one model less that of another.
+        difference: (m,) from `differences`, or that of one model minus that of another.
 
     Source: Cochran 1977, sections 5A.12 (collapsed strata) and 12.6 (two phases); Saerndal,
         Swensson & Wretman 1992, section 9.6.

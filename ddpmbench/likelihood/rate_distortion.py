@@ -1,7 +1,7 @@
 """Distortion of progressive lossy decoding: the error of the predicted x_start at each timestep.
 
-A receiver that holds x_t shows the network's prediction of x_start. Its error over the rate is the
-rate-distortion curve of the model.
+A receiver that holds x_t shows the network's prediction of x_start. Its error against the rate is
+the rate-distortion curve of the model.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from ddpmbench.likelihood.regression import FeatureTable
 from ddpmbench.likelihood.terms import TermTable, columns_of_bound
 
 WINDOW_TERMS = 60
-"""A sampled timestep borrows the terms of those around it until it has so many."""
+"""A timestep borrows the terms of its neighbors until it has this many."""
 _WIDEST = 1.5  # ratio of timesteps
 _STEEPEST = 2.0  # a ratio of errors does not change by more within a window
 
@@ -42,7 +42,7 @@ class Distortion:
 def every_pair_distortion(
     design: EveryPairDesign, tables: Iterable[TermTable], *, clip: bool = True
 ) -> Distortion:
-    """The distortion from tables as those of `estimate_bound`; its errors are from the noise.
+    """The distortion from the tables of `estimate_bound`; its errors are those of the noise.
 
     Source: Ho, Jain & Abbeel 2020, section 4.3.
     """
@@ -52,9 +52,9 @@ def every_pair_distortion(
         for table in tables
     )
     parts = []
-    for of in pair_moments(design, errors, ("rmse", "mse")).values():
-        error = np.sqrt(of.squares / design.draws) / design.num_images
-        parts += [of.mean, error if design.draws > 1 else np.full_like(error, np.nan)]
+    for moments in pair_moments(design, errors, ("rmse", "mse")).values():
+        error = np.sqrt(moments.squares / design.draws) / design.num_images
+        parts += [moments.mean, error if design.draws > 1 else np.full_like(error, np.nan)]
     return Distortion(*parts)
 
 
@@ -69,10 +69,10 @@ def importance_distortion(
 
     .. math:: \hat d_t = \frac{\sum_{i: t_i = t} d_i}{\sum_{i: t_i = t} g_i} \, \bar g_t
 
-    At t = 1 every sampled image has a term. At another timestep the estimate is the distortion g of
-    the linear denoiser, of which the mean over all images is known, times the ratio of the two at
-    the terms of this timestep; where they are few, a line in log t through the terms around it
-    (`RatioLine`). Where there are none it is NaN. The arguments are those of `regression_estimate`.
+    At t = 1 every sampled image has a term. At other timesteps the distortion g of the linear
+    denoiser, whose mean over all images is known, is multiplied by the ratio of the two at the
+    terms of this timestep or, where these are few, by a line in log t through the terms around it
+    (`RatioLine`). Without such terms it is NaN. Arguments as in `regression_estimate`.
 
     Source: Cochran 1977, chapter 6, for the ratio and its error.
     """
@@ -99,7 +99,8 @@ def importance_distortion(
         parts.append(np.append(mean, ratio[:, 0] * mean_of_linear))
         parts.append(np.append(noise, ratio[:, 1] * mean_of_linear))
     rmse, _, mse_at_t, _ = parts
-    # The mean of squares is no less than the square of the mean, but the two lines do not know it.
+    # The mean of squares is no less than the square of the mean; the two lines are fitted
+    # separately.
     np.maximum(mse_at_t, np.square(rmse), out=mse_at_t)
     return Distortion(*parts)
 
@@ -109,11 +110,13 @@ def ratio_moments(
 ) -> NDArray[np.float64]:
     """(6, T - 1) sums of 1, y, x, y^2, y x and x^2 over the terms at each timestep t = 2..T.
 
-    The ratio is that of y to x, arrays of the shape of `t`.
+    The ratio is that of y to x, both of the shape of `t`.
     """
     index, y, x = t.ravel() - 2, y.ravel(), x.ravel()
     parts = (np.ones_like(x), y, x, y * y, y * x, x * x)
-    return np.stack([np.bincount(index, of, num_timesteps - 1).astype(np.float64) for of in parts])
+    return np.stack(
+        [np.bincount(index, part, num_timesteps - 1).astype(np.float64) for part in parts]
+    )
 
 
 def _decoder(draws: NDArray[np.float64], sample: ImageSample) -> tuple[float, float]:
@@ -155,8 +158,8 @@ class RatioLine:
     def of(cls, moments: NDArray[np.float64], index: int, window: slice) -> "RatioLine | None":
         """The line at a timestep; None where its window has no terms.
 
-        It is level with too few terms for a slope, at a single timestep, and where a slope would
-        take it off the level by more than `_STEEPEST`, as at the end of a window of few terms.
+        It is constant with too few terms for a slope, at a single timestep, and where a slope would
+        change it by more than `_STEEPEST`, as at the end of a window with few terms.
 
         Args:
             moments: of `ratio_moments`.

@@ -1,4 +1,4 @@
-"""Terms predicted from features of the images, fitted to some replicates for another."""
+"""Terms predicted from features of the images; each replicate from a fit to the others."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -18,16 +18,16 @@ from ddpmbench.likelihood.image_sampling import ImageSample
 from ddpmbench.likelihood.terms import image_blocks
 
 CHUNK_BYTES = 2**23
-"""Images are taken in portions whose arrays of float64 have about this many bytes each."""
+"""About this many bytes of float64 in one portion of the images."""
 MOMENT_IMAGES = 20_000
-"""The mean and the spectrum are those of at most this many images, evenly spaced in the set."""
+"""Most images for the mean and the spectrum, evenly spaced in the set."""
 LEVELS = 512
-"""The spectrum has at most this many different values."""
+"""Most different values of the spectrum."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class GaussianFeatures:
-    r"""The terms of the best denoiser of a normal distribution with the images' spectrum.
+    r"""The terms of the best denoiser for normal data with the images' spectrum.
 
     .. math:: G_t = \frac{w_t}{D} \sum_{i=1}^D \Bigl[ (1 - a_i)^2 z_i^2
               + \frac{1 - \bar\alpha_t}{\bar\alpha_t} a_i^2 \Bigr], \quad
@@ -39,7 +39,7 @@ class GaussianFeatures:
     Attributes:
         mean: (C, H, W) of the images in the data range.
         color: (C, C) orthonormal, one axis a column.
-        level: (D,) which level of the spectrum each coefficient has, D = C H W.
+        level: (D,) index into the spectrum of each coefficient, D = C H W.
         spectrum: (K,) variance of the coefficients of each level.
         schedule: the noise schedule.
         data_range: the values of an image.
@@ -85,7 +85,7 @@ class GaussianFeatures:
 
     @property
     def weight(self) -> NDArray[np.float64]:
-        """(T - 1,) nats a unit of mean squared error of x_start, t = 2..T, fixed_small."""
+        """(T - 1,) nats per unit of mean squared error of x_start, t = 2..T, fixed_small."""
         snr = self.schedule.snr.numpy()
         return np.asarray((snr[:-1] - snr[1:]) / 2)
 
@@ -103,8 +103,8 @@ class GaussianFeatures:
         """(R, B) `divergence` of (B, C, H, W) 8-bit images at their timesteps t, (R, B)."""
         factor, constant = self._coefficients
         squares, columns = self._squares(pixels), factor.T
-        # A replicate at a time: together they could be many times the images.
-        dots = [np.einsum("bk,bk->b", squares, columns[of - 2]) for of in t]
+        # One replicate at a time: together they could take many times the memory of the images.
+        dots = [np.einsum("bk,bk->b", squares, columns[timesteps - 2]) for timesteps in t]
         return np.stack(dots) + constant[t - 2]
 
     def total(self, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -128,10 +128,10 @@ class GaussianFeatures:
         v = self.spectrum[:, None]
         total = signal * v + noise
         scale = self.weight / len(self.level)
-        kept = noise / total  # 1 - a W without the difference
+        residual = noise / total  # 1 - a W without cancellation
         wiener = np.sqrt(signal) * v / total
         count = np.bincount(self.level, minlength=len(self.spectrum))
-        return scale * np.square(kept), scale * noise * (count @ np.square(wiener))
+        return scale * np.square(residual), scale * noise * (count @ np.square(wiener))
 
 
 def portions(
@@ -139,8 +139,8 @@ def portions(
 ) -> Iterator[slice]:
     """Slices that cover the images, each small enough to be worked on in memory.
 
-    Images in a file are released after each slice. `width` numbers are computed of an image, if
-    more than it has pixels; the histogram of a code length has 256. `count` of the images are
+    Images in a file are released after each slice. `width` is how many numbers are computed per
+    image, if more than its pixels; the histogram of a code length has 256. `count` images are
     covered, None for all.
     """
     size = max(1, CHUNK_BYTES // (8 * max(width, pixels[:1].size)))
@@ -155,10 +155,10 @@ def _cosine_transform(x: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 BINS = 30
-"""The timesteps are grouped into at most this many bins, evenly spaced in log t."""
+"""Most bins of timesteps, evenly spaced in log t."""
 
-# Terms that the prior of a coefficient is worth: of the intercept, of G and log G, and of a feature
-# of the image, whose coefficients in single bins take more terms to know.
+# Weight of a coefficient's prior, in terms: of the intercept, of G and log G, and of an image
+# feature, whose coefficients in single bins take more terms to estimate.
 _INTERCEPT_PRIOR, _PRIOR, _IMAGE_PRIOR = 0.3, 4.0, 30.0
 
 
@@ -175,7 +175,7 @@ def standardized_features(
 ) -> NDArray[np.float32]:
     """(N, P) features of (N, C, H, W) 8-bit images, of mean 0 and variance 1 over the images.
 
-    `image_features`, and the logarithm of the linear denoiser's total.
+    They are `image_features` and the logarithm of the linear denoiser's total.
     """
     table = np.empty((len(pixels), NUM_IMAGE_FEATURES + 1), np.float32)
     for part in portions(pixels):
@@ -184,7 +184,7 @@ def standardized_features(
     center = table.mean(0, dtype=np.float64)
     table -= center.astype(np.float32)
     scale = np.sqrt(np.einsum("np,np->p", table, table, dtype=np.float64) / len(table))
-    is_alike = scale <= 1e-6 * np.abs(center)  # but for rounding
+    is_alike = scale <= 1e-6 * np.abs(center)  # up to rounding
     table[:, is_alike], scale[is_alike] = 0.0, 1.0
     table /= scale.astype(np.float32)
     return table
@@ -192,16 +192,16 @@ def standardized_features(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FeatureTable:
-    """The features of a regression: at the terms of an importance sample, and their sums.
+    """The features of a regression at the terms of an importance sample, and their sums.
 
     G is the linear denoiser's term (`GaussianFeatures`), log G its logarithm.
 
     Attributes:
         at_terms: (r, M) G of each sampled image at its timestep in each replicate.
         bin_sums: (M, bins, 2) float32, sums of G and of log G over the timesteps of each bin, in a
-            file for many images. The rounding errs up and down alike, by less than 1e-7.
+            file for many images. Rounding errors are unbiased and below 1e-7.
         timestep_means: (T - 1, 2) weighted means of G and of log G over the images, t = 2..T.
-        root_means: (T - 1,) that of the root of G.
+        root_means: (T - 1,) weighted means of the root of G.
         sample: of the images, with `standardized_features` of each.
         error_scale: (2, T - 1) factors from G to the linear denoiser's mean squared error of
             x_start and of the noise.
@@ -222,7 +222,7 @@ class FeatureTable:
         design: ImportanceDesign,
         image: NDArray[np.float32] | None = None,
     ) -> Self:
-        """The features of (N, C, H, W) 8-bit images; they may be fitted on others.
+        """The features of (N, C, H, W) 8-bit images; `features` may be fitted to others.
 
         Args:
             features: the linear denoiser.
@@ -284,7 +284,7 @@ def _at_terms(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Predictions:
-    """Terms of each replicate predicted from the other replicates.
+    """Terms of each replicate, predicted from the other replicates.
 
     Attributes:
         terms: (r, M) at each term.
@@ -297,7 +297,7 @@ class Predictions:
     timesteps: NDArray[np.float64]
 
     def __getitem__(self, part: tuple[slice, slice]) -> "Predictions":
-        """Those of some replicates and images; the means stay those of all images."""
+        """Predictions of some replicates and images; the means stay those of all images."""
         return Predictions(self.terms[part], self.totals[part], self.timesteps[part[0]])
 
     def __sub__(self, other: "Predictions") -> "Predictions":
@@ -307,7 +307,7 @@ class Predictions:
 
 def no_predictions(design: ImportanceDesign) -> Predictions:
     """Zeros, with which the regression estimator is the Horvitz-Thompson estimator."""
-    # One zero in memory.
+    # One zero in memory, broadcast.
     zeros = np.broadcast_to(0.0, (design.num_replicates, design.num_sampled))
     return Predictions(zeros, zeros, np.zeros((design.num_replicates, design.num_timesteps - 1)))
 
@@ -315,7 +315,7 @@ def no_predictions(design: ImportanceDesign) -> Predictions:
 def predict(
     design: ImportanceDesign, nats: NDArray[np.float64], features: FeatureTable
 ) -> Predictions:
-    """`predict_each` of one kind of terms, (r, M)."""
+    """`predict_each` for one kind of terms, (r, M)."""
     return predict_each(design, nats[None], features)[0]
 
 
@@ -326,11 +326,11 @@ def predict_each(
 
     .. math:: \hat y(t) = \beta_b^\top x(t), \quad t \in b
 
-    by ridge regression of each bin toward that of all bins, of residuals over q(t). The
-    coefficients for a replicate come from the others, whose timesteps and noise are independent of
-    its own; so the estimate is unbiased whatever the features. (Folds of images would be biased:
-    within a replicate the images share the strata among themselves.) The terms are (K, r, M) of K
-    kinds, as under several conventions, which share the Gram matrices; of at least two replicates.
+    by ridge regression of each bin toward that of all bins, with residuals weighted by 1 / q(t).
+    The coefficients for a replicate come from the others, whose timesteps and noise are independent
+    of its own; so the estimate is unbiased whatever the features. (Folds of images would be biased:
+    within a replicate the images share the strata.) The terms are (K, r, M) of K kinds, such as
+    conventions, which share the Gram matrices; at least two replicates.
 
     Source: Saerndal, Swensson & Wretman 1992, chapter 6; Chernozhukov et al. 2018 for the folds.
     """
@@ -342,8 +342,8 @@ def predict_each(
     for replicates, part in _blocks(design):
         index = design.t[replicates, part] - 2
         b, p = bins[index], design.density[index]
-        # Terms have the weight of their residuals in the estimate, 1 / density. The density of
-        # the bin makes the coefficients of bins alike, so that sparse bins learn from others.
+        # Terms are weighted as their residuals in the estimate, by 1 / density. The bin's density
+        # makes the coefficients of bins similar, so that sparse bins learn from others.
         x = basis.at(features.at_terms[replicates, part], b, part) * (bin_density[b] / p)[..., None]
         y = nats[:, replicates, part] / p
         both = np.concatenate([x.reshape(-1, columns), y.reshape(len(nats), -1).T], axis=1)
@@ -372,7 +372,7 @@ def predict_each(
 
 
 def _blocks(design: ImportanceDesign) -> Iterator[tuple[slice, slice]]:
-    """Replicates and images, of about as many terms as fit into the processor's cache."""
+    """Slices of replicates and images with about as many terms as fit into the CPU's cache."""
     for part in image_blocks(design.num_sampled):
         for replicates in image_blocks(design.num_replicates, part.stop - part.start):
             yield replicates, part
@@ -380,7 +380,7 @@ def _blocks(design: ImportanceDesign) -> Iterator[tuple[slice, slice]]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Basis:
-    """Regressors that are about 1 in size and 0 in the mean; the scales are those of all images."""
+    """Regressors of size about 1 and mean 0; the scales are those of all images."""
 
     g_scale: NDArray[np.float64]  # (bins,) mean of G
     log_center: NDArray[np.float64]  # (bins,) mean of log G
@@ -391,7 +391,7 @@ class _Basis:
     def of(cls, features: FeatureTable, bins: NDArray[np.int64]) -> Self:
         timesteps_in_bin = np.bincount(bins)
         # Not from the bin sums, which are rounded.
-        means = (np.bincount(bins, weights=of) for of in features.timestep_means.T)
+        means = (np.bincount(bins, weights=column) for column in features.timestep_means.T)
         g_scale, log_center = (sums / timesteps_in_bin for sums in means)
         return cls(g_scale, log_center, features.sample, timesteps_in_bin)
 
@@ -400,7 +400,7 @@ class _Basis:
         return 3 + int(self.sample.features.shape[1])
 
     def at(self, g: NDArray[np.float64], b: NDArray[np.int64], part: slice) -> NDArray[np.float64]:
-        """(R, B, 3 + P) at the terms of some images, of which G and the bins are (R, B)."""
+        """(R, B, 3 + P) regressors at the terms of some images, whose G and bins are (R, B)."""
         x = np.empty((*g.shape, self.num_columns))
         x[..., 0] = 1
         x[..., 1] = g / self.g_scale[b] - 1
@@ -411,8 +411,9 @@ class _Basis:
     def totals(
         self, bin_sums: NDArray[np.float32], beta: NDArray[np.float64], part: slice
     ) -> NDArray[np.float64]:
-        """(..., B) of some images summed over the timesteps; beta is (..., bins, 3 + P)."""
-        # Written out: the regressors of all images and bins would be twice the sums.
+        """(..., B) summed predictions over t = 2..T, of some images; beta is (..., bins, 3 + P)."""
+        # Written out: the regressors of all images and bins would take twice the memory of the
+        # sums.
         level = (
             beta[..., 0] - beta[..., 1] - self.log_center * beta[..., 2]
         ) @ self.timesteps_in_bin

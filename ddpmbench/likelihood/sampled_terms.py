@@ -1,4 +1,4 @@
-"""The terms of an importance sample by replicate and image, and what their strata explain."""
+"""The terms of an importance sample by replicate and image, and the effects of their strata."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -22,7 +22,7 @@ class SampledTerms:
 
     Attributes:
         replicates: (C, r, M) the columns of each image in each replicate.
-        decoder: (C + D, M) the same at t = 1, mean over the draws; then the decoder columns.
+        decoder: (C + D, M) the same at t = 1, mean over the draws, then the decoder columns.
         decoder_draws: (M,) number of draws at t = 1.
         decoder_squares: (C + D, M) sum of the squared deviations at t = 1 from the mean.
     """
@@ -35,13 +35,13 @@ class SampledTerms:
     def decoder_variance(self, weights: NDArray[np.float64], column: int = NATS) -> float:
         """Variance of the weighted sum of the decoder terms, from their noise.
 
-        That of a draw is pooled over the images.
+        The variance of a draw is pooled over the images.
         """
         of_draw = float(self.decoder_squares[column].sum() / (self.decoder_draws - 1).sum())
         return of_draw * float((np.square(weights) / self.decoder_draws).sum())
 
     def decoder_error(self, sample: ImageSample) -> float:
-        """Variance of the same sum from the noise and from the choice of images."""
+        """Variance of the weighted sum from the noise and the choice of images."""
         noise = self.decoder_variance(sample.weights)
         return noise + sample.variance(self.decoder[NATS], noise)
 
@@ -97,7 +97,7 @@ def sampled_terms(
     return SampledTerms(replicates, mean, count, squares)
 
 
-_KNOTS = 40  # the effect of the timestep is linear in log t between about so many timesteps
+_KNOTS = 40  # the timestep effect is piecewise linear in log t, with about this many knots
 _TERMS_A_KNOT = 5
 
 
@@ -107,9 +107,9 @@ class TwoWayFit:
 
     Attributes:
         image: (M,) mean over the replicates of each image, without the effects of its strata.
-        spread: (M,) variance among the replicates of each image, without these effects.
-        trend: (T - 1,) function of the timestep whose means over the strata are their effects, up
-            to a constant.
+        spread: (M,) variance among the replicates of each image, without the stratum effects.
+        trend: (T - 1,) function of the timestep whose strata means are the stratum effects, up to a
+            constant.
     """
 
     image: NDArray[np.float64]
@@ -117,8 +117,8 @@ class TwoWayFit:
     trend: NDArray[np.float64]
 
     def variance(self, weights: NDArray[np.float64], num_replicates: int) -> float:
-        """Variance of the sum of (M,) means of r replicates with weights that sum to 1."""
-        # The images of a replicate share the strata among themselves: M / (M - 1).
+        """Variance of the weighted sum of (M,) means of r replicates; the weights sum to 1."""
+        # The images of a replicate share the strata, hence M / (M - 1).
         count = len(weights)
         shared = count / max(count - 1, 1)
         return float(np.square(weights) @ self.spread) / num_replicates * shared
@@ -129,8 +129,8 @@ def two_way_fit(design: ImportanceDesign, values: NDArray[np.float64]) -> TwoWay
 
     .. math:: y_{jn} = \alpha_n + \beta(s_{jn}) + \varepsilon_{jn}
 
-    Every replicate has each stratum once, so that the effects of strata are no error of the mean;
-    and the residuals have
+    Every replicate has each stratum once, so that stratum effects do not contribute to the error of
+    the mean, and the residuals have
 
     .. math:: \mathrm{Var}(\bar y) = \frac{1}{r (M - 1) M} \sum_n \mathrm{Var}_j(\varepsilon_{jn})
 
@@ -166,7 +166,7 @@ def _within(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 class StratumMeans:
-    """Means over the strata of a function of the timestep, under the proposal density."""
+    """Means of a function of the timestep over the strata, under the proposal density."""
 
     def __init__(self, design: ImportanceDesign, values: NDArray[np.float64]) -> None:
         """Integrate the function, (T - 1, ...) values at t = 2..T.
@@ -180,7 +180,7 @@ class StratumMeans:
         self._integral = np.concatenate([before, np.cumsum(weighted, axis=0)[:-1]])
 
     def at(self, part: slice, replicates: slice = slice(None)) -> NDArray[np.float64]:
-        """(r, B, ...) the means over the strata that some images have in the replicates."""
+        """(r, B, ...) the means over the strata of some images in some replicates."""
         stratum = self._design.stratum[replicates, part]
         count = self._design.num_strata[part]
         scale = count.reshape(count.shape + (1,) * (self._values.ndim - 1))
@@ -195,8 +195,8 @@ class StratumMeans:
 
 
 def _hat_functions(design: ImportanceDesign, count: int) -> NDArray[np.float64]:
-    """(T - 1, columns) that span the piecewise linear functions of log t, up to a constant."""
-    inner = min(_KNOTS, count - 2)  # with too few terms the effect of the timestep counts as error
+    """(T - 1, columns) basis of the piecewise linear functions of log t, up to a constant."""
+    inner = min(_KNOTS, count - 2)  # with too few terms the timestep effect counts as error
     last = len(design.density) - 1
     index = np.searchsorted(np.cumsum(design.density), (np.arange(inner) + 0.5) / max(inner, 1))
     knots = np.unique(np.minimum([0, *index, *([last] if inner > 0 else [])], last))
@@ -208,20 +208,20 @@ def _hat_functions(design: ImportanceDesign, count: int) -> NDArray[np.float64]:
 class Contributions:
     """The errors of the predictions over the density, which correct them: (r, M) `at_terms`.
 
-    With `Predictions.totals` they estimate the sums of the images over t = 2..T, and without
-    predictions they are the terms over the density.
+    Added to `Predictions.totals` they estimate the images' sums over t = 2..T; without predictions
+    they are the terms over the density.
 
     Attributes:
-        sums: (M,) of each image, mean over the replicates.
-        at_terms: (r, M) with what the strata have of the mean prediction, 0 in the mean. It differs
-            between replicates, whose predictions do; with it a stratum has the same effect in all
-            of them. It is no error, because every stratum has a term.
+        sums: (M,) estimated sum of each image, mean over the replicates.
+        at_terms: (r, M) plus the strata's share of the mean prediction, which has mean 0.
+            Predictions, and so this share, differ between replicates; with it a stratum has the
+            same effect in all of them. It adds no error, because every stratum has a term.
     """
 
     def __init__(
         self, design: ImportanceDesign, nats: NDArray[np.float64], predictions: Predictions
     ) -> None:
-        """Of (r, M) terms."""
+        """Correct the predictions by (r, M) terms."""
         self._design, self._predictions = design, predictions
         self.at_terms = np.empty(design.t.shape)
         for part in image_blocks(design.num_sampled, design.num_replicates):
@@ -239,7 +239,7 @@ class Contributions:
         return self._predictions.totals + self.at_terms
 
     def without_strata(self, fit: TwoWayFit) -> NDArray[np.float64]:
-        """(r, M) `at_terms` without the effects of their strata, 0 in the mean."""
+        """(r, M) `at_terms` without stratum effects, mean 0."""
         left, effects = np.empty_like(self.at_terms), StratumMeans(self._design, fit.trend)
         for part in image_blocks(self._design.num_sampled, self._design.num_replicates):
             np.subtract(self.at_terms[:, part], effects.at(part), out=left[:, part])

@@ -1,9 +1,9 @@
 """The bounds of all models that visit only some timesteps, from the errors at every timestep.
 
-The network is the same, and so is its prediction from x_t; such a model goes from t to the timestep
-before it in its own schedule, at the cost of `Transitions`. It begins with t = 1, where the decoder
-is measured; that of a model without t = 1 could only be approximated, and is left out. The best
-timesteps are a shortest path.
+The network and its prediction from x_t stay the same; such a model goes from t to the previous
+timestep of its own schedule, at the cost given by `Transitions`. It visits t = 1, where the decoder
+is measured; the decoder of a model without t = 1 could only be approximated, so such models are
+left out. The best timesteps are a shortest path.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ class TimestepErrors:
     Attributes:
         mse: (T,) mean over the images, in the data range.
         influence: (T, T) weight of the terms at each timestep in the estimate at each timestep, or
-            None where an estimate rests on its own terms alone.
+            None where every estimate uses only its own terms.
         spread: (T,) variance from the terms at each timestep; NaN where it is unknown.
         over_freedom: (T,) square of that variance over its degrees of freedom.
     """
@@ -77,16 +77,16 @@ def importance_errors(
 ) -> TimestepErrors:
     """The errors from an importance sample, by a ratio estimator.
 
-    At a timestep they are the linear denoiser's, which are known for all images, times the ratio of
-    the two at the terms of this timestep, or a line in log t through the terms around it where they
-    are few (`RatioLine`). Where no terms are near, the ratio is that of the nearest timesteps with
-    terms, and the variance of what rests on it is unknown. At t = 1 all are NaN.
+    The linear denoiser's errors, known for all images, are multiplied by the ratio of the two at
+    the terms of a timestep or, where these are few, by a line in log t through the terms around it
+    (`RatioLine`). Where no terms are near, the ratio is that of the nearest timesteps with terms,
+    and the variance of sums that use it is unknown. At t = 1 all are NaN.
 
     Args:
         design: of the terms.
         mse: (r, N) the errors of each image in each replicate.
         features: of the same images and terms.
-        replicates: that count.
+        replicates: those to use.
 
     Source: Cochran 1977, chapter 6.
     """
@@ -151,7 +151,7 @@ class Transitions:
     schedule: NoiseSchedule
 
     def weight(self, variance: Variance, s: Steps, t: Steps) -> Values:
-        """w, nats per dimension a unit of mean squared error in the data range."""
+        """w, nats per dimension per unit of mean squared error in the data range."""
         weight = self.snr_gain(s, t) / 2
         return weight if variance is Variance.FIXED_SMALL else weight * self._noise_ratio(s, t)
 
@@ -163,7 +163,7 @@ class Transitions:
         return np.asarray((ratio - 1 - np.log(ratio)) / 2)
 
     def snr_gain(self, s: Steps, t: Steps) -> Values:
-        """SNR(s) - SNR(t), without the difference."""
+        """SNR(s) - SNR(t), without cancellation."""
         signal, noise = self.schedule.alphas_cumprod.numpy(), self._noise
         return np.asarray(signal[s - 1] * self._beta(s, t) / noise[s - 1] / noise[t - 1])
 
@@ -177,7 +177,7 @@ class Transitions:
         return self.schedule.one_minus_alphas_cumprod.numpy()
 
     def _noise_ratio(self, s: Steps, t: Steps) -> Values:
-        """Of the posterior variance to the forward one, both at the scale of the process."""
+        """Ratio of the posterior variance to the forward one, both at the scale of the process."""
         scaled = self._noise * np.exp(2 * self.schedule.log_scale.numpy())
         return np.asarray(scaled[s - 1] / scaled[t - 1])
 
@@ -188,14 +188,14 @@ class Transitions:
 
 EVENLY_SPACED, BEST = "evenly spaced", "best"
 VARIANCES = (Variance.FIXED_LARGE, Variance.FIXED_SMALL, None)
-"""None stands for the best constant at every timestep but the first, for these images."""
+"""None is the best constant for these images at every timestep but the first."""
 LENGTHS = (
     *(2, 3, 4, 5, 7, 10, 14, 20, 25, 35, 50, 70, 100, 140, 200, 250, 350, 500, 700, 1000),
     *(1400, 2000, 2800, 4000),
 )
-"""Lengths of sub-schedules beside T; the usual respacings are among them."""
+"""Lengths of sub-schedules besides T, including the usual respacings."""
 LONGEST_BEST = 250
-"""The longest sub-schedule whose best timesteps are searched."""
+"""Longest sub-schedule whose best timesteps are searched."""
 LONGEST_SCHEDULE = 5000
 """A table of all skips of a longer schedule would be too large."""
 _WORK = 10**9  # additions of the search
@@ -238,7 +238,7 @@ class SubScheduleCosts:
         errors: of the predicted x_start at each timestep.
         decoder: (7,) the exact decoder at the variances of `decoders.SCALES`, mean over the
             images.
-        decoder_variance: of that mean: its noise; NaN where that cannot be known.
+        decoder_variance: of that mean, from its noise; NaN where it is unknown.
         decoder_over_freedom: the square of that over its degrees of freedom.
     """
 
@@ -277,20 +277,20 @@ class SubScheduleCosts:
         )
 
     def difference_half_width(self, variance: Variance | None, other: Variance) -> float | None:
-        """That of the 95 % interval of the difference of two variances' bounds, at all timesteps.
+        """Half width of the 95 % interval of the difference of two variances' bounds.
 
-        Both are from the same errors and have the same decoder term, so that it is narrower than
-        either bound's. None where it cannot be known.
+        Both use the same errors and decoder term, so that it is narrower than either bound's. None
+        where it is unknown.
         """
         t = np.arange(2, self.schedule.num_timesteps + 1)
         slopes = self._terms(variance, t - 1, t)[1] - self._terms(other, t - 1, t)[1]
         return _known_half_width(*self.errors.variance(np.append(0.0, slopes)))
 
     def best_timesteps(self, variance: Variance | None, lengths: Sequence[int]) -> list[list[int]]:
-        """The timesteps of the best models of some lengths, each of all that visit t = 1 and T.
+        """The timesteps of the best models of some lengths, among all that visit t = 1 and T.
 
-        Lengths beyond the search are left out, and timesteps whose error has no known variance. By
-        the errors that chose them their bound would come out too good.
+        Lengths beyond the limit of the search, and timesteps whose error has no known variance, are
+        left out. With the errors that chose them, their bound would be too low.
 
         Source: Watson, Ho, Norouzi & Chan 2021, "Learning to efficiently sample from diffusion
         probabilistic models", algorithm 1.
@@ -307,7 +307,7 @@ class SubScheduleCosts:
         through = np.empty_like(cost)
         for length in range(2, max(wanted) + 1):
             if length > 2:
-                # The cost to arrive at t (rows) through every s.
+                # The cost of reaching t (rows) through every s.
                 np.add(total, cost, out=through)
                 came_from.append(through.argmin(1))
                 total = np.take_along_axis(through, came_from[-1][:, None], axis=1)[:, 0]
@@ -322,7 +322,7 @@ class SubScheduleCosts:
     def _cost(self, variance: Variance | None) -> Values:
         """(T, T) from each t (rows) to each s (columns); infinite where s >= t.
 
-        The minimum over s is taken many times, and is fastest along rows.
+        The minimum over s is taken many times; along rows it is fastest.
         """
         t = np.arange(1, self.schedule.num_timesteps + 1)
         cost = np.full((len(t), len(t)), np.inf)
@@ -334,11 +334,11 @@ class SubScheduleCosts:
     def _terms(
         self, variance: Variance | None, s: NDArray[np.int64], t: NDArray[np.int64]
     ) -> tuple[Values, Values]:
-        """The costs of the transitions from t to s, and their derivatives by the error at t."""
+        """The costs of the transitions from t to s, and their derivatives in the error at t."""
         skips, mse = Transitions(self.schedule), self.errors.mse[t - 1]
         if variance is None:
-            # The best variance is the posterior's and the mean square of the mean's error: Bao
-            # et al. 2022, theorem 1.
+            # The best variance is the posterior's plus the mean squared error of the mean: Bao et
+            # al. 2022, theorem 1.
             gain = skips.snr_gain(s, t)
             return np.log1p(gain * mse) / 2, gain / (1 + gain * mse) / 2
         weight = skips.weight(variance, s, t)
@@ -361,13 +361,13 @@ def _known_half_width(variance: float, over_freedom: float) -> float | None:
 def sub_schedule_bounds(
     costs: SubScheduleCosts, *, chosen_by: TimestepErrors, judged_by: TimestepErrors
 ) -> list[SubScheduleBound]:
-    """The sub-schedules of `LENGTHS`: under each variance evenly spaced ones, and the best.
+    """The sub-schedules of `LENGTHS`: evenly spaced and best ones under each variance.
 
     Args:
         costs: of evenly spaced timesteps.
         chosen_by: the errors by which the best timesteps are chosen.
-        judged_by: those that their bound is from. Where errors are estimates they must be others,
-            or the bound comes out too good and its interval too narrow.
+        judged_by: the errors their bound is computed from. Where errors are estimates they must be
+            others, or the bound is too low and its interval too narrow.
     """
     schedule = costs.schedule
     lengths = [k for k in LENGTHS if k < schedule.num_timesteps] + [schedule.num_timesteps]
@@ -384,8 +384,8 @@ def sub_schedule_bounds(
 def can_skip(schedule: NoiseSchedule) -> bool:
     """Whether sub-schedules of a schedule are evaluated.
 
-    It must have at least two timesteps and not too many, none of them between the trained ones, and
-    begin evenly enough to interpolate the decoder.
+    It needs at least two timesteps and not too many, all of them trained ones, and first betas
+    close enough to interpolate the decoder.
     """
     if schedule.trained is not None:
         return False

@@ -1,6 +1,6 @@
 """The terms of the variational bound: one network evaluation each.
 
-A term belongs to an image, a timestep and a draw of noise, its index. It depends on nothing else,
+The index of a term is its image, timestep and draw of noise. A term depends on nothing else,
 because the noise is a function of the index (`diffusion.noise`). This is the only module that
 evaluates the network for likelihood.
 """
@@ -32,7 +32,7 @@ from ddpmbench.likelihood.decoders import (
 from ddpmbench.records import short_repr
 
 BLOCK_TERMS = 4096
-"""Temporary arrays hold about this many terms, which fit into the processor's cache."""
+"""About this many terms in temporary arrays, which fit into the processor's cache."""
 
 
 def image_blocks(num_images: int, terms_an_image: int = 1) -> Iterator[slice]:
@@ -54,7 +54,7 @@ def columns_of_bound(*, clip: bool) -> tuple[str, str, str]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BoundTerms:
-    """B terms of the bound, and the errors they come from.
+    """B terms of the bound, and the prediction errors.
 
     Attributes:
         nats: (B,) the term, nats per dimension: KL divergence at t >= 2, decoder at t = 1.
@@ -84,13 +84,13 @@ class BoundTerms:
         return {**{name: getattr(self, name) for name in _AT_EVERY_TIMESTEP}, **self.decoders}
 
     def table(self, index: "TermIndex") -> "TermTable":
-        """The terms with their index, of which `estimate_bound` makes the bound.
+        """The terms with their index, the input of `estimate_bound`.
 
         Args:
             index: (B,) image, timestep and draw of each term.
 
         Raises:
-            ValueError: there are not as many.
+            ValueError: their numbers differ.
         """
         if len(index) != len(self.nats):
             raise ValueError(f"{len(self.nats)} terms need an index of as many, not {len(index)}")
@@ -117,8 +117,8 @@ def bound_terms(
                    \quad t > 1 \\
         L_0 &= -\log p(x_0 | x_1) / D, \quad t = 1
 
-    with D = C H W. In L_0 every dimension has the probability that a normal distribution gives to
-    its level, the outermost levels extended to infinity.
+    with D = C H W. L_0 takes the probability that a normal distribution gives to the bin of each
+    level, the outermost bins extended to infinity.
 
     Args:
         schedule: the noise schedule.
@@ -183,7 +183,7 @@ def diffusion_terms(
 ) -> BoundTerms:
     """`bound_terms` of a diffusion process, without checks.
 
-    `first` is (K,) int64, the positions of t = 1; to find them takes a wait for a GPU.
+    `first` is (K,) int64, the positions of t = 1; finding them would wait for the GPU.
     """
     x_start, eps = x_start.to(diffusion.dtype), eps.to(diffusion.dtype)
     x_t = diffusion.q_sample(x_start, t, eps)
@@ -196,7 +196,7 @@ def diffusion_terms(
 
 
 class PredictionErrors(NamedTuple):
-    """(B,) each, as `BoundTerms` has them."""
+    """(B,) each, as in `BoundTerms`."""
 
     x_start_mse: Tensor
     x_start_mse_noclip: Tensor
@@ -224,7 +224,7 @@ def with_first_terms(
     decoder: str,
     first: Tensor | None,
 ) -> BoundTerms:
-    """(B,) terms, with the decoder in the place of those at t = 1, where `step` counts."""
+    """(B,) terms, with the decoder terms at t = 1; `step` is the reverse step."""
     if first is None:
         first = (t == 1).nonzero().squeeze(1)
     names = (*DECODER_COLUMNS, *MODEL_COLUMNS)
@@ -270,7 +270,7 @@ def prior_nats(diffusion: GaussianDiffusion, x_start: Tensor) -> Tensor:
 
     with p(x_T) = N(0, I), or N(0, s_T^2 I) of a variance exploding process.
 
-    No network enters, and it has a closed form.
+    It has a closed form without the network.
 
     Source: Ho, Jain & Abbeel 2020, eq. 5.
     """
@@ -338,9 +338,11 @@ class TermTable:
 
 
 def concatenate(tables: Sequence[TermTable]) -> TermTable:
-    """One table after another."""
+    """The tables in sequence, as one."""
     names = ("image", "t", "draw")
-    index = TermIndex(*(np.concatenate([getattr(of.index, n) for of in tables]) for n in names))
+    index = TermIndex(
+        *(np.concatenate([getattr(table.index, n) for table in tables]) for n in names)
+    )
     columns = tables[0].values
     values = {n: np.concatenate([table.values[n] for table in tables]) for n in columns}
     return TermTable(index, values)
@@ -359,7 +361,7 @@ class TermsPass:
 
     Attributes:
         model_output: evaluates the network.
-        num_evaluations: network evaluations so far, one a term.
+        num_evaluations: network evaluations so far, one per term.
     """
 
     def __init__(
@@ -389,7 +391,7 @@ class TermsPass:
         self.num_evaluations = 0
 
     def calling(self, model_output: ModelOutput) -> "TermsPass":
-        """The same with another way to evaluate the network, and a count of its own."""
+        """The same with another function that evaluates the network, and its own count."""
         other = copy.copy(self)
         other.model_output, other.num_evaluations = model_output, 0
         return other
@@ -403,7 +405,7 @@ class TermsPass:
         return self._x_start(self._pixels(image))
 
     def labels(self, image: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(B,) classes of the images; none where the network is not conditioned on them."""
+        """(B,) classes of the images; empty where the network is not conditioned on them."""
         labels = self.images.labels
         if not self.checkpoint.num_classes or labels is None:
             return np.empty(0, np.int64)
@@ -439,12 +441,12 @@ class TermsPass:
         return torch.stack(list(terms.columns.values()))
 
     def _terms(
-        self, x_start: Tensor, of: TermAddress, eps: Tensor, first: Tensor, labels: Tensor
+        self, x_start: Tensor, address: TermAddress, eps: Tensor, first: Tensor, labels: Tensor
     ) -> BoundTerms:
-        x_t = self.diffusion.q_sample(x_start, of.t, eps.to(x_start.dtype))
-        output = self.model_output(x_t, of.t, labels if len(labels) else None)
+        x_t = self.diffusion.q_sample(x_start, address.t, eps.to(x_start.dtype))
+        output = self.model_output(x_t, address.t, labels if len(labels) else None)
         return diffusion_terms(
-            self.diffusion, x_start, of.t, eps, output, decoder=self.decoder, first=first
+            self.diffusion, x_start, address.t, eps, output, decoder=self.decoder, first=first
         )
 
     def _pixels(self, image: NDArray[np.int64]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Ancestral and implicit (DDIM) sampling: one network evaluation a timestep."""
+"""Ancestral and implicit (DDIM) sampling: one network evaluation per timestep."""
 
 from enum import StrEnum
 

@@ -1,7 +1,7 @@
-"""What all samplers share: the model's predictions, addressed noise, and the chain of steps.
+"""The base of all samplers: predictions, addressed noise, and the chain of steps.
 
 Sample i is a function of (checkpoint, sampler, seed, i) alone, because its noise is addressed by i
-(`diffusion.noise`). Batch size and number of samples change it by float rounding at most.
+(`diffusion.noise`). Batch size and number of samples change it by rounding at most.
 """
 
 import dataclasses
@@ -20,18 +20,18 @@ from ddpmbench.diffusion.process import GaussianDiffusion, ReverseStep, signal_a
 from ddpmbench.errors import InputError
 
 SAMPLE_DRAW = 2**31
-"""Draw of a sample's noise, distinct from those of all likelihood terms."""
+"""Draw of a sample's noise, distinct from that of any likelihood term."""
 LANGEVIN_DRAW = 2**30
-"""Added to the draw for the noise of the first Langevin step at a timestep. The next ones are 2
-apart, so that two chains whose draws differ by 1 share none."""
+"""Offset of the draw for the first Langevin step at a timestep. Further steps are 2 apart, so that
+chains whose draws differ by 1 share no noise."""
 START = MAX_TIMESTEPS + 1
-"""Stands for t in the initial noise. No schedule has this timestep, so chains of any number of
+"""In place of t for the initial noise. No schedule has this timestep, so chains of any number of
 timesteps start from the same noise."""
 _CHECK_INTERVAL = 50
 """Timesteps between checks that all values are finite."""
 
 Step = Callable[..., tuple[Tensor, Tensor]]
-"""From x_t, t, sample indices and classes (if any) to x_{t-1} and the prediction of x_start."""
+"""From x_t, t, sample indices and classes, if any, to x_{t-1} and the prediction of x_start."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,11 +39,11 @@ class SamplingStep:
     """One step of B chains.
 
     Attributes:
-        t: the timestep; the step goes from x_t to x_{t-1}. Of a solver with a grid of its own, the
-            number of steps that are left, this one included.
+        t: the timestep; the step goes from x_t to x_{t-1}. For a solver with its own grid, the
+            number of remaining steps, including this one.
         x_previous: (B, C, H, W) x_{t-1}.
         pred_x_start: (B, C, H, W) the last prediction of x_0, clipped if the checkpoint clips.
-        num_evaluations: of the network in this step, for each sample.
+        num_evaluations: network evaluations in this step, per sample.
     """
 
     t: int
@@ -96,7 +96,7 @@ class Chain:
 
         Args:
             x: (B, C, H, W) of unit scale.
-            log_snr: the log signal-to-noise ratio in it, which lies between two timesteps.
+            log_snr: the log signal-to-noise ratio of x, between those of two timesteps.
             labels: (B,) classes, where the network is conditioned on them.
         """
         if log_snr not in self._fractions:
@@ -113,7 +113,7 @@ class Chain:
             sample: indices of the samples.
             t: timesteps, or `START`.
             shape: (C, H, W).
-            more: added to the draw, where a timestep has more than one noise.
+            more: offset of the draw, where a timestep has several noises.
         """
         draw = torch.full_like(sample, self._draw + more)
         noise = normal_noise(sample, t, draw, shape=shape, seed=self._seed)
@@ -128,7 +128,7 @@ class Sampler(ABC):
     """
 
     remedy = "see whether `clip`, or `precision=fp32`, keeps it in range"
-    """Against samples that are not finite."""
+    """Remedy for samples that are not finite."""
 
     def __init__(self, chain: Chain) -> None:
         self.chain = chain
@@ -137,7 +137,7 @@ class Sampler(ABC):
     def _steps(
         self, x_t: Tensor, t: int, sample: Tensor, labels: Tensor | None
     ) -> Iterator[SamplingStep]:
-        """What `steps` yields."""
+        """The steps, as `steps` yields them."""
 
     @property
     def diffusion(self) -> GaussianDiffusion:
@@ -178,7 +178,8 @@ class Sampler(ABC):
         Raises:
             InputError: x_{t-1} is not finite, or the network's output has another shape.
         """
-        # The sum of a chain that is not finite is not. Reading a number waits for the device.
+        # The sum of a chain is finite only if all values are. Reading a number waits for the
+        # device.
         sums = x_t.new_zeros(_CHECK_INTERVAL)
         for step in self._steps(x_t, t, sample, labels):
             place = (step.t - 1) % _CHECK_INTERVAL
@@ -192,16 +193,16 @@ class Sampler(ABC):
     def launched(self, whole_step: Callable[[Step], Step]) -> Self:
         """This sampler, with its step replaced by an equivalent function, such as a CUDA graph.
 
-        A sampler whose step is no single function of tensors stays as it is.
+        A sampler whose step is not a single function of tensors stays as it is.
 
         Args:
-            whole_step: takes the step, a function of tensors that reads no value on the host,
-                and returns an equivalent one.
+            whole_step: from the step, a function of tensors that reads no value on the host, to an
+                equivalent one.
         """
         return self
 
     def _step_name(self, t: int) -> str:
-        """How an error names the step of a `SamplingStep.t`."""
+        """The name of a step in errors, from its `SamplingStep.t`."""
         return f"timestep t = {t}"
 
     def _not_finite(self, t: int) -> InputError:
@@ -249,5 +250,5 @@ def signal_of(log_snr: float) -> float:
 
 
 def _filled(value: float, like: Tensor) -> Tensor:
-    """(B,) the same number for a batch."""
+    """(B,) one number for a whole batch."""
     return torch.full((len(like),), value, dtype=like.dtype, device=like.device)

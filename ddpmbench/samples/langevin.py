@@ -1,10 +1,10 @@
 r"""Samplers of the score: annealed Langevin dynamics, and the predictor-corrector sampler.
 
-Both are stated for x_t / a_t, whose noise has the standard deviation sigma = s / a, so that a model
-gives the same samples whatever the family of its forward process. The exception is the ancestral
-step after a corrector with the variance `fixed_large`, or the range of `learned_range` that ends
-there: it is the variance that the forward process of the family adds. The score is that of the
-network's prediction, which is not clipped:
+Both act on x_t / a_t, whose noise has the standard deviation sigma = s / a, so that a model gives
+the same samples whatever the family of its forward process. The exception is the ancestral step
+after a corrector with the variance `fixed_large`, or with `learned_range`, whose range ends there:
+this variance is the one the family's forward process adds. The score follows from the network's
+unclipped prediction:
 
 .. math:: \nabla \log q(x_t / a_t) = -\hat\epsilon / \sigma_t
 """
@@ -36,12 +36,12 @@ def _langevin_step(x_t: Tensor, eps: Tensor, noise: Tensor, scale: Tensor, step:
 
 
 def _draw(step: int) -> int:
-    """What is added to the draw for the noise of a Langevin step, counted from 0."""
+    """Offset of the draw for the noise of a Langevin step, counted from 0."""
     return LANGEVIN_DRAW + 2 * step
 
 
 class LangevinSampler(Sampler):
-    r"""Annealed Langevin dynamics: L steps at every level of noise, and a last one without noise.
+    r"""Annealed Langevin dynamics: L steps at every noise level, and a last one without noise.
 
     .. math::
         u \gets u - \alpha_t\, \hat\epsilon / \sigma_t + \sqrt{2 \alpha_t}\, z, \qquad
@@ -62,7 +62,7 @@ class LangevinSampler(Sampler):
 
         Args:
             chain: the model.
-            langevin_steps: L, of each level.
+            langevin_steps: L, per noise level.
             step_size: rho.
         """
         super().__init__(chain)
@@ -89,17 +89,17 @@ class LangevinSampler(Sampler):
 
 
 class PredictorCorrectorSampler(AncestralSampler):
-    r"""Langevin steps that correct x_t, and then an ancestral step to x_{t-1}, at every timestep.
+    r"""At every timestep Langevin steps that correct x_t, then an ancestral step to x_{t-1}.
 
     .. math::
         u \gets u - \alpha\, \hat\epsilon / \sigma_t + \sqrt{2 \alpha}\, z, \qquad
         \alpha = 2 \left( r\, \frac{\lVert z \rVert}{\lVert \hat\epsilon / \sigma_t \rVert}
         \right)^2, \qquad u = x_t / a_t
 
-    The source takes the mean of either norm over the batch. Here they are those of the image
-    itself, since a sample must not depend on what else is in the batch. The factor 1 - beta_t,
-    which the source has in alpha for VP alone, is left out. The step has no bound as the predicted
-    noise goes to 0: where it is 0 the sample is not finite, and is refused.
+    The source averages either norm over the batch. Here they are those of the single image, since a
+    sample must not depend on its batch. The factor 1 - beta_t, which the source has in alpha for VP
+    only, is left out. The step grows without bound as the predicted noise goes to 0; where it is 0
+    the sample is not finite, and is refused.
 
     Source: Song et al. 2021, "Score-based generative modeling through stochastic differential
     equations", Algorithms 4 and 5.
@@ -115,7 +115,7 @@ class PredictorCorrectorSampler(AncestralSampler):
 
         Args:
             chain: the model.
-            langevin_steps: of the corrector at each timestep.
+            langevin_steps: corrector steps at each timestep.
             snr: r.
         """
         super().__init__(chain)
@@ -135,5 +135,5 @@ class PredictorCorrectorSampler(AncestralSampler):
 
 
 def _square_norm(x: Tensor) -> Tensor:
-    """(B, 1, 1, 1) of each image."""
+    """(B, 1, 1, 1) squared norm of each image."""
     return x.square().sum((1, 2, 3), keepdim=True)

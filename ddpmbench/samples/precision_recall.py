@@ -1,4 +1,4 @@
-"""Precision and recall by nearest neighbors, and the nearest images themselves."""
+"""Precision and recall by nearest neighbors, and the nearest images."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from ddpmbench.samples.statistics import Estimate, Floats, checked_pair
 NEIGHBORS = 3
 """k: the radius of an image is the distance to its k-th neighbor."""
 _CHUNK = 1024
-_GROUPS = 10  # of samples, left out in turn
+_GROUPS = 10  # groups of samples, left out in turn
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -23,7 +23,7 @@ class PrecisionRecall:
         precision: the share of samples within the manifold of the real images.
         recall: the share of real images within the manifold of the samples.
         nearest: (N,) int64 index of the nearest real image of each sample.
-        distance: (N,) its distance.
+        distance: (N,) distance of that image.
     """
 
     precision: Estimate
@@ -116,24 +116,24 @@ def _radii(points: "_Points") -> Floats:
 
 
 def _radii_without_groups(points: "_Points") -> Floats:
-    """(1 + G, N) the radii of all points, then without each group; -1 within that group."""
+    """(1 + G, N) radii with all points, then without each group; -1 within that group."""
     count = len(points)
     # Random groups, because samples may be ordered by class.
     group = np.random.default_rng(0).permutation(count) % _GROUPS
     radii = np.empty((1 + _GROUPS, count))
-    # Almost surely enough to hold k neighbors of other groups.
-    kept = min(count, _GROUPS * (NEIGHBORS + 1))
+    # Almost surely enough for k neighbors from other groups.
+    size = min(count, _GROUPS * (NEIGHBORS + 1))
     for rows, squares in points.squares_to(points):
-        order = np.argpartition(squares, kept - 1, axis=1)[:, :kept]
+        order = np.argpartition(squares, size - 1, axis=1)[:, :size]
         near = np.take_along_axis(squares, order, 1)
         sequence = np.argsort(near, axis=1, kind="stable")
         near = np.take_along_axis(near, sequence, 1)
         of_group = group[np.take_along_axis(order, sequence, 1)]
-        radii[0, rows] = near[:, min(NEIGHBORS, kept - 1)]
+        radii[0, rows] = near[:, min(NEIGHBORS, size - 1)]
         for g in range(_GROUPS):
             # The point itself counts as the first.
             reached = (of_group != g).cumsum(1) > NEIGHBORS
-            place = np.where(reached.any(1), reached.argmax(1), kept - 1)
+            place = np.where(reached.any(1), reached.argmax(1), size - 1)
             radii[1 + g, rows] = near[np.arange(len(near)), place]
     for g in range(_GROUPS):
         radii[1 + g, group == g] = -1.0
@@ -151,7 +151,7 @@ class _Points:
         return len(self._points)
 
     def squares_to(self, others: "_Points") -> Iterator[tuple[slice, Floats]]:
-        """(B, M) squared distances of B points at a time to M others; 0 from a point to itself."""
+        """(B, M) squared distances of B points at a time to M others; 0 of a point to itself."""
         for start in range(0, len(self), _CHUNK):
             rows = slice(start, min(start + _CHUNK, len(self)))
             squares = -2 * (self._points[rows] @ others._points.T)

@@ -24,7 +24,7 @@ Integers = NDArray[np.int64]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ProgressiveDecoding:
-    """What a receiver of N images holds and reconstructs at K timesteps.
+    """The received and reconstructed images at K timesteps, for N images.
 
     Attributes:
         num_timesteps: T.
@@ -49,7 +49,7 @@ class ProgressiveDecoding:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ProgressiveGeneration:
-    """N samples, and the predictions of x_start at K timesteps on the way to them.
+    """N samples, and the predictions of x_start at K timesteps of their chains.
 
     Attributes:
         num_timesteps: T.
@@ -66,7 +66,7 @@ class ProgressiveGeneration:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Interpolation:
-    """Interpolations between the images of P pairs, at W weights.
+    """Interpolations between the images of P pairs at W weights.
 
     Attributes:
         num_timesteps: T.
@@ -88,9 +88,9 @@ class Interpolation:
 
 
 DECODING_DRAW = 0
-"""Draw of the noise in x_t when decoding: that of the first likelihood term at that timestep."""
+"""Draw of the noise in x_t when decoding, as in the first likelihood term at a timestep."""
 INTERPOLATION_DRAW = SAMPLE_DRAW + 1
-"""Draw of a pair's noise, distinct from that of every sample."""
+"""Draw of a pair's noise, distinct from that of any sample."""
 WEIGHTS = tuple(k / 10 for k in range(11))
 """Weights of the second image of a pair."""
 
@@ -99,7 +99,7 @@ _CPU = torch.device("cpu")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PicturePass:
-    """A model, the images, and how the network is evaluated to draw pictures.
+    """A model, images, and how the network is evaluated to make pictures.
 
     Attributes:
         checkpoint: the model; its network is moved to the device.
@@ -144,18 +144,18 @@ class PicturePass:
         return pixels
 
     def images_shown(self, image: Integers) -> Pixels:
-        """(..., C, H, W) uint8, the images with these indices in the levels of the model."""
+        """(..., C, H, W) uint8, the images with these indices at the levels of the model."""
         return self.checkpoint.data_range.shown(self.images.pixels[image])
 
     def labels(self, image: Integers) -> Tensor | None:
-        """(B,) their classes; None where the network is conditioned on none."""
+        """(B,) classes of the images; None for an unconditional network."""
         labels = self.images.labels
         if not self.checkpoint.num_classes or labels is None:
             return None
         return self.put(labels[image])
 
     def ids(self, image: Integers) -> NDArray[np.str_]:
-        """Their names."""
+        """The names of the images with these indices."""
         names = np.array([self.images.ids[int(i)] for i in image.flat], np.str_)
         return names.reshape(image.shape)
 
@@ -175,8 +175,8 @@ def progressive_decoding(
         \hat x_0 = \frac{x_t - \sqrt{1 - \bar\alpha_t}\, \epsilon_\theta(x_t, t)}
             {\sqrt{\bar\alpha_t}}
 
-    The noise is that of the likelihood term (image, t, draw 0), so the error equals that term's
-    `x_start_mse`. It takes N K network evaluations.
+    The noise is that of the likelihood term (image, t, draw 0), so that the error equals that
+    term's `x_start_mse`. It takes N K network evaluations.
 
     Args:
         run: the model, the images and the seed.
@@ -257,9 +257,9 @@ def progressive_generation(
             for k in np.flatnonzero(steps == step.t):
                 shown[batch, k] = run.pixels(step.pred_x_start)
             x_t = step.x_previous
-            calls = batch.start * run.num_timesteps
-            calls += len(index) * (run.num_timesteps + 1 - step.t)
-            run.progress(calls, num_samples * run.num_timesteps)
+            evaluations = batch.start * run.num_timesteps
+            evaluations += len(index) * (run.num_timesteps + 1 - step.t)
+            run.progress(evaluations, num_samples * run.num_timesteps)
         samples[batch] = run.pixels(x_t)
     return ProgressiveGeneration(run.num_timesteps, steps, shown, samples)
 
@@ -305,8 +305,8 @@ def interpolation(run: PicturePass, pair: Sequence[tuple[int, int]], depth: int)
         x_t = (1 - weight) * first + weight * second
         for step in sampler.steps(x_t, depth, sample=sample, labels=labels):
             x_t = step.x_previous
-            calls = rows.start * depth + len(sample) * (depth + 1 - step.t)
-            run.progress(calls, len(row_pair) * depth)
+            evaluations = rows.start * depth + len(sample) * (depth + 1 - step.t)
+            run.progress(evaluations, len(row_pair) * depth)
         decoded[rows] = run.pixels(x_t)
     return Interpolation(
         num_timesteps=run.num_timesteps,

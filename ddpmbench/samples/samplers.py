@@ -43,7 +43,7 @@ _MOST_STEPS = 100_000
 
 @dataclasses.dataclass(frozen=True)
 class SamplerChoice:
-    """A sampler and its settings; a setting that is None has the sampler's default.
+    """A sampler and its settings; None is the sampler's default.
 
     | method | class | network evaluations a sample, with T timesteps |
     |---|---|---|
@@ -55,7 +55,7 @@ class SamplerChoice:
     | dpm-solver++ | `DpmSolverSampler` | N + 1 |
 
     Attributes:
-        method: which sampler.
+        method: the sampler.
         added_noise: ancestral: at which timesteps noise is added; by default all but the last.
         eta: ddim: amount of noise; 0, the default, adds none, 1 that of the posterior.
         langevin_steps: langevin, predictor-corrector: L, Langevin steps at each timestep; by
@@ -70,7 +70,7 @@ class SamplerChoice:
             between the timesteps. rk4 needs it.
 
     Raises:
-        InputError: an unknown sampler, or a setting it does not have.
+        InputError: an unknown sampler, or a setting that it does not have.
     """
 
     method: str = "ancestral"
@@ -85,7 +85,7 @@ class SamplerChoice:
     __repr__ = short_repr
 
     def __post_init__(self) -> None:
-        """Refuse settings that the sampler does not have; names become members."""
+        """Refuse settings that the sampler does not have; convert names to members."""
         one_of("sampler", self.method, SETTINGS)
         for field in dataclasses.fields(self)[1:]:
             name, value = field.name, getattr(self, field.name)
@@ -106,12 +106,12 @@ class SamplerChoice:
     def settings(self) -> dict[str, Any]:
         """The settings of the sampler by name, with its defaults."""
         defaults = SETTINGS[self.method]
-        given = {name: getattr(self, name) for name in defaults}
-        return {n: defaults[n] if value is None else value for n, value in given.items()}
+        values = {name: getattr(self, name) for name in defaults}
+        return {n: defaults[n] if value is None else value for n, value in values.items()}
 
     @property
     def record(self) -> dict[str, str | int | float | None]:
-        """The settings as the records of a result have them."""
+        """The settings as records of a result hold them."""
         values = self.settings.items()
         return {name: str(v) if isinstance(v, StrEnum) else v for name, v in values}
 
@@ -121,7 +121,7 @@ class SamplerChoice:
         return self.solver_steps is not None
 
     def num_evaluations(self, schedule: NoiseSchedule) -> int:
-        """Network evaluations of a sample."""
+        """Network evaluations per sample."""
         timesteps, settings = schedule.num_timesteps, self.settings
         num_steps = settings.get("solver_steps") or timesteps - 1
         match self.method:
@@ -136,7 +136,7 @@ class SamplerChoice:
         return timesteps
 
     def check(self, checkpoint: Checkpoint) -> None:
-        """Raise InputError where a model cannot be sampled so."""
+        """Raise InputError if this sampler does not apply to a model."""
         schedule = checkpoint.schedule
         if checkpoint.schedule.is_continuous:
             raise InputError(
@@ -167,7 +167,7 @@ class SamplerChoice:
         """The sampler of a model; see `Chain` for the arguments.
 
         Raises:
-            InputError: the model cannot be sampled so.
+            InputError: the sampler does not apply to the model.
         """
         self.check(checkpoint)
         chain = Chain(checkpoint, seed=seed, device=device, draw=draw, model_output=model_output)
@@ -175,7 +175,7 @@ class SamplerChoice:
 
 
 def _checked(name: str, value: Any) -> Any:  # noqa: ANN401
-    """A setting that is within its limits."""
+    """A setting, checked to be within its limits."""
     match name:
         case "added_noise":
             one_of(name, value, AddedNoise)

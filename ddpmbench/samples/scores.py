@@ -1,4 +1,4 @@
-"""The conventions of published scores, and the scores: Inception score, kernel distance and all."""
+"""The conventions of published scores, the Inception score, the kernel distance, all scores."""
 
 import dataclasses
 import itertools
@@ -35,9 +35,9 @@ class Protocol:
         resize: to the input size of the feature network: "clean" is PIL's bicubic with
             antialiasing, in float; "legacy_tensorflow" is bilinear without.
         eight_bit: conversion of samples to 8-bit pixels.
-        inception_splits: number of splits of the Inception score; 0 for no such score.
+        inception_splits: number of splits of the Inception score; 0 for none.
         inception_order: "file" or "shuffled".
-        chunk: size of a split instead of their number; the last one may be smaller.
+        chunk: size of the splits in place of their number; the last one may be smaller.
     """
 
     id: str
@@ -48,7 +48,7 @@ class Protocol:
     chunk: int | None = None
 
     def splits_of(self, num_images: int) -> list[int]:
-        """The S + 1 edges of the splits of the Inception score; empty if there is no such score.
+        """The S + 1 edges of the splits of the Inception score; empty without such a score.
 
         The sizes of `inception_splits` splits differ by at most 1.
         """
@@ -78,11 +78,11 @@ def protocol_named(name: str | None, *, resizes_inside: bool) -> Protocol:
     """The protocol of this name.
 
     Args:
-        name: None for `ddpm`, or for `clean` if the network cannot follow that.
+        name: None for `ddpm`, or `clean` if the network does not support that.
         resizes_inside: whether the feature network can resize as TensorFlow did.
 
     Raises:
-        InputError: an unknown name, or the feature network cannot follow it.
+        InputError: an unknown name, or the feature network does not support it.
     """
     if name is None:
         return PROTOCOLS["ddpm" if resizes_inside else "clean"]
@@ -106,7 +106,7 @@ class InceptionScore:
 
     Attributes:
         estimate: the mean over splits, with its error over the samples.
-        over_splits: (S,) the score of each split.
+        over_splits: (S,) score of each split.
         class_entropy: (N,) entropy of each image's class probabilities, nats.
     """
 
@@ -160,7 +160,7 @@ def inception_score(
         log_marginal = np.log(marginal, where=marginal > 0, out=np.zeros_like(marginal))
         divergence = -entropy[part] - p[part] @ log_marginal
         scores[k] = np.exp(divergence.mean())
-        # To first order the marginal's own change has no effect: its divergences sum to 0.
+        # To first order the change of the marginal has no effect: its divergences sum to 0.
         weight = count / (splits * len(part))
         influence[part] = weight * scores[k] * (divergence - divergence.mean())
     estimate = Estimate.of_influence(scores.mean(), influence)
@@ -183,7 +183,7 @@ def kernel_distance(features: ArrayLike, reference: ArrayLike) -> Estimate:
         d = E\, k(x, x') + E\, k(y, y') - 2 E\, k(x, y)
 
     Each expectation is an unbiased mean over pairs, averaged over 100 pairs of random subsets of
-    1,000 images, or of all where there are fewer.
+    1,000 images, or of all images if there are fewer.
 
     Args:
         features: (N, D) of samples, N >= 2.
@@ -246,7 +246,7 @@ _LEAST_NEIGHBORS = NEIGHBORS + 1
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scores:
-    """Scores of samples against one reference; None where the reference has moments only.
+    """Scores of samples against one reference; None for those that need more than its moments.
 
     Attributes:
         frechet: the Frechet distance.
@@ -262,7 +262,7 @@ class Scores:
 
     @property
     def estimates(self) -> dict[str, Estimate | None]:
-        """The scores by name; `report.metrics` says how each is shown."""
+        """The scores by name; see `report.metrics` for how each is shown."""
         neighbors = self.neighbors
         return {
             "fid": self.frechet,
@@ -283,7 +283,7 @@ def scores_of(
 
     Args:
         features: of samples, N >= 2.
-        reference: (M, D) features of real images, or their moments alone.
+        reference: (M, D) features of real images, or only their moments.
         seed: of the division into parts for the extrapolation.
     """
     moments = reference

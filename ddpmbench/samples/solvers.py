@@ -1,8 +1,8 @@
 """Deterministic samplers: solvers of the probability-flow ODE, from a sample of the prior.
 
-With u = x / a and sigma = s / a they go down a grid of sigma, from that of x_T to that of x_1, and
-x_0 is the prediction from there. The grid is that of the schedule's timesteps, or an even one in
-log sigma, whose timesteps are fractional.
+With u = x / a and sigma = s / a they descend a grid of sigma from x_T to x_1; x_0 is the prediction
+at x_1. The grid consists of the schedule's timesteps, or is even in log sigma, with fractional
+timesteps.
 """
 
 import itertools
@@ -18,7 +18,7 @@ from ddpmbench.samples.chain import Chain, Sampler, SamplingStep, signal_of
 
 
 class _GridSampler(Sampler):
-    """Goes down a grid of log sigma; see `diffusion.probability_flow` for u."""
+    """Descends a grid of log sigma; see `diffusion.probability_flow` for u."""
 
     remedy = "choose more `timesteps` or `solver_steps`"
 
@@ -27,7 +27,7 @@ class _GridSampler(Sampler):
 
         Args:
             chain: the model.
-            solver_steps: of an even grid in log sigma; None for the schedule's timesteps.
+            solver_steps: steps of an even grid in log sigma; None for the schedule's timesteps.
         """
         super().__init__(chain)
         self._num_steps = solver_steps
@@ -39,7 +39,7 @@ class _GridSampler(Sampler):
     def _between(
         self, u: Tensor, grid: list[float], labels: Tensor | None
     ) -> Iterator[tuple[Tensor, Tensor, int]]:
-        """U at each point of the grid but the first, a prediction of x_0, and evaluations taken."""
+        """At each grid point but the first: u, a prediction of x_0, and the evaluations."""
 
     def _steps(
         self, x_t: Tensor, t: int, sample: Tensor, labels: Tensor | None
@@ -90,7 +90,7 @@ class OdeSampler(_GridSampler):
     def _between(
         self, u: Tensor, grid: list[float], labels: Tensor | None
     ) -> Iterator[tuple[Tensor, Tensor, int]]:
-        divergence = u.new_zeros(())  # is not needed
+        divergence = u.new_zeros(())  # not needed
         predictions: list[Tensor] = []
 
         def field(log_sigma: float, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,8 +114,8 @@ class DpmSolverSampler(_GridSampler):
             \left(\hat x_0^{(i)} - \hat x_0^{(i-1)}\right), \qquad
         h_i = \log \frac{\sigma_i}{\sigma_{i+1}}
 
-    The first step, and the last one to sigma = 0, are of first order: D is the prediction itself.
-    The prediction is clipped if the checkpoint clips.
+    The first step, and the last one to sigma = 0, are of first order: D is the prediction. The
+    prediction is clipped if the checkpoint clips.
 
     Source: Lu et al. 2022, "DPM-Solver++", Algorithm 2.
     """

@@ -1,4 +1,4 @@
-"""Mean and covariance of features, computed or read from a file; scores with standard errors."""
+"""Mean and covariance of features, computed or read from a file; estimates of scores."""
 
 import dataclasses
 import hashlib
@@ -18,13 +18,13 @@ from ddpmbench.records import short_repr
 
 Floats = NDArray[np.float64]
 FeatureArray = NDArray[np.floating[Any]]
-"""(N, D), a row for each image."""
+"""(N, D), one row per image."""
 AnyArray = NDArray[Any]
 
 CHUNK = 4096
 """Rows converted to float64 at a time."""
 _NEGLIGIBLE = 10 * float(np.finfo(np.float64).eps)
-"""Eigenvalues below this share of the largest are rounding."""
+"""Eigenvalues below this share of the largest count as rounding."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,7 +45,7 @@ class FeatureGaussian:
 
     @property
     def trace(self) -> float:
-        """Of the covariance."""
+        """Trace of the covariance."""
         return float(np.trace(self.covariance))
 
     @cached_property
@@ -58,8 +58,8 @@ class FeatureGaussian:
             return factor
         except np.linalg.LinAlgError:  # not of full rank
             values, vectors = np.linalg.eigh(self.covariance)
-            kept = values > _NEGLIGIBLE * values[-1]
-            factor = vectors[:, kept] * np.sqrt(values[kept])
+            significant = values > _NEGLIGIBLE * values[-1]
+            factor = vectors[:, significant] * np.sqrt(values[significant])
             return factor
 
 
@@ -69,7 +69,7 @@ class ReferenceStatistics(FeatureGaussian):
 
     Attributes:
         source: the path as given.
-        notes: lines worth knowing about the file.
+        notes: notes on the file, a line each.
     """
 
     source: str
@@ -78,7 +78,7 @@ class ReferenceStatistics(FeatureGaussian):
     __repr__ = short_repr
 
     def check_features(self, num_features: int) -> None:
-        """Refuse moments of another number of features than a feature network has."""
+        """Refuse moments whose D differs from the feature network's."""
         if len(self.mean) != num_features:
             raise InputError(
                 f"`data={self.source}`: mu has shape {self.mean.shape}, but the feature network "
@@ -87,7 +87,7 @@ class ReferenceStatistics(FeatureGaussian):
 
     @property
     def sha256(self) -> str:
-        """Digest of both, independent of the file."""
+        """Digest of mean and covariance, independent of the file format."""
         digest = hashlib.sha256(self.mean.tobytes())
         digest.update(np.ascontiguousarray(self.covariance).tobytes())
         return digest.hexdigest()
@@ -105,8 +105,8 @@ def feature_statistics(features: ArrayLike) -> FeatureGaussian:
         features: (N, D), N >= 2; of integers or floats of any precision.
 
     Returns:
-        The normal distribution with these moments, in float64. Where N < D it keeps the centered
-        features as a factor of the covariance, which makes its distances cheaper and more exact.
+        The normal distribution with these moments, in float64. If N < D it keeps the centered
+        features as a factor of the covariance, so that distances are cheaper and more precise.
 
     Raises:
         InputError: another shape, fewer than two vectors, or a feature that is not finite.
@@ -120,7 +120,7 @@ def feature_statistics(features: ArrayLike) -> FeatureGaussian:
 
 
 def mean_and_covariance(features: FeatureArray) -> tuple[Floats, Floats]:
-    """(D,) mean and (D, D) covariance of (N, D) features, in float64 chunks; two passes.
+    """(D,) mean and (D, D) covariance of (N, D) features, in float64 chunks and two passes.
 
     Raises:
         InputError: fewer than two vectors, or a feature that is not finite.
@@ -146,7 +146,7 @@ def checked_features(name: str, features: ArrayLike, *, dimensions: int | None =
         dimensions: D; None for any.
 
     Raises:
-        InputError: they are of another shape, or no numbers.
+        InputError: another shape, or not numbers.
     """
     array = np.asarray(features)
     is_table = array.ndim == 2 and len(array) >= 2 and array.shape[1] and array.dtype.kind in "fiu"
@@ -163,7 +163,7 @@ def checked_pair(features: ArrayLike, reference: ArrayLike) -> tuple[AnyArray, A
     """(N, D) features of samples and (M, D) of real images, as arrays.
 
     Raises:
-        InputError: they are of other shapes, or not finite.
+        InputError: other shapes, or not finite.
     """
     ours = checked_features("features", features)
     real = checked_features("reference", reference, dimensions=ours.shape[1])
@@ -174,7 +174,7 @@ def checked_pair(features: ArrayLike, reference: ArrayLike) -> tuple[AnyArray, A
 
 
 def chunks(features: FeatureArray) -> Iterator[Floats]:
-    """The rows in float64, at most `CHUNK` at a time."""
+    """The features in float64, at most `CHUNK` rows at a time."""
     for start in range(0, len(features), CHUNK):
         yield np.asarray(features[start : start + CHUNK], np.float64)
 
@@ -192,7 +192,7 @@ _REMEDY = "it must hold mu (D,) and sigma (D, D) as pytorch-fid, clean-fid and A
 
 
 def is_statistics(spec: str | Path) -> bool:
-    """Whether a path is an npz that holds a mean and a covariance."""
+    """Whether a path is an npz with a mean and a covariance."""
     path = Path(spec)
     if path.suffix.lower() != ".npz":
         return False
@@ -202,19 +202,19 @@ def is_statistics(spec: str | Path) -> bool:
             names = {name.removesuffix(".npy") for name in archive.namelist()}
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
         return False
-    # Reference batches of ADM hold the moments of all images, and some of the images.
+    # ADM's reference batches hold the moments of all images, and some of the images.
     return {"mu", "sigma"} <= names or ("arr_0" not in names and bool(names & {"mu", "sigma"}))
 
 
 def read_statistics(path: str | Path, *, num_features: int | None = None) -> ReferenceStatistics:
-    """Read `mu` and `sigma`.
+    """Read `mu` and `sigma` from a file.
 
     Args:
         path: an npz.
         num_features: D of the feature network; None for any.
 
     Raises:
-        InputError: it lacks them, or they are not finite, no covariance, or of another network.
+        InputError: they are missing or not finite, `sigma` is not a covariance, or D is another.
     """
     path = Path(path)
     try:
@@ -271,8 +271,8 @@ class Estimate:
     Attributes:
         value: the score.
         standard_error: None if unknown.
-        influence: (N,) first-order influence of each sample on the score, with mean 0; None
-            where the error does not derive from it.
+        influence: (N,) first-order influence of each sample on the score, with mean 0; None if the
+            error is not computed from it.
     """
 
     value: float
@@ -288,7 +288,7 @@ class Estimate:
 
     @classmethod
     def of_influence(cls, value: float, influence: Floats, *, besides: float = 0.0) -> "Estimate":
-        r"""An estimate whose error is that of a mean over samples.
+        r"""An estimate with the error of a mean over samples.
 
         .. math::
 
@@ -297,7 +297,7 @@ class Estimate:
         Args:
             value: the score.
             influence: (N,) psi, of each sample.
-            besides: b, another standard error, independent of it.
+            besides: b, a further, independent standard error.
         """
         error = np.hypot(influence.std(ddof=1) / np.sqrt(len(influence)), besides)
         return cls(float(value), float(error), influence)

@@ -1,4 +1,4 @@
-"""The arithmetic of a network evaluation."""
+"""Floating point operations of a network evaluation."""
 
 import copy
 import dataclasses
@@ -17,7 +17,7 @@ class CountedCall:
 
     Attributes:
         flop: floating point operations: a product and its sum are two.
-        shape: of the output; None if that is no tensor.
+        shape: of the output; None if it is not a tensor.
     """
 
     flop: int
@@ -25,12 +25,12 @@ class CountedCall:
 
 
 def flop_per_call(network: nn.Module, *inputs: Tensor) -> int:
-    """Floating point operations of one evaluation: a product and its sum are two.
+    """Floating point operations of one evaluation; a product and its sum count as two.
 
-    Convolutions, linear layers and attention count; the few operations of all else do not.
+    Only convolutions, linear layers and attention count; the rest is negligible.
 
     Args:
-        network: not compiled; the kernels of a compiled one hide their operations.
+        network: not compiled, since compiled kernels hide their operations.
         *inputs: its arguments.
     """
     return _any_call(network, inputs).flop
@@ -39,7 +39,7 @@ def flop_per_call(network: nn.Module, *inputs: Tensor) -> int:
 def flop_of_unet(network: UNet, height: int, width: int) -> int:
     """`flop_per_call` of the built-in U-Net for one image, in closed form.
 
-    The counter of torch, and an evaluation of shapes alone, take half a second to import.
+    It saves the half second that importing torch's counter takes.
 
     Args:
         network: on any device.
@@ -65,7 +65,7 @@ def flop_of_unet(network: UNet, height: int, width: int) -> int:
 
 
 def _products(part: nn.Module, pixels: int) -> int:
-    """Products of a part of the U-Net whose convolutions all have outputs of `pixels` pixels."""
+    """Products in a part of the U-Net whose convolutions all have `pixels` output pixels."""
     products = 0
     for layer in part.modules():
         if isinstance(layer, nn.Conv2d):
@@ -74,7 +74,7 @@ def _products(part: nn.Module, pixels: int) -> int:
             products += layer.time.weight.numel()
         elif isinstance(layer, Attention):
             weights = layer.qkv.weight.numel() + layer.out.weight.numel()
-            # Every pixel's query with every key, and its weights with every value.
+            # Each pixel's query with every key, and its attention weights with every value.
             products += weights * pixels + 2 * layer.out.out_features * pixels**2
     return products
 
@@ -82,16 +82,16 @@ def _products(part: nn.Module, pixels: int) -> int:
 def call_of_shapes(network: nn.Module, *inputs: Tensor) -> CountedCall:
     """`flop_per_call` from shapes alone, on the meta device.
 
-    A network whose code needs values, or makes tensors on a device that it names, is evaluated on
-    the CPU. Either way a copy is evaluated, so that the network keeps no state of it.
+    A network whose code needs values, or creates tensors on an explicit device, is evaluated on the
+    CPU. A copy is evaluated, so that the network's state does not change.
 
     Args:
         network: not compiled, on the CPU or on the meta device.
         *inputs: its arguments, on the CPU.
     """
     try:
-        shapes = tuple(given.to("meta") for given in inputs)
-        # A network may raise anything at tensors without values.
+        shapes = tuple(tensor.to("meta") for tensor in inputs)
+        # A network may raise anything on tensors without values.
         return _any_call(_copy(network, device="meta"), shapes)
     except Exception:
         if any(weight.is_meta for weight in network.parameters()):
@@ -100,8 +100,8 @@ def call_of_shapes(network: nn.Module, *inputs: Tensor) -> CountedCall:
 
 
 def _copy(network: nn.Module, *, device: str | None) -> nn.Module:
-    """A copy whose parameters are on a device, or shared where none is named."""
-    # deepcopy takes over the objects in its memo, so that no weight is copied.
+    """A copy with its parameters on a device, or shared if `device` is None."""
+    # deepcopy uses the objects in its memo, so that no weight is copied.
     copied: dict[int, object] = {id(weight): weight for weight in network.parameters()}
     if device is not None:
         for weight in network.parameters():
@@ -112,12 +112,12 @@ def _copy(network: nn.Module, *, device: str | None) -> nn.Module:
 
 
 def _any_call(network: nn.Module, inputs: tuple[Tensor, ...]) -> CountedCall:
-    """Counted by torch, operation by operation."""
+    """The evaluation, counted by torch operation by operation."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False)
-    # The counter sees no other kind of attention on a CPU.
+    # On a CPU the counter sees only this kind of attention.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         output = network(*inputs)
     return CountedCall(int(counter.get_total_flops()), _shape(output))

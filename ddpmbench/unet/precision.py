@@ -6,7 +6,7 @@ import torch
 
 
 class Precision(StrEnum):
-    """The type of a network's products; sums are in float32 or more."""
+    """The type of a network's products; sums are at least float32."""
 
     FP32 = "fp32"
     """float32 without rounding of products: the reference"""
@@ -19,5 +19,5 @@ class Precision(StrEnum):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights and activations."""
+        """Type of the weights and activations."""
         return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.value, torch.float32)

@@ -1,4 +1,4 @@
-"""The U-Net for the timesteps of one schedule, with the embedding of its time in a table."""
+"""The U-Net for the timesteps of one schedule, with a table of time embeddings."""
 
 import copy
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ from ddpmbench.unet.unet import UNet
 class TimedUNet(nn.Module):
     """The U-Net as a function of the timestep t instead of its time input.
 
-    The projections of the time in all residual blocks are a table of T rows (20 MB for the network
-    of Ho et al.'s CIFAR-10 and T = 1000); of a class-conditional network the table holds the
-    embedding without the class. In 16 bits the first and the last convolution, the last
-    normalization, and all sums stay float32.
+    The time projections of all residual blocks are a table of T rows (20 MB for Ho et al.'s
+    CIFAR-10 network and T = 1000); for a class-conditional network the table holds the embedding
+    without the class. In 16 bits the first and last convolution, the last normalization, and all
+    sums stay float32.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class TimedUNet(nn.Module):
         Args:
             unet: the network, on its device.
             times: (T,) its time input at t = 1..T.
-            precision: of its products.
+            precision: of the products.
             channels_last: whether the channels of a pixel are adjacent in memory.
         """
         super().__init__()
@@ -48,7 +48,7 @@ class TimedUNet(nn.Module):
         self.register_buffer("table", embedded, persistent=False)
         self.unet = unet
         if channels_last or self._dtype is not torch.float32:
-            # A copy, because whoever trains the network changes its parameters.
+            # A copy, because training changes the network's parameters.
             self.unet = copy.deepcopy(unet).requires_grad_(False)
             self.unet.to(memory_format=self._format)
             self._narrow(self.unet)

@@ -1,7 +1,7 @@
 """The U-Net of Ho et al. 2020, Nichol & Dhariwal 2021 and Song et al. 2021, one implementation.
 
-The families differ in a handful of settings (`UNetConfig`) and in the layout of their
-attention weights, which the readers of their files bring to the layout used here.
+The families differ in a few settings (`UNetConfig`) and in the layout of their attention weights,
+which the readers convert to the layout used here.
 """
 
 import dataclasses
@@ -16,13 +16,14 @@ from torch.nn import functional as F
 from ddpmbench.errors import InputError
 
 MAX_BLOCKS = 1000
-"""Residual blocks on the way down, of all resolutions; published networks have some twenty."""
+"""Most residual blocks on the way down, over all resolutions; published networks have about
+twenty."""
 Resampling = Literal["conv", "pool", "block", "projected"]
 
 
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
-    """Everything that determines the network besides its weights.
+    """The settings that determine the network besides its weights.
 
     Attributes:
         in_channels: channels of an image.
@@ -30,10 +31,10 @@ class UNetConfig:
         model_channels: size of the sinusoidal embedding; four times as many embed the time.
         channels: channels at each resolution, from the image's down.
         num_blocks: residual blocks at each resolution on the way down; one more on the way up.
-        attention: at which resolutions, counted like `channels`, each block is followed by
-            attention. The middle always has it.
-        head_channels: channels of an attention head; 0 if `num_heads` counts.
-        num_heads: attention heads, where `head_channels` is 0.
+        attention: whether each block is followed by attention, by resolution like `channels`. The
+            middle always has attention.
+        head_channels: channels of an attention head; 0 to use `num_heads`.
+        num_heads: attention heads, used if `head_channels` is 0.
         num_classes: classes the network is conditioned on; 0 if none.
         scale_shift: whether the time embedding scales and shifts the second normalization of a
             block (Nichol & Dhariwal 2021) or is added before it (Ho et al. 2020).
@@ -41,14 +42,14 @@ class UNetConfig:
             residual block (Dhariwal & Nichol 2021), "projected" in one whose shortcut has a
             convolution (Song et al. 2021).
         symmetric_padding: whether the convolution that halves the resolution pads every side by
-            one or only right and bottom.
+            one, not only right and bottom.
         cosine_first: whether the sinusoidal embedding begins with the cosines.
         frequency_shift: the slowest frequency is max_period^-((half - 1) / (half - shift)).
         norm_groups: groups of the group normalizations.
         norm_eps: their epsilon.
         dropout: probability of dropping an activation in training.
-        least_group: least channels of such a group, which narrow layers have fewer of; 0 if all
-            have `norm_groups`.
+        least_group: least channels per group; narrow layers then have fewer groups. 0 if all have
+            `norm_groups`.
         attend_once: whether attention on the way up follows only the last block of a resolution.
         rescale_sums: whether blocks and attention divide the sum with their input by sqrt(2).
     """
@@ -133,21 +134,21 @@ class UNetConfig:
 
     @property
     def least_parameters(self) -> int:
-        """Parameters of the last convolution of each block; the whole network has more."""
+        """Parameters in the last convolution of each block, a lower bound for the network."""
         return self.blocks_a_level * sum(9 * channels**2 for channels in self.channels)
 
     def groups(self, channels: int) -> int:
-        """Groups of a normalization of so many channels."""
+        """Normalization groups for this many channels."""
         if not self.least_group:
             return self.norm_groups
         return max(1, min(self.norm_groups, channels // self.least_group))
 
     def heads(self, channels: int) -> int:
-        """Attention heads of a layer of so many channels."""
+        """Attention heads for this many channels."""
         return channels // self.head_channels if self.head_channels else self.num_heads
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON can hold them."""
+        """The fields as JSON values."""
         return dataclasses.asdict(self)
 
     @classmethod
@@ -195,7 +196,7 @@ def timestep_embedding(time: Tensor, config: UNetConfig) -> Tensor:
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions around the time embedding, with a shortcut; resamples if asked to."""
+    """Two convolutions around the time embedding, with a shortcut; optionally resamples."""
 
     def __init__(
         self,
@@ -294,8 +295,8 @@ class Level(nn.Module):
 
     Attributes:
         blocks: residual blocks.
-        attentions: one a block, one for the last block alone, or none at all.
-        resample: what leads to the next resolution; absent at the last.
+        attentions: one per block, only one for the last block, or none.
+        resample: the layer to the next resolution; absent at the last.
     """
 
     def __init__(
@@ -318,7 +319,7 @@ class Level(nn.Module):
         return x
 
     def apply_resample(self, x: Tensor, times: Iterator[Tensor]) -> Tensor:
-        """On to the next resolution."""
+        """Resample to the next resolution."""
         assert self.resample is not None
         if isinstance(self.resample, ResidualBlock):
             return self.resample(x, next(times))  # type: ignore[no-any-return]
@@ -392,13 +393,13 @@ class UNet(nn.Module):
         return self.time_2(F.silu(self.time_1(embedding)))  # type: ignore[no-any-return]
 
     def embed(self, embedding: Tensor, labels: Tensor | None = None) -> Tensor:
-        """The embedding of time and class, activated; the blocks' input of `project`."""
+        """The activated embedding of time and class, the input of `project`."""
         if self.classes is not None:
             embedding = embedding + self.classes(labels)
         return F.silu(embedding)
 
     def project(self, embedding: Tensor) -> list[Tensor]:
-        """The embedding as each residual block takes it, (B, K) each, in the order of `body`."""
+        """Projections of the embedding, (B, K) per residual block in the order of `body`."""
         return [block.time(embedding) for block in self.residual_blocks()]
 
     def residual_blocks(self) -> list[ResidualBlock]:
@@ -406,10 +407,10 @@ class UNet(nn.Module):
         return [module for module in self.modules() if isinstance(module, ResidualBlock)]
 
     def body(self, x_t: Tensor, projections: Sequence[Tensor]) -> Tensor:
-        """The network without the embedding of its time.
+        """The network after the time embedding.
 
-        The first and the last convolution, and the last normalization, compute in the dtype of
-        `x_t`; all between in that of the projections.
+        The first and last convolution, and the last normalization, compute in the dtype of `x_t`,
+        all layers between in that of the projections.
 
         Args:
             x_t: (B, C, H, W).
@@ -440,7 +441,7 @@ class UNet(nn.Module):
 
 
 def _way_down(config: UNetConfig) -> tuple[nn.ModuleList, list[int]]:
-    """The levels from the image down, and the channels of every activation kept for the way up."""
+    """The levels from the image down, and the channels of every skip connection."""
     channels, skips, levels = config.channels[0], [config.channels[0]], []
     for depth, width in enumerate(config.channels):
         blocks = []
@@ -481,7 +482,7 @@ def _resampling(config: UNetConfig, width: int, direction: Literal["down", "up"]
 
 
 def _resize(direction: Literal["down", "up"]) -> nn.Module:
-    """Averages 2x2 pixels, or repeats each."""
+    """A layer that averages 2x2 pixels, or repeats each."""
     return nn.AvgPool2d(2) if direction == "down" else nn.Upsample(scale_factor=2.0)
 
 
@@ -493,5 +494,5 @@ def _norm(config: UNetConfig, channels: int) -> nn.GroupNorm:
 
 
 def _sum_factor(config: UNetConfig) -> float | None:
-    """What blocks and attention multiply the sum with their input by."""
+    """The factor of the sum of blocks and attention with their input, if any."""
     return math.sqrt(0.5) if config.rescale_sums else None
