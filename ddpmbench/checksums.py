@@ -1,9 +1,10 @@
-"""Files that show when a bit of them has changed: the checksum lies in the file itself.
+"""Files that hold their own checksum, so that a changed bit is noticed.
 
-A file and its checksum come to a folder by one rename, so no kill and no other process can part
-them. The checksum is the sha256 of all bytes but its own 64 hexadecimal digits, which lie where the
-readers of the format pass them by: in an npz in the comment at its end, in JSON in the last field.
-A csv has no such place; `summary.json`, which is written after the tables, names theirs.
+One rename moves a file with its checksum into a folder, so that neither a kill nor another process
+can separate them. The checksum is the sha256 of all bytes but its own 64 hexadecimal digits, which
+are where readers of the format ignore them: in an npz in the comment at the end, in JSON in the
+last field. A csv has no such place; `summary.json`, written after the tables, holds their
+checksums.
 """
 
 import functools
@@ -22,10 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 CHECKSUMS = "checksums"
-"""The last field of a JSON file: those of other files by their names, then its own."""
+"""Last field of a JSON file: checksums of other files by name, then its own."""
 _DIGITS = 64
 _MARK = b"ddpmbench sha256 "
-_NONE = _MARK + b"0" * _DIGITS  # before it is known
+_NONE = _MARK + b"0" * _DIGITS  # placeholder for the digits
 _TRACE = re.compile(rb"ddpmbench sh|a256 ")
 """One of these remains in a mark with one changed bit."""
 _JSON_END = b'"\n  }\n}\n'
@@ -33,7 +34,7 @@ _CHUNK = 1 << 20
 
 
 class DamageError(Exception):
-    """A file cannot be read as it was written."""
+    """A file does not hold what was written."""
 
 
 class UnreadableError(DamageError):
@@ -41,7 +42,7 @@ class UnreadableError(DamageError):
 
 
 def seal(path: Path) -> None:
-    """Put its checksum into a file that was just written: an npz, or JSON of `write_json`.
+    """Put the checksum into a file that was just written: an npz, or JSON from `write_json`.
 
     Raises:
         OSError: the file cannot be written.
@@ -59,12 +60,12 @@ def seal(path: Path) -> None:
 
 
 def is_whole(path: Path) -> bool | None:
-    """Whether the checksum of a file holds; None if it has none.
+    """Whether a file matches its checksum; None if it has none.
 
     The result is cached until the file changes.
 
     Raises:
-        UnreadableError: it is not there, is no plain file, or cannot be read.
+        UnreadableError: it is missing, not a regular file, or cannot be read.
     """
     status = status_of(path)
     try:
@@ -74,10 +75,10 @@ def is_whole(path: Path) -> bool | None:
 
 
 def status_of(path: Path) -> os.stat_result:
-    """Status of a regular file; opening another kind may block.
+    """Status of a regular file; opening any other kind may block.
 
     Raises:
-        UnreadableError: it is not there, or is no plain file.
+        UnreadableError: it is missing, or not a regular file.
     """
     try:
         status = path.stat()
@@ -109,7 +110,7 @@ def _is_whole(path: Path, inode: int, size: int, changed: int) -> bool | None:
 
 
 def _place(file: IO[bytes]) -> int:
-    """Where the checksum of a file begins; negative where it is too short to have one."""
+    """Position of the checksum in a file; negative if the file is too short for one."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - len(_JSON_END)))
     return size - _DIGITS - (len(_JSON_END) if file.read() == _JSON_END else 0)
@@ -133,7 +134,7 @@ def checksum(path: Path) -> str:
     """The sha256 of a whole file.
 
     Raises:
-        UnreadableError: it is not there, is no plain file, or cannot be read.
+        UnreadableError: it is missing, not a regular file, or cannot be read.
     """
     status_of(path)
     try:
@@ -144,12 +145,12 @@ def checksum(path: Path) -> str:
 
 
 def damaged_record(archive: zipfile.ZipFile) -> str | None:
-    """The first record of a zip archive whose CRC-32 does not hold; None if all hold.
+    """The first record of a zip archive that fails its CRC-32; None if all pass.
 
-    A stored CRC-32 of 0 is that of a writer that computes none, and passes.
+    A stored CRC-32 of 0 is from a writer that computes none, and passes.
 
     Args:
-        archive: of records that are stored, not compressed.
+        archive: with stored, uncompressed records.
 
     Raises:
         OSError: the archive cannot be read.
@@ -173,26 +174,26 @@ def write_json(
     """Write a record with its checksum.
 
     Args:
-        path: of the file; in the place of another only with `files.replacing`.
-        record: as JSON can hold it.
+        path: of the file; to replace another, use `files.replacing`.
+        record: of JSON values.
         tables: checksums of other files by name, to store in the record.
 
     Raises:
         OSError: it cannot be written.
     """
-    of = {**(tables or {}), "this": _NONE.decode()}
-    text = json.dumps({**record, CHECKSUMS: of}, indent=2) + "\n"
+    checksums = {**(tables or {}), "this": _NONE.decode()}
+    text = json.dumps({**record, CHECKSUMS: checksums}, indent=2) + "\n"
     path.write_text(text, encoding="utf-8")
     seal(path)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The record of a JSON file, whose checksum holds if it has one.
+    """The record of a JSON file, verified against its checksum if it has one.
 
     Its field `CHECKSUMS` holds the checksums of other files.
 
     Raises:
-        DamageError: the file is not there or damaged, or holds no record.
+        DamageError: the file is missing or damaged, or holds no record.
     """
     if is_whole(path) is False:
         raise DamageError("its checksum does not hold")
@@ -233,15 +234,15 @@ _UNREADABLE = (
 def read_npz(
     path: Path, names: Sequence[str] | None = None, *, must_be_sealed: bool = False
 ) -> dict[str, NDArray[Any]]:
-    """The arrays of an npz file, whose checksum holds if it has one.
+    """The arrays of an npz file, verified against its checksum if it has one.
 
     Args:
         path: of the file.
         names: of the arrays that are needed; None for all.
-        must_be_sealed: whether one without a checksum counts as damaged.
+        must_be_sealed: whether a file without a checksum counts as damaged.
 
     Raises:
-        DamageError: the file is not there or damaged, or lacks an array.
+        DamageError: the file is missing or damaged, or lacks an array.
     """
     if not is_whole(path) and (must_be_sealed or is_whole(path) is False):
         raise DamageError("its checksum does not hold")
@@ -255,11 +256,11 @@ def read_npz(
 def outline_of_npz(path: Path) -> tuple[dict[str, int], dict[str, NDArray[Any]]]:
     """The lengths of the arrays of an npz file, and its scalars; no array is loaded.
 
-    It must have a checksum, which is not verified.
+    The file must have a checksum, which is not verified.
 
     Raises:
-        UnreadableError: the file is not there, is no plain file, or cannot be read.
-        DamageError: it is no npz file.
+        UnreadableError: the file is missing, not a regular file, or cannot be read.
+        DamageError: not an npz file.
     """
     status_of(path)
     try:

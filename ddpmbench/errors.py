@@ -1,4 +1,4 @@
-"""The exceptions a user is meant to see, and the parts of their messages."""
+"""The exceptions that users see, and parts of their messages."""
 
 import math
 import numbers
@@ -32,7 +32,7 @@ class InputError(Exception):
 
 
 class ReportedError(InputError):
-    """A mistake that another process of the run reports."""
+    """An input error that another process of the run reports."""
 
 
 class ProcessLostError(Exception):
@@ -51,12 +51,12 @@ _MOST_LISTED = 3
 
 
 def refusal(subject: object, reason: str) -> InputError:
-    """The error to raise, on one line."""
+    """An error on one line."""
     return InputError(f"{subject}: {reason}")
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first names, and the number of the others."""
+    """The first names, and the number of further ones."""
     more = f" and {len(names) - _MOST_LISTED:,} more" if len(names) > _MOST_LISTED else ""
     return f"{', '.join(names[:_MOST_LISTED])}{more}"
 
@@ -65,7 +65,7 @@ LARGEST_SEED = 2**64 - 1
 
 
 def whole_number(name: str, value: object, least: int, most: int | None = None) -> int:
-    """The value as an int; numpy's integers are whole numbers, True and 2.0 are not.
+    """The value as an int; numpy's integers are accepted, True and 2.0 are not.
 
     Args:
         name: of the parameter.
@@ -74,7 +74,7 @@ def whole_number(name: str, value: object, least: int, most: int | None = None) 
         most: the largest allowed; None for no limit.
 
     Raises:
-        InputError: it is no whole number, or outside the limits.
+        InputError: it is not a whole number, or outside the limits.
     """
     largest = "2^64 - 1" if most == LARGEST_SEED else most
     limits = f"from {least} on" if most is None else f"from {least} to {largest}"
@@ -88,7 +88,7 @@ def number(name: str, value: object, least: float, most: float) -> float:
     """The value as a float.
 
     Raises:
-        InputError: it is no number from `least` to `most`.
+        InputError: it is not a number from `least` to `most`.
     """
     if not _is_real(value) or not least <= value <= most:  # type: ignore[operator]
         raise InputError(f"`{name}={_shown(value)}`: give a number from {least:g} to {most:g}")
@@ -99,7 +99,7 @@ def positive_number(name: str, value: object) -> float:
     """The value as a float.
 
     Raises:
-        InputError: it is no positive, finite number.
+        InputError: it is not a positive, finite number.
     """
     if not _is_real(value) or not 0 < value < math.inf:  # type: ignore[operator]
         raise InputError(f"`{name}={_shown(value)}`: must be positive and finite")
@@ -107,7 +107,7 @@ def positive_number(name: str, value: object) -> float:
 
 
 def one_of(name: str, value: object, choices: Iterable[str]) -> None:
-    """Refuse a value that is none of the choices.
+    """Refuse a value that is not one of the choices.
 
     Raises:
         InputError: it is none of them.
@@ -119,13 +119,13 @@ def one_of(name: str, value: object, choices: Iterable[str]) -> None:
 
 
 def instance_of(name: str, value: object, kind: type, remedy: str = "") -> None:
-    """Refuse a value that is no instance of a class.
+    """Refuse a value that is not an instance of a class.
 
     Args:
         name: of the parameter.
         value: its value.
         kind: the class.
-        remedy: what to do, if the name of the class is not enough.
+        remedy: if the name of the class is not enough.
 
     Raises:
         InputError: it is of another class.
@@ -151,15 +151,15 @@ def _is_real(value: object) -> bool:
 
 
 def _shown(value: object) -> str:
-    """A word as it is typed; other values as Python shows them."""
+    """A word as typed; other values as Python shows them."""
     return value if isinstance(value, str) and value.isidentifier() else short_value(value)
 
 
 def count_to_read(num_images: int | None, total: int, source: object) -> int:
-    """How many of the images to read: `num_images`, or all.
+    """The number of images to read: `num_images`, or all.
 
     Raises:
-        InputError: `num_images` is no whole number from 1 to `total`.
+        InputError: `num_images` is not a whole number from 1 to `total`.
     """
     if num_images is None:
         return total
@@ -172,7 +172,7 @@ def count_to_read(num_images: int | None, total: int, source: object) -> int:
 
 
 def options(**parameters: object) -> list[str]:
-    """Parameters as the options of a command, as words; those that are None are left out.
+    """Parameters as options of a command, as words; None is left out.
 
     `num_images=8` becomes --num-images 8, True --clip and False --no-clip.
     """
@@ -191,5 +191,5 @@ def options(**parameters: object) -> list[str]:
 
 
 def command(name: str, *arguments: str, **parameters: object) -> str:
-    """A command to type, quoted for a shell."""
+    """A command, quoted for a shell."""
     return shlex.join(["ddpmbench", name, *arguments, *options(**parameters)])

@@ -13,11 +13,11 @@ from pathlib import Path
 from ddpmbench.errors import InputError, path_of
 
 _TEMPORARY = re.compile(r".+\.\d+\.ddpmbench\.tmp", re.DOTALL)
-_STEM = 80  # characters of a name that its temporary file has; names have a limit
+_STEM = 80  # characters of a name in its temporary file's; names have a limit
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether this is the temporary file of a process, running or killed."""
+    """Whether this is a temporary file of a process, running or killed."""
     return _TEMPORARY.fullmatch(path.name) is not None
 
 
@@ -26,14 +26,14 @@ def _temporary(place: Path) -> Path:
 
 
 LONGEST_NAME = 255
-"""Bytes of a file name that file systems take."""
+"""Longest file name that file systems take, in bytes."""
 
 
 def named_path(out: str | Path) -> Path:
-    """A caller's path for a result.
+    """A user's path for a result.
 
     Raises:
-        InputError: it is empty, which would be the current folder.
+        InputError: it is empty, which would mean the current folder.
     """
     path = path_of("out", out)
     if not str(out).strip():
@@ -60,9 +60,9 @@ def replacing(place: Path) -> Iterator[Path]:
 
 
 def remove_if(place: Path, fault: Callable[[Path], object]) -> bool:
-    """Remove a file with a fault, even while other processes may replace it with a good one.
+    """Remove a faulty file, even while other processes may replace it with a good one.
 
-    The file is moved aside before it is examined, so exactly the examined file is removed.
+    The file is moved aside before it is examined, so that exactly this file is removed.
 
     Args:
         place: the file.
@@ -129,7 +129,7 @@ def move_into_place(source: Path, place: Path) -> None:
 def os_errors() -> Iterator[None]:
     """Raise errors of the file system as OSError.
 
-    safetensors raises its own error, and `torch.save` a RuntimeError after the OSError of the file.
+    safetensors raises its own error, and `torch.save` a RuntimeError after an OSError.
     """
     try:
         yield
@@ -150,7 +150,7 @@ def writing_to(folder: Path, option: str = "`out`") -> Iterator[None]:
 
     Args:
         folder: the folder written to.
-        option: the parameter or variable that named it; empty where the folder alone is named.
+        option: the parameter or variable that named it; empty to name only the folder.
     """
     try:
         yield
@@ -161,14 +161,14 @@ def writing_to(folder: Path, option: str = "`out`") -> Iterator[None]:
 
 
 def check_writable(folder: Path, option: str = "`out`") -> None:
-    """Refuse a folder where no file can be made, before what is to be written is computed.
+    """Refuse a folder that cannot be written to, before the results are computed.
 
     Args:
         folder: the folder.
         option: the parameter that named it.
 
     Raises:
-        InputError: it is none, is not there, or must not be written to.
+        InputError: it is missing, not a folder, or not writable.
     """
     with writing_to(folder, option):
         if not stat.S_ISDIR(folder.stat().st_mode):

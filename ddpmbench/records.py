@@ -13,10 +13,10 @@ _short.maxlevel = 2
 
 
 def short_repr(record: object) -> str:
-    """The repr of a dataclass in at most some 400 characters.
+    """The repr of a dataclass in at most about 400 characters.
 
-    Arrays and tables are named by type and shape, networks by their number of parameters. Fields
-    that are None or empty are omitted, and so are the last ones if the line is full.
+    Arrays and tables are shown by type and shape, networks by their number of parameters. Fields
+    that are None or empty are omitted, and so are the last ones once the line is full.
 
     Args:
         record: an instance of a dataclass.
@@ -38,7 +38,7 @@ def short_repr(record: object) -> str:
 
 
 def short_value(value: object) -> str:
-    """A value in at most some 60 characters."""
+    """A value in at most about 60 characters."""
     kind = type(value).__name__
     shape = getattr(value, "shape", None)
     if isinstance(shape, tuple):

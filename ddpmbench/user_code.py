@@ -1,4 +1,4 @@
-"""Run a Python file of the user's; whatever goes wrong in it becomes one line."""
+"""Run a user's Python file, with every error in it as one line."""
 
 import ast
 import contextlib
@@ -30,28 +30,28 @@ _DEFAULTS: dict[Callable[[Any], object], Callable[[], object]] = {
     torch.set_default_device: torch.get_default_device,
     torch.set_grad_enabled: torch.is_grad_enabled,
 }
-"""Setters of the defaults of torch that later tensors and calls depend on, and their getters."""
+"""Setters of torch's defaults, and their getters."""
 
 TorchDefaults = Mapping[Callable[[Any], object], object]
 
 
 def torch_defaults() -> TorchDefaults:
-    """The defaults in force, by the functions that set them."""
+    """The current defaults, by the functions that set them."""
     return {set_: get() for set_, get in _DEFAULTS.items()}
 
 
 def changed_default(before: TorchDefaults) -> str | None:
-    """The call that changed a default since then, `torch.set_default_dtype`; None if none did."""
+    """The setter of a default that has changed, as `torch.set_default_dtype`; None if none has."""
     changed = (set_ for set_, get in _DEFAULTS.items() if get() != before[set_])
     return next((f"torch.{set_.__name__}" for set_ in changed), None)
 
 
 @contextlib.contextmanager
 def restored_process_state() -> Iterator[None]:
-    """Inside, user code prints to standard error and reads an empty standard input.
+    """Context in which user code prints to standard error and reads an empty standard input.
 
-    Afterwards the defaults of torch, its number of threads, the random number generators and the
-    current folder are as they were.
+    Afterwards torch's defaults and number of threads, the random number generators and the current
+    folder are restored.
     """
     defaults, threads, folder = torch_defaults(), torch.get_num_threads(), os.getcwd()
     generators: tuple[Any, ...] = (random.getstate(), np.random.get_state(), torch.get_rng_state())
@@ -66,7 +66,7 @@ def restored_process_state() -> Iterator[None]:
             if _DEFAULTS[set_]() != value:
                 set_(value)
         if torch.get_default_device().type == "cpu":
-            torch.set_default_device(None)  # the same, but no mode that every call goes through
+            torch.set_default_device(None)  # the same, without a mode that every call goes through
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
         random.setstate(generators[0])
@@ -77,17 +77,17 @@ def restored_process_state() -> Iterator[None]:
 
 
 class RandomNumbersAreNaN(TorchFunctionMode):
-    """Inside, random numbers of torch are NaN, but for those of a generator passed explicitly.
+    """Context in which torch's random numbers are NaN, except from an explicit generator.
 
-    A network is built inside. Its random initialization becomes visible wherever no trained weight
-    has replaced it: in a parameter, a buffer, or the output.
+    A network built inside shows its random initialization wherever no trained weight replaced it:
+    in a parameter, a buffer, or the output.
     """
 
     _SAMPLERS = frozenset(
         {torch.rand, torch.randn, torch.rand_like, torch.randn_like, torch.normal, torch.bernoulli}
         | {Tensor.uniform_, Tensor.normal_, Tensor.bernoulli_, Tensor.exponential_}
         | {Tensor.log_normal_, Tensor.cauchy_, Tensor.geometric_}
-        # Python functions whose own calls are not seen here
+        # Python functions whose inner calls bypass this mode
         | {nn.init.uniform_, nn.init.normal_, nn.init.trunc_normal_, nn.init.orthogonal_}
         | {nn.init.xavier_uniform_, nn.init.xavier_normal_, nn.init.sparse_}
         | {nn.init.kaiming_uniform_, nn.init.kaiming_normal_}
@@ -99,7 +99,7 @@ class RandomNumbersAreNaN(TorchFunctionMode):
         types: object,
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401 - whatever the function returns
+    ) -> Any:  # noqa: ANN401 - the function's result
         """Call a function of torch."""
         named = kwargs or {}
         result = func(*args, **named)
@@ -113,27 +113,27 @@ class RandomNumbersAreNaN(TorchFunctionMode):
 # ---- modules beside the file
 
 _KEPT = frozenset({"ddpmbench", "torch", "numpy"}) | sys.stdlib_module_names
-"""Packages that a folder of the same name does not hide."""
+"""Packages that a user's folder of the same name does not hide."""
 
 
 class UserModules:
     """The modules in some folders, which can be imported only inside `importable`.
 
-    Networks from two folders do not see each other's modules of the same name.
+    So networks from two folders can have different modules of one name.
     """
 
     def __init__(self, *folders: Path) -> None:
-        """Search these folders, in this order."""
+        """Search these folders in order."""
         self._folders = tuple(dict.fromkeys(folder.resolve() for folder in folders))
         self._modules: dict[str, types.ModuleType] = {}
         self._is_inside = False
 
     @contextlib.contextmanager
     def importable(self) -> Iterator[None]:
-        """Inside, modules of the folders hide imported ones; afterwards they are out of sight.
+        """Context in which the folders' modules hide imported ones; afterwards they are hidden.
 
-        Compiled code is not kept beside them: Python would take it for a source of the same length
-        that is written within the same second.
+        No compiled code is cached beside them: Python would use it for a new source of the same
+        length written within the same second.
         """
         if self._is_inside:
             yield
@@ -162,11 +162,11 @@ class UserModules:
             sys.modules.update({n: m for n, m in before.items() if n not in sys.modules})
 
     def namespaces(self) -> dict[str, dict[str, object]]:
-        """What the modules imported so far define."""
+        """The namespaces of the modules imported so far."""
         return {name: vars(module) for name, module in self._modules.items()}
 
     def sha256(self) -> str:
-        """Hexadecimal digits of the names and sources of the modules imported so far."""
+        """SHA-256, in hexadecimal, of the names and sources of the modules imported so far."""
         digest = hashlib.sha256()
         for name, module in sorted(self._modules.items()):
             file = getattr(module, "__dict__", {}).get("__file__")
@@ -200,7 +200,7 @@ class UserCode:
     Attributes:
         name: `FILE.py:NAME`, as given.
         sha256: of the file.
-        imported: SHA-256 of the modules beside it that it imported; empty where it is not known.
+        imported: SHA-256 of the modules beside it that it imported; empty if unknown.
     """
 
     name: str
@@ -215,13 +215,13 @@ class UserCode:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class UserFile:
-    """A file of the user's that has been run.
+    """A user's file that has been run.
 
     Attributes:
         code: its name and hash.
         path: of the file.
-        module: what running it defined.
-        modules: those it can import from its folders.
+        module: the module that running it defined.
+        modules: the modules it can import from its folders.
     """
 
     code: UserCode
@@ -235,19 +235,19 @@ class UserFile:
         return getattr(self.module, self.code.builder)
 
     def namespaces(self) -> dict[str, dict[str, object]]:
-        """What the file and the modules beside it define, by file and module."""
+        """The namespaces of the file and the modules beside it, by name."""
         return {self.path.name: vars(self.module), **self.modules.namespaces()}
 
     @property
     def who(self) -> str:
-        """The beginning of a line about it."""
+        """The name of the file, to begin an error message."""
         return f"`network={self.code.name}`"
 
     def call(self, *arguments: object) -> object:
-        """What NAME returns for these arguments.
+        """Call NAME.
 
         Raises:
-            InputError: it fails; the line names the place.
+            InputError: it fails; the message names the line.
         """
         value = self.value
         assert callable(value)
@@ -256,13 +256,13 @@ class UserFile:
 
 @contextlib.contextmanager
 def user_file(network: str) -> Iterator[UserFile]:
-    """Run the file that `FILE.py:NAME` names; its code is to be used inside.
+    """Run the file that `FILE.py:NAME` names; use its code inside this context.
 
-    Its imports are looked for in its own folder, then in the package's and the current one, as
-    when the network was trained. What it prints goes to standard error.
+    Imports are searched in its own folder, then in its package's and the current one, as in
+    training. It prints to standard error.
 
     Raises:
-        InputError: there is no such file, it fails, or does not define NAME.
+        InputError: the file is missing, fails, or does not define NAME.
     """
     who = f"`network={network}`"
     try:
@@ -287,7 +287,7 @@ def user_file(network: str) -> Iterator[UserFile]:
 
 
 def _package(folder: Path) -> tuple[str, Path]:
-    """The name of the package that a folder is, and the folder that the package is in."""
+    """The dotted package name of a folder, and the folder that holds the package."""
     names: list[str] = []
     while (folder / "__init__.py").is_file():
         names.insert(0, folder.name)
@@ -304,13 +304,13 @@ def _split(network: str) -> tuple[Path, str]:
     if not file or not name.isidentifier() or path.suffix != ".py":
         raise InputError(f"{who}: takes FILE.py:NAME, where NAME is a class or function in it")
     if not path.is_file():
-        what = "is no regular file" if path.exists() else "no such file"
-        raise InputError(f"{who}: {path}: {what}; name the file with its code")
+        problem = "is no regular file" if path.exists() else "no such file"
+        raise InputError(f"{who}: {path}: {problem}; name the file with its code")
     return path, name
 
 
 def _defined(source: bytes) -> str:
-    """The classes and functions of a file, without running it."""
+    """The classes and functions in a file, without running it."""
     kinds = ast.ClassDef | ast.FunctionDef
     try:
         names = [node.name for node in ast.parse(source).body if isinstance(node, kinds)]
@@ -333,10 +333,10 @@ _NOT_THE_USER_S = (
 
 
 def calling(run: Callable[[], T], who: str) -> T:
-    """What user code returns; whatever it raises but Ctrl-C becomes one line, after `who`.
+    """The result of user code; any exception but Ctrl-C becomes one line, after `who`.
 
     Raises:
-        InputError: it raised something, or tried to end the program.
+        InputError: it raised an exception, or tried to exit.
     """
     try:
         with contextlib.redirect_stdout(sys.stderr):
@@ -348,16 +348,16 @@ def calling(run: Callable[[], T], who: str) -> T:
             f"{who}: {_place(error)}ends the program; move what is not of the network under "
             'if __name__ == "__main__":'
         ) from error
-    except BaseException as error:  # user code raises anything
+    except BaseException as error:  # user code may raise anything
         raise InputError(f"{who}: {described(error)}") from error
 
 
 @contextlib.contextmanager
 def user_errors(who: str) -> Iterator[None]:
-    """Inside, what user code raises becomes one line, after `who`; other errors pass.
+    """Context in which exceptions of user code become one line, after `who`; others pass.
 
     Raises:
-        InputError: user code raised something, or tried to end the program.
+        InputError: user code raised an exception, or tried to exit.
     """
     try:
         yield
@@ -370,9 +370,9 @@ def user_errors(who: str) -> Iterator[None]:
 
 
 def described(error: BaseException) -> str:
-    """An error in one line: file and line of the user's, its kind and its text."""
+    """An error in one line: the user's file and line, the type and the message."""
     text = "".join(c if c.isprintable() else "?" for c in " ".join(str(error).split()))
-    text = text.replace("`", "'")  # backticks name parameters of ours
+    text = text.replace("`", "'")  # backticks mark our parameters
     text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
     if isinstance(error, ModuleNotFoundError):
         text += "; modules are looked for in its own folder, the current one and PYTHONPATH"
@@ -386,7 +386,7 @@ def described(error: BaseException) -> str:
 
 
 def described_value(value: object) -> str:
-    """What user code returned: `None`, `a tuple`, `an object of class Net`."""
+    """The kind of a value that user code returned: `None`, `a tuple`, `an object of class Net`."""
     if value is None:
         return "None"
     kind = type(value)

@@ -1,1 +1,1 @@
-"""One reader a family of files; every one returns a `Checkpoint`."""
+"""One reader per family of files; each returns a `Checkpoint`."""

@@ -1,4 +1,4 @@
-"""Networks of the user's own: a module in memory, or one that their code builds."""
+"""The user's own networks: a module in memory, or one that their code builds."""
 
 import contextlib
 import dataclasses
@@ -43,16 +43,16 @@ LABELS = frozenset(
     {"y", "c", "cls", "label", "labels", "class_label", "class_labels", "classes"}
     | {"class_id", "class_ids", "class_idx"}
 )
-"""What a `forward` calls its argument for classes."""
+"""Names of the argument of `forward` for classes."""
 
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
-"""Modules that keep the network itself as `module`."""
+"""Wrappers that hold the network as `module`."""
 _PLACEHOLDERS = {
     "prediction": ("PREDICTION", ", ".join(Prediction)),
     "variance": ("VARIANCE", ", ".join(Variance)),
     "time_input": ("TIME", ", ".join(TimeInput)),
 }
-"""A placeholder for each setting that no file of weights has, and its possible values."""
+"""A placeholder for each setting that no file of weights states, and its possible values."""
 
 
 def read_network_file(
@@ -66,19 +66,19 @@ def read_network_file(
 ) -> Checkpoint:
     """The network that the user's code builds, with the weights of a file.
 
-    NAME without parameters returns a torch module, which receives the weights, all of them and no
-    others. NAME of one parameter is called with the content of the file, and returns the finished
-    module. A module's attributes `image_channels`, `image_size`, `num_classes` and `null_class`,
-    where it has them, describe its input; with classes it is called with labels.
+    NAME without parameters returns a torch module, which must take exactly the weights of the file.
+    NAME with one parameter is called with the content of the file, and returns the finished module.
+    The module's attributes `image_channels`, `image_size`, `num_classes` and `null_class`, if
+    present, describe its input; with classes it is called with labels.
 
     Args:
         path: the file of weights.
         state: its content, from `read_state`.
         sha256: of the file, or of its shards.
         source: the path as the user gave it.
-        settings: `network` names the code. The schedule, prediction, variance and time input are
-            needed, too.
-        tables: of a schedule, where the file has them.
+        settings: `network` names the code. Schedule, prediction, variance and time input are also
+            needed.
+        tables: of a schedule, if the file has them.
 
     Raises:
         MissingSettingsError: one of these settings is missing.
@@ -123,11 +123,11 @@ def read_network_file(
 
 
 def read_network_code(settings: CheckpointSettings) -> Checkpoint:
-    """The network whose weights the user's code loads itself, as from a TorchScript program.
+    """The network whose weights the user's code loads itself, such as a TorchScript program.
 
     Raises:
         MissingSettingsError: the schedule or another setting is missing.
-        InputError: the user's code fails, or leaves weights random.
+        InputError: the user's code fails, or leaves random weights.
     """
     if settings.weights is not None:
         raise InputError(
@@ -161,7 +161,7 @@ def read_network_code(settings: CheckpointSettings) -> Checkpoint:
 def _require(
     settings: CheckpointSettings, path: Path, state: Mapping[str, object], tables: ScheduleTables
 ) -> None:
-    """Refuse settings of other families, and name those that no file of weights has."""
+    """Refuse settings of other families, and missing ones that no file of weights states."""
     if settings.model_flags is not None:
         raise InputError("`model_flags`: are of other families; with `network` leave them out")
     examples = {"schedule": tables.example}
@@ -184,7 +184,7 @@ def _require(
 def _checkpoint(
     file: UserFile, network: nn.Module, settings: CheckpointSettings, tables: ScheduleTables
 ) -> Checkpoint:
-    """All but the source of its weights."""
+    """The checkpoint without the source of its weights."""
     channels, size, num_classes, null_class = (
         calling(lambda name=name: getattr(network, name, None), f"{file.who}: {name}")  # type: ignore[misc]
         for name in ("image_channels", "image_size", "num_classes", "null_class")
@@ -192,7 +192,7 @@ def _checkpoint(
     notes = []
     if settings.data_range is None:
         notes.append("images are taken to be in [-1, 1] unless `data_range` says otherwise")
-    after_time = list(signature_of(network) or ())[2:]  # whatever the time itself is called
+    after_time = list(signature_of(network) or ())[2:]  # whatever the name of the time
     label = next((name for name in after_time if name in LABELS), None)
     if label is not None and not _whole(num_classes):
         notes.append(
@@ -220,7 +220,7 @@ def _checkpoint(
 
 
 def signature_of(network: nn.Module) -> Mapping[str, inspect.Parameter] | None:
-    """The parameters of its `forward`; None where it has no signature, as a program."""
+    """The parameters of `forward`; None without a signature, as for a TorchScript program."""
     try:
         return inspect.signature(network.forward).parameters
     except (TypeError, ValueError):
@@ -231,12 +231,12 @@ def signature_of(network: nn.Module) -> Mapping[str, inspect.Parameter] | None:
 
 
 def _takes_state(file: UserFile) -> bool:
-    """Whether NAME is to be called with the content of the file of weights."""
+    """Whether NAME takes the content of the file of weights."""
     value, name = file.value, file.code.builder
     if isinstance(value, nn.Module) or not callable(value):
-        what = "a network that is built already" if callable(value) else f"{value!r:.50}"
+        kind = "a network that is built already" if callable(value) else f"{value!r:.50}"
         raise InputError(
-            f"{file.who}: {name} is {what}; name the class, or a function that builds it"
+            f"{file.who}: {name} is {kind}; name the class, or a function that builds it"
         )
     try:
         parameters = inspect.signature(value).parameters.values()
@@ -256,7 +256,7 @@ def _takes_state(file: UserFile) -> bool:
 
 
 def _copied(content: Any) -> Any:  # noqa: ANN401 - the content of a file
-    """Its dicts and lists anew, around the same tensors: code may take entries out of them."""
+    """A copy of its dicts and lists with the same tensors, since user code may modify them."""
     if type(content) is dict:
         return {key: _copied(value) for key, value in content.items()}
     return [_copied(value) for value in content] if type(content) is list else content
@@ -277,18 +277,18 @@ def _network(file: UserFile, *arguments: object) -> nn.Module:
 
 
 def _unwrapped(built: object) -> object:
-    """The network in DataParallel or AveragedModel, and the one that torch.compile was given."""
+    """The network inside DataParallel, AveragedModel or torch.compile."""
     while True:
         if isinstance(built, _WRAPPERS):
             built = built.module
         elif type(built).__name__ == "OptimizedModule":
-            built = getattr(built, "_orig_mod")  # noqa: B009 - of a class that torch keeps private
+            built = getattr(built, "_orig_mod")  # noqa: B009 - of a private class of torch
         else:
             return built
 
 
 def _image_size(value: object) -> ImageSize | None:
-    """Height and width; None if it is neither a number nor a pair of them."""
+    """Height and width; None if the value is neither a number nor a pair of numbers."""
     sides = list(map(_whole, value)) if isinstance(value, tuple | list) else [_whole(value)] * 2
     if len(sides) != 2 or not (sides[0] and sides[1]):
         return None
@@ -296,7 +296,7 @@ def _image_size(value: object) -> ImageSize | None:
 
 
 def _whole(value: object) -> int | None:
-    """A whole number from 0, of whatever type."""
+    """A whole number from 0 of any type, or None."""
     if isinstance(value, bool):
         return None
     if isinstance(value, float) and value.is_integer():
@@ -325,30 +325,30 @@ def wrap_network(
 ) -> Checkpoint:
     """A checkpoint of a trained network that you have in memory.
 
-    The module is not changed: an evaluation on another device computes with a copy, and one on its
-    own device leaves its weights and its mode, train or eval, as they were.
+    The module is not changed: an evaluation on another device uses a copy; one on its own device
+    restores its mode, train or eval.
 
     Args:
         network: called as network(x_t, time) with x_t (B, C, H, W) float32 and time (B,), or as
             network(x_t, time, labels) with labels (B,) int64 where there are classes; returns
             (B, C, H, W), or (B, 2C, H, W) where the variance is learned.
-        schedule: the noise schedule of its training: a record, or text as `linear:1000`; with the
-            family of its process `ve:0.01:50:1000` (the first and the last sigma, and the number
-            of levels) or `flow:1000`.
-        channels: C; None takes images of any.
-        num_classes: classes it is conditioned on.
-        null_class: the label that stands for none of them.
+        schedule: the noise schedule of the training: a record, or text such as `linear:1000`; with
+            another family of processes `ve:0.01:50:1000` (first and last sigma, number of levels)
+            or `flow:1000`.
+        channels: C; None for any.
+        num_classes: number of classes it is conditioned on.
+        null_class: the label for no class.
         prediction: "eps", "x_start", "v", "score", "velocity", "edm" or "previous_mean".
         variance: "fixed_small", "fixed_large", "learned_range" or "learned".
         time_input: its input for timestep t = 1..T: "index" t - 1, "one-based" t or
             "reversed-index" T - t, int64; "fraction" t / T, "rescaled-1000" (t - 1) 1000 / T, or
             of the noise in x_t "sigma", "log-sigma", "quarter-log-sigma" or "log-snr", float32.
-        data_range: lowest and highest value of an image, or the record that has the number of
-            levels, too.
+        data_range: lowest and highest value of an image, or a record that also has the number of
+            levels.
 
     Raises:
-        InputError: it is no torch module, or its weights are not finite; a name is unknown; the
-            range, the schedule or a number is none; `null_class` is given without classes.
+        InputError: it is not a torch module, or its weights are not finite; a name is unknown; the
+            range, the schedule or a number is invalid; `null_class` is given without classes.
     """
     if not isinstance(network, nn.Module):
         raise InputError(f"wrap_network: takes a torch module, not a {type(network).__name__}")
@@ -393,7 +393,7 @@ def _word(value: object) -> str:
 
 
 def _range(value: object) -> DataRange:
-    """A range given by its record or by its two ends."""
+    """A data range from its record or its two ends."""
     if isinstance(value, DataRange):
         return value
     if isinstance(value, tuple | list) and len(value) == 2:

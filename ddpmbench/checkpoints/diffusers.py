@@ -78,7 +78,7 @@ _ALLOWED: dict[str, tuple[object, ...]] = {
     "class_embed_type": (None,),
 }
 _OLD_NAMES = {"down_blocks": "down_block_types", "up_blocks": "up_block_types"}
-# Kind of block -> whether it has attention, and how it resamples; None: as the type field says.
+# Kind of block -> whether it has attention, and its resampling; None: given by the type field.
 _DOWN: dict[str, tuple[bool, Resampling | None]] = {
     "DownBlock2D": (False, "conv"),
     "AttnDownBlock2D": (True, None),
@@ -96,8 +96,8 @@ def read_network(path: Path) -> tuple[UNetConfig, ImageSize | None]:
     """The network of a `config.json`, and its image size.
 
     Raises:
-        InputError: the file is damaged, or describes a network that our U-Net cannot express;
-            the line names the field.
+        InputError: the file is damaged, or describes a network that our U-Net cannot express; the
+            message names the field.
 
     Source: diffusers' UNet2DModel and its documented defaults.
     """
@@ -117,7 +117,7 @@ def read_network(path: Path) -> tuple[UNetConfig, ImageSize | None]:
         fields.require(name, allowed)
     fields.require("time_embedding_dim", (None, 4 * channels[0]))
     shift = fields.values["resnet_time_scale_shift"] == "scale_shift"
-    # with scale_shift, diffusers leaves the middle attention without a normalization if null
+    # with scale_shift and null, diffusers' middle attention has no normalization
     fields.require("attn_norm_num_groups", (groups,) if shift else (None, groups))
     attention, resampling = _blocks(fields, len(channels))
     if resampling == "conv":
@@ -149,7 +149,7 @@ def read_network(path: Path) -> tuple[UNetConfig, ImageSize | None]:
 
 
 def _blocks(fields: Fields, depth: int) -> tuple[tuple[bool, ...], Resampling]:
-    """Which resolutions have attention, and how all of them resample."""
+    """The resolutions with attention, and the resampling of all."""
     attention: dict[str, list[bool]] = {}
     resampling: dict[str, Resampling] = {}
     for way, kinds in (("down", _DOWN), ("up", _UP)):
@@ -160,7 +160,7 @@ def _blocks(fields: Fields, depth: int) -> tuple[tuple[bool, ...], Resampling]:
         if unknown := [name for name in types if name not in kinds]:
             raise fields.refusal(field, f"{unknown[0]} cannot be read")
         attention[way] = [kinds[name][0] for name in types]
-        # the last block of either way does not resample
+        # the last block of either path does not resample
         for name in types[:-1]:
             kind = kinds[name][1]
             if kind is None:
@@ -215,7 +215,7 @@ _PARTS = ("to_q", "to_k", "to_v")
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 NAMES = (("time_embedding.linear_1.weight", "conv_norm_out.weight"),)
-"""Weights of this family under any prefix."""
+"""Names of weights of this family, under any prefix."""
 
 
 def read_diffusers(
@@ -232,13 +232,13 @@ def read_diffusers(
         folder: holds `config.json`, `scheduler_config.json` and the weights, or the same in
             `unet/` and `scheduler/`; averaged weights may be beside them in `unet_ema/`.
         source: the path or hub id as the user gave it.
-        settings: the user's.
-        chosen: the weights to read, if the user named their file.
-        state: the state dict to read of that file, if it was identified by its names.
+        settings: the user's settings.
+        chosen: the weights to read, if the user named a file.
+        state: the state dict to read from that file, if identified by its names.
 
     Raises:
-        InputError: there are several sets of weights that differ; or a file is missing or damaged,
-            or says something this package cannot express; the line names the file and the field.
+        InputError: several sets of weights differ; or a file is missing or damaged, or states
+            something that this package cannot express; the message names the file and the field.
 
     Source: diffusers' UNet2DModel and DDPMScheduler.
     """
@@ -292,9 +292,9 @@ def read_diffusers(
 def _read_candidates(
     layout: Layout, folder: Path, state: StateDict | None
 ) -> tuple[WeightFiles, dict[str, Tensor], str, list[str]]:
-    """The weights, if all candidates hold the same, their SHA-256 and notes.
+    """The weights if all candidates agree, their SHA-256, and notes.
 
-    Of a set and a rounded copy of it the exact one is read.
+    If one set is a rounded copy of another, the exact one is read.
     """
     files, *others = layout.candidates
     weights, sha256 = _read_weights(files, state)
@@ -326,7 +326,7 @@ def _bytes_of(weights: Mapping[str, Tensor]) -> int:
 
 
 def _same_weights(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
-    """Whether two sets are the same, or one is the other rounded."""
+    """Whether two sets are equal, up to the rounding of one of them."""
     if one.keys() != other.keys():
         return False
     for name, a in one.items():
@@ -341,7 +341,7 @@ def _same_weights(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> boo
 def _read_weights(
     files: WeightFiles, state: StateDict | None = None
 ) -> tuple[dict[str, Tensor], str]:
-    """All weights, those of attention under their current names, and the SHA-256 of the files."""
+    """All weights, with current names of attention weights, and the SHA-256 of the files."""
     if files.index is not None:
         weights, sha256 = read_shards(files.index)
     elif state is None:

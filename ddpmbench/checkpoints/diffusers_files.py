@@ -15,16 +15,16 @@ from ddpmbench.files import sha256_of
 
 STEM = "diffusion_pytorch_model"
 KINDS = ("safetensors", "bin")
-"""Formats of weights, the preferred one first."""
+"""Formats of weights, in order of preference."""
 _OTHER_STEMS = ("model", "pytorch_model")
-"""Names that accelerate and others give to the weights that diffusers calls `STEM`."""
+"""Names by accelerate and others of the weights that diffusers calls `STEM`."""
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 NO_WEIGHTS = re.compile(r"(optim|scheduler|scaler|sampler|training_args|random_states|rng)|opt\d")
 NETWORKS = ("unet", "unet_ema")
-"""Folders of a network: as trained last, and averaged over the training."""
+"""Folders of a network: last weights, and averaged over the training."""
 _SCHEDULERS = ("scheduler", "noise_scheduler")
 _SCHEDULER_FILE = "scheduler_config.json"
-# Only ever the name of a file in the same folder.
+# Only names of files in the same folder.
 _SHARD = re.compile(r"\w[\w.-]*\.(safetensors|bin)")
 # Fields that diffusers' EMAModel adds to the network's configuration.
 AVERAGING = {
@@ -39,9 +39,9 @@ class WeightFiles:
 
     Attributes:
         files: one file, or its shards in the order of their names.
-        index: the JSON file that places weights in shards; None for a single file.
-        variant: "fp16" or the like where they are a variant of the weights; None if plain.
-        kind: "ema" if averaged over the training, "raw" if its last; None if unknown.
+        index: the JSON file that maps weights to shards; None for a single file.
+        variant: such as "fp16"; None for the plain weights.
+        kind: "ema" if averaged over the training, "raw" if last; None if unknown.
     """
 
     files: tuple[Path, ...]
@@ -56,7 +56,7 @@ class WeightFiles:
 
     @property
     def folder(self) -> Path:
-        """The folder of their network."""
+        """The folder of the network."""
         return self.path.parent
 
 
@@ -67,7 +67,7 @@ class Layout:
     Attributes:
         config: the network's configuration.
         scheduler: the scheduler's; may be missing.
-        candidates: the sets of weights of the kind asked for, the preferred one first.
+        candidates: the sets of weights of the requested kind, in order of preference.
         notes: on the choice, a line each.
     """
 
@@ -80,11 +80,11 @@ class Layout:
 def find_layout(
     folder: Path, *, weights: str | None = None, chosen: WeightFiles | None = None
 ) -> Layout:
-    """Where the files of a model are.
+    """Locate the files of a model.
 
     Args:
-        folder: flat, a pipeline (`unet/`, `scheduler/`), or what diffusers' training script saves
-            on its way (`checkpoint-500/` with `unet/` and `unet_ema/`, the scheduler above it).
+        folder: flat, a pipeline (`unet/`, `scheduler/`), or a checkpoint of diffusers' training
+            script (`checkpoint-500/` with `unet/` and `unet_ema/`, the scheduler above it).
         weights: "ema" or "raw"; None takes averaged ones if there are any.
         chosen: the weights to read, if the user named their file.
 
@@ -96,7 +96,7 @@ def find_layout(
     places = [folder] if flat and chosen is not None else networks or [folder]
     _refuse_other_pipelines(folder / "model_index.json")
     if chosen is None:
-        # weights of an older version, or an average, may lie beside unet/ or below a flat folder
+        # weights of an older version, or averaged ones, may be beside unet/ or below a flat folder
         places = list(dict.fromkeys([*places, folder, *_other_networks(folder)]))
     sets = _with_kinds([files for place in places for files in weight_sets(place)])
     if chosen is not None:
@@ -108,7 +108,7 @@ def find_layout(
         )
     wanted = weights or ("ema" if any(files.kind == "ema" for files in sets) else "raw")
     kinds = (wanted,) if weights is not None else (wanted, None)
-    # if all are of the other kind, load_checkpoint refuses the one asked for
+    # if all are of the other kind, load_checkpoint refuses the request
     candidates = sorted(
         [files for files in sets if files.kind in kinds] or sets,
         key=lambda files: files.kind != wanted,
@@ -126,7 +126,7 @@ def find_layout(
 
 
 def _other_networks(folder: Path) -> list[Path]:
-    """Folders of a network below a model's, other than those of `NETWORKS`."""
+    """Folders of a network below a model's folder, other than `NETWORKS`."""
     configs = sorted(folder.glob("*/config.json"))
     return [c.parent for c in configs if c.parent.name not in NETWORKS and _is_network(c)]
 
@@ -149,7 +149,7 @@ def weight_sets(folder: Path) -> tuple[WeightFiles, ...]:
 
 def _sets_called(folder: Path, stem: str) -> tuple[WeightFiles, ...]:
     single = re.compile(rf"{stem}(?:\.(\w+))?\.(safetensors|bin)")
-    # the variant stands behind .index, or before the kind in what old versions wrote
+    # the variant follows .index, or precedes the format in files of old versions
     index = re.compile(rf"{stem}(?:\.(\w+))?\.(safetensors|bin)\.index(?:\.(\w+))?\.json")
     sets: dict[tuple[bool, str, bool, bool, str], WeightFiles] = {}
     absent = []
@@ -164,29 +164,29 @@ def _sets_called(folder: Path, stem: str) -> tuple[WeightFiles, ...]:
             absent.append(path)
         else:
             files = _shards(path) if shards else (path,)
-            of = {None: None, True: "raw", False: "ema"}[_is_raw(variant)]
-            sets[order] = WeightFiles(files, path if shards else None, variant, of)
+            weights = {None: None, True: "raw", False: "ema"}[_is_raw(variant)]
+            sets[order] = WeightFiles(files, path if shards else None, variant, weights)
     if not sets and absent:
-        _shards(absent[0])  # names the file that is missing
+        _shards(absent[0])  # raises with the name of the missing file
     return tuple(sets[order] for order in sorted(sets))
 
 
 def _is_raw(variant: str | None) -> bool | None:
-    """Whether a variant is of the last weights, False if of averaged ones; None if of neither."""
+    """True if a variant is of the last weights, False if of averaged ones; None if unclear."""
     if variant is None or not re.search(r"(?<![a-z])ema(?![a-z])", variant):
         return None
     return bool(re.search(r"(?<![a-z])no[nt]?_?ema", variant))
 
 
 def is_model(folder: Path) -> bool:
-    """Whether a folder has the configuration of a network, in it or in `unet/`."""
+    """Whether a folder or its `unet/` has the configuration of a network."""
     return any((folder / name / "config.json").is_file() for name in (".", *NETWORKS))
 
 
 def set_of(path: Path) -> tuple[Path, WeightFiles] | None:
-    """The model's folder and the set of weights that a file of it belongs to; None if to none.
+    """The model's folder and the set of weights that a file belongs to; None if to none.
 
-    The file is one of weights, a shard or an index, with the network's `config.json` beside it.
+    The file is one of weights, a shard or an index, beside the network's `config.json`.
 
     Raises:
         InputError: an index is damaged or names no file of the folder.
@@ -200,7 +200,7 @@ def set_of(path: Path) -> tuple[Path, WeightFiles] | None:
 
 
 def model_folder(network: Path) -> Path:
-    """The folder of the model whose network is in this one: itself, or above `unet/`."""
+    """The folder of a network's model: the same, or the one above `unet/`."""
     path = network.resolve()
     beside = ("model_index.json", *_SCHEDULERS)
     is_below = any((path.parent / name).exists() for name in beside)
@@ -209,7 +209,7 @@ def model_folder(network: Path) -> Path:
 
 
 def other_weights_in(folder: Path) -> list[str]:
-    """Names of files in a folder that look like weights, in order; not those of optimizers."""
+    """Names of files in a folder that look like weights, not of optimizers, in order."""
     return sorted(
         path.name
         for path in folder.iterdir()
@@ -218,7 +218,7 @@ def other_weights_in(folder: Path) -> list[str]:
 
 
 def _with_kinds(sets: list[WeightFiles]) -> list[WeightFiles]:
-    """The sets with the kind that each must be beside the others."""
+    """The sets, with kinds inferred from one another."""
     sets = [
         dataclasses.replace(files, kind="ema") if not files.kind and _is_average(files) else files
         for files in sets
@@ -231,7 +231,7 @@ def _with_kinds(sets: list[WeightFiles]) -> list[WeightFiles]:
 
 
 def _is_average(files: WeightFiles) -> bool:
-    """Whether the folder's name, or a field of EMAModel, shows that weights are averaged."""
+    """Whether the folder's name, or a field of EMAModel, marks weights as averaged."""
     config = files.folder / "config.json"
     return _is_raw(files.folder.name.lower()) is False or (
         config.is_file() and bool(AVERAGING & set(read_object(config)))
@@ -239,7 +239,7 @@ def _is_average(files: WeightFiles) -> bool:
 
 
 def _choice(first: WeightFiles, sets: list[WeightFiles], folder: Path) -> list[str]:
-    """A note on the set that is read, if there was a choice, or only a variant."""
+    """A note on the set that is read, if there was a choice or only a variant."""
     if len({files.kind for files in sets}) > 1:
         alone = sum(files.folder == first.folder for files in sets) == 1
         place = f"{first.folder.name}/" if alone else relative(first.path, folder)
@@ -251,7 +251,7 @@ def _choice(first: WeightFiles, sets: list[WeightFiles], folder: Path) -> list[s
 
 
 def _passed_over(folder: Path, places: list[Path], sets: list[WeightFiles]) -> list[str]:
-    """A note on files that look like weights and are in none of the sets."""
+    """A note on files that look like weights but are in no set."""
     known = {file for each in sets for file in (*each.files, each.path)}
     files = [
         file
@@ -268,7 +268,7 @@ def _passed_over(folder: Path, places: list[Path], sets: list[WeightFiles]) -> l
 
 
 def relative(path: Path, folder: Path) -> str:
-    """A path as seen from a folder that it may be in."""
+    """A path relative to a folder, if inside it."""
     return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
 
@@ -276,7 +276,7 @@ def weight_map(index: Path) -> dict[str, str]:
     """Name of a weight -> the shard that holds it, from an index.
 
     Raises:
-        InputError: it is damaged, or names something that cannot be a file beside it.
+        InputError: it is damaged, or names something other than a file beside it.
     """
     places = read_object(index).get("weight_map")
     if not isinstance(places, dict) or not places:
@@ -302,10 +302,10 @@ def _shards(index: Path) -> tuple[Path, ...]:
 
 
 def read_shards(index: Path) -> tuple[dict[str, Tensor], str]:
-    """All weights of the shards beside an index, and the SHA-256 of what sha256sum prints of them.
+    """All weights of the shards beside an index, and the SHA-256 of sha256sum's output for them.
 
     Raises:
-        InputError: the index or a shard is damaged or missing, or they do not go together.
+        InputError: the index or a shard is damaged or missing, or they do not match.
     """
     places, weights, lines = weight_map(index), dict[str, Tensor](), ""
     for file in _shards(index):
@@ -323,7 +323,7 @@ def read_shards(index: Path) -> tuple[dict[str, Tensor], str]:
 
 
 def read_file(file: Path) -> tuple[dict[str, Tensor], str]:
-    """The weights in a file and its SHA-256, which must be that of its name in the Hub's cache."""
+    """The weights in a file and its SHA-256, which must match its name in the Hub's cache."""
     weights, digest = only_tensors(read_state(file), source=str(file)), sha256_of(file)
     check_blob(file, digest)
     return weights, digest
@@ -343,7 +343,7 @@ def _refuse_other_pipelines(index: Path) -> None:
 
 
 def _scheduler(folder: Path, *, flat: bool) -> Path:
-    """The scheduler's file, or where it should be."""
+    """The expected path of the scheduler's file."""
     # the training script saves the scheduler only with the pipeline, above its checkpoint-500/
     above = [folder.resolve().parent] if folder.resolve().name.startswith("checkpoint-") else []
     places = [base / name / _SCHEDULER_FILE for base in (folder, *above) for name in _SCHEDULERS]
@@ -353,11 +353,11 @@ def _scheduler(folder: Path, *, flat: bool) -> Path:
 
 
 INDEX = ".index.json"
-"""The ending of an index of shards."""
+"""Suffix of an index of shards."""
 
 
 def weights_within(folder: Path) -> list[Path]:
-    """Files of weights in a folder and those in it; of shards their index, where they have one."""
+    """Files of weights in a folder and its subfolders; for shards their index, if any."""
     files = [
         place / name
         for place in (folder, *sorted(filter(Path.is_dir, folder.iterdir())))

@@ -25,7 +25,7 @@ def read_object(path: Path) -> dict[str, object]:
     """The JSON object in a file.
 
     Raises:
-        InputError: the file cannot be read, or holds no JSON object.
+        InputError: the file cannot be read, or does not hold a JSON object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -40,12 +40,12 @@ def read_object(path: Path) -> dict[str, object]:
 
 @dataclasses.dataclass(frozen=True)
 class Fields:
-    """The fields of a configuration, completed by the defaults of the class that wrote it.
+    """The fields of a configuration, completed by defaults of the class that wrote it.
 
     Attributes:
         path: the file, named in every error.
         values: the fields by name.
-        given: the names that the file itself holds.
+        given: the names that the file itself states.
     """
 
     path: Path
@@ -54,18 +54,18 @@ class Fields:
 
     @classmethod
     def read(cls, path: Path, defaults: Mapping[str, object], old_names: Mapping[str, str]) -> Self:
-        """Read a file; a field under an old name counts as the one it became."""
+        """Read a file; old names of fields are replaced by current ones."""
         renamed = {old_names.get(name, name): value for name, value in read_object(path).items()}
         return cls(path, {**defaults, **renamed}, frozenset(renamed))
 
     def refusal(self, name: str, remedy: str) -> FileError:
-        """The error that names a field, its value and the remedy."""
+        """An error that names a field, its value and the remedy."""
         shown = json.dumps(self.values.get(name))
         shown = shown if len(shown) <= 60 else shown[:57] + "..."
         return FileError(self.path, f"{name} = {shown}: {remedy}")
 
     def require(self, name: str, allowed: tuple[object, ...]) -> None:
-        """Refuse a field with any value but those allowed."""
+        """Refuse a field with another value than those allowed."""
         if self.values.get(name) not in allowed:
             choices = " or ".join(json.dumps(value) for value in allowed)
             raise self.refusal(name, f"only {choices} can be read")
@@ -84,9 +84,9 @@ class Fields:
 
 
 DEFAULT = "diffusers' default"
-"""The source of a field that a file lacks and the library has one value for."""
+"""The source of a field that the file lacks and the library has a default for."""
 
-# The defaults of diffusers' classes. A field that changes the number is required nevertheless,
+# The defaults of diffusers' classes. A field that changes the bound is required nevertheless,
 # unless it did not exist when the file was written.
 _DEFAULTS: dict[str, object] = {
     "_class_name": "DDPMScheduler",
@@ -104,7 +104,7 @@ _DEFAULTS: dict[str, object] = {
 }
 _OLD_NAMES = {"timesteps": "num_train_timesteps", "clip_predicted_image": "clip_sample"}
 _DDPM = ("DDPMScheduler", "GaussianDDPMScheduler", "DDPMParallelScheduler")
-# Samplers of the same forward process, with the same fields and defaults for its variances.
+# Schedulers of the same forward process, with the same fields and defaults for its variances.
 _OTHER_SAMPLERS = (
     "DDIMScheduler",
     "DDIMParallelScheduler",
@@ -130,7 +130,7 @@ VARIANCES = {
 }
 
 
-# Fields that came with or after `prediction_type`, which every file written since then has.
+# Fields introduced with or after `prediction_type`; every file since then has them.
 _SINCE_PREDICTION_TYPE = {
     *("clip_sample_range", "dynamic_thresholding_ratio", "rescale_betas_zero_snr"),
     *("sample_max_value", "thresholding", "timestep_spacing"),
@@ -144,8 +144,8 @@ class Conventions:
     """The process that a scheduler's file describes.
 
     Attributes:
-        notes: which settings and defaults stand in for the file, a line each.
-        sources: setting -> its source, where that is not the file.
+        notes: settings and defaults used in place of the file, a line each.
+        sources: setting -> its source, if other than the file.
     """
 
     schedule: NoiseSchedule
@@ -161,16 +161,16 @@ def read_scheduler(
 ) -> Conventions:
     """The process that `scheduler_config.json` describes.
 
-    A setting replaces a field that is missing, or that this package cannot express.
+    A setting replaces a field that is missing or that this package cannot express.
 
-    Without the file the settings have to say all. One that contradicts a readable field is left to
-    the caller, except the variance, on which the number of the network's outputs depends. `file`
-    and `weights` are for a MissingSettingsError.
+    Without the file the settings must state everything. A setting that contradicts a readable field
+    is left to the caller, except the variance, which determines the network's output channels.
+    `file` and `weights` are for a MissingSettingsError.
 
     Raises:
         MissingSettingsError: a field is missing or cannot be expressed, and its setting is not
             given.
-        InputError: it is of no scheduler that can be read.
+        InputError: its scheduler is not supported.
 
     Source: the documented defaults of diffusers' DDPMScheduler. Its betas are read, never its
     variances, which are clamped and in float32.
@@ -232,7 +232,7 @@ def read_scheduler(
 def _values(
     fields: Fields, settings: CheckpointSettings
 ) -> tuple[dict[str, Any], list[str], dict[str, str]]:
-    """The settings of the file or the user's in their place, notes, and problems by setting."""
+    """The settings from the file or the user, notes, and problems by setting."""
     values: dict[str, Any] = {}
     notes: list[str] = []
     problems: dict[str, str] = {}
@@ -250,7 +250,7 @@ def _values(
 
 
 def _from_settings(settings: CheckpointSettings, problem: str) -> Conventions:
-    """The process where the settings say all of it."""
+    """The process from the settings alone."""
     given = {name: getattr(settings, name) for name in ("schedule", "prediction", "variance")}
     values: dict[str, Any] = {name: _SETTINGS[name][1](value) for name, value in given.items()}
     return Conventions(
@@ -297,7 +297,7 @@ _BY_ENDS: dict[str, Callable[..., NoiseSchedule]] = {
 
 
 def _prediction(fields: Fields) -> Prediction:
-    # Until diffusers 0.12 the field was a flag under this name.
+    # Before diffusers 0.12 the field was a flag of this name.
     if "prediction_type" not in fields.given and fields.values.get("predict_epsilon") is False:
         return Prediction.X_START
     if _lacks_prediction(fields) and not _is_before_prediction_type(fields):
@@ -312,9 +312,9 @@ def _lacks_prediction(fields: Fields) -> bool:
 
 
 def _is_before_prediction_type(fields: Fields) -> bool:
-    """Whether the file was written when every network of diffusers predicted the noise."""
+    """Whether the file dates from when every network of diffusers predicted the noise."""
     if fields.given.isdisjoint({"beta_schedule", "trained_betas"}):
-        return False  # no diffusers has written it
+        return False  # not written by any version of diffusers
     if fields.get("_class_name", str) == "GaussianDDPMScheduler":
         return True
     version = re.match(r"(\d+)\.(\d+)", str(fields.values.get("_diffusers_version", "")))
@@ -355,4 +355,4 @@ _SETTINGS: dict[str, tuple[Callable[[Fields], object], Callable[[Any], object]]]
     "variance": (_variance, Variance),
     "clip": (_clip, bool),
 }
-"""How each setting is read from the file, and from the user's value."""
+"""Readers of each setting, from the file and from the user's value."""

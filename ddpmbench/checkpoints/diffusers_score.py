@@ -1,6 +1,6 @@
-"""Pipelines of diffusers with a ScoreSdeVeScheduler, as google/ncsnpp-*, run by the package.
+"""Pipelines of diffusers with a ScoreSdeVeScheduler, such as google/ncsnpp-*, run by diffusers.
 
-Their networks (Fourier features, filters that resample, skips of images) are not our U-Net.
+Their networks (Fourier features, resampling filters, image skips) are not our U-Net.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ _LEVELS = ("sigma_min", "sigma_max", "num_train_timesteps")
 
 
 class DiffusersUNet(nn.Module):
-    """The package's network as a function of x_t and the noise level, which returns a tensor."""
+    """The network of diffusers, from x_t and the noise level to a tensor."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -54,13 +54,13 @@ def read_score_network(
     sha256: str,
     settings: CheckpointSettings,
 ) -> Checkpoint:
-    """The checkpoint of a pipeline whose network gives the score at a noise level.
+    """The checkpoint of a pipeline whose network predicts the score at a noise level.
 
     The network divides its output by sigma, which is its time input. The pipeline clamps its
     images to [0, 1], never the predicted x_start, and adds the forward variance.
 
     Raises:
-        MissingSettingsError: the scheduler does not say its noise levels, nor do the settings.
+        MissingSettingsError: neither the scheduler nor the settings state the noise levels.
         InputError: the package is missing, or the files are damaged or of another network.
 
     Source: Song et al. 2021; the package's ScoreSdeVePipeline and UNet2DModel.
@@ -105,7 +105,7 @@ def read_score_network(
 def _schedule(
     path: Path, settings: CheckpointSettings, file: Path, weights: Mapping[str, Tensor]
 ) -> tuple[NoiseSchedule, tuple[str, ...]]:
-    """The geometric levels of the scheduler, or those of the settings, and notes."""
+    """The scheduler's geometric noise levels, or those of the settings, and notes."""
     fields = Fields.read(path, {}, {})
     missing = [name for name in _LEVELS if name not in fields.given]
     if not missing:
@@ -127,7 +127,7 @@ def _schedule(
 
 
 def _built(fields: Fields, config: Path) -> tuple[Any, str]:
-    """The package's network without its weights, and the version of the package."""
+    """The network of diffusers without weights, and the version of diffusers."""
     with importing("diffusers", config, "its network runs through diffusers"):
         from diffusers import UNet2DModel
     arguments: dict[str, Any] = {
@@ -141,12 +141,12 @@ def _built(fields: Fields, config: Path) -> tuple[Any, str]:
             f"are {layers * depth:,} blocks in {depth:,} resolutions, more than {MAX_BLOCKS:,}; "
             "correct it",
         )
-    make: Any = UNet2DModel  # which has no types
+    make: Any = UNet2DModel  # diffusers has no types
     try:
-        # on the meta device nothing is allocated before the shapes are known to be the file's
+        # the meta device allocates nothing before the shapes are checked against the file
         with torch.device("meta"):
             network = make(**arguments)
-    except Exception as error:  # of many kinds, whatever its fields lead to
+    except Exception as error:  # many kinds, depending on the fields
         problem = f"no network of the installed diffusers ({first_line(error)})"
         raise FileError(config, f"{problem}; install the version that wrote it") from error
     return network, importlib.metadata.version("diffusers")

@@ -1,4 +1,4 @@
-"""A checkpoint as a folder that diffusers reads: a DDPMPipeline of UNet2DModel and DDPMScheduler.
+"""A checkpoint as a folder for diffusers: a DDPMPipeline of UNet2DModel and DDPMScheduler.
 
 A model that diffusers cannot express is refused before anything is written.
 """
@@ -26,15 +26,15 @@ from ddpmbench.unet.unet import UNet, UNetConfig
 
 _PREDICTIONS = {prediction: name for name, prediction in PREDICTIONS.items()}
 _VARIANCES = {kind: name for name, kind in VARIANCES.items() if not name.endswith("_log")}
-# Whether a resolution has attention -> its kind of block, by how the network resamples.
+# Whether a resolution has attention -> its kind of block, by the network's resampling.
 _BLOCKS = {
     "conv": {False: "{}Block2D", True: "Attn{}Block2D"},
     "block": {False: "Resnet{}sampleBlock2D", True: "Attn{}Block2D"},
 }
 _SAME = 1e-12
-"""Relative difference up to which two betas count as equal."""
+"""Largest relative difference of two betas that count as equal."""
 _DIGITS = 12
-"""Significant digits of the first and last beta of a schedule that has a name."""
+"""Significant digits of the first and last beta of a named schedule."""
 
 
 def write_diffusers(folder: Path, checkpoint: Checkpoint) -> None:
@@ -45,7 +45,7 @@ def write_diffusers(folder: Path, checkpoint: Checkpoint) -> None:
         checkpoint: its network must be the built-in U-Net.
 
     Raises:
-        InputError: diffusers cannot express the model; the line names what it lacks.
+        InputError: diffusers cannot express the model; the message names the feature.
 
     Source: diffusers' UNet2DModel, DDPMScheduler and DDPMPipeline.
     """
@@ -68,11 +68,11 @@ def write_diffusers(folder: Path, checkpoint: Checkpoint) -> None:
     weights = {n: w.cpu().contiguous() for n, w in diffusers_weights(network).items()}
     with os_errors():
         save_file(weights, path, metadata={"format": "pt"})
-    path.chmod(0o644)  # safetensors makes it the writer's alone
+    path.chmod(0o644)  # safetensors makes it readable by the owner only
 
 
 def refuse_inexpressible(checkpoint: Checkpoint) -> None:
-    """Raise InputError if diffusers cannot express a model; the line names what it lacks."""
+    """Raise InputError if diffusers cannot express a model; the message names the feature."""
     if lacking := next(_lacking(checkpoint), None):
         raise FileError(
             checkpoint.source,
@@ -121,7 +121,7 @@ def _lacking(checkpoint: Checkpoint) -> Iterator[str]:
 
 
 def _head_widths(config: UNetConfig) -> list[int]:
-    """The widths of attention heads; none if one head has all channels of a layer."""
+    """The widths of attention heads; empty if one head has all channels of a layer."""
     if config.head_channels or config.num_heads == 1:
         return [config.head_channels] if config.head_channels else []
     attended = zip(config.channels, config.attention, strict=True)
@@ -138,7 +138,7 @@ def _network(config: UNetConfig, image_size: ImageSize | None) -> dict[str, obje
         "_class_name": "UNet2DModel",
         "act_fn": "silu",
         "attention_head_dim": next(iter(_head_widths(config)), None),
-        # with scale_shift the middle attention would be without a normalization if this were null
+        # with scale_shift and null the middle attention would have no normalization
         "attn_norm_num_groups": config.norm_groups if config.scale_shift else None,
         "block_out_channels": list(config.channels),
         "center_input_sample": False,
@@ -179,10 +179,10 @@ def _scheduler(checkpoint: Checkpoint) -> dict[str, object]:
 
 
 def _betas(schedule: NoiseSchedule) -> dict[str, object]:
-    """The schedule by diffusers' name of it, or its betas where it has none."""
+    """The schedule by diffusers' name, or its betas if it has none."""
     steps, betas = schedule.num_timesteps, schedule.betas
     first, last = _short(betas[0]), _short(betas[-1])
-    # the ends of a sigmoid on [-6, 6] are not those of its betas
+    # the ends of a sigmoid on [-6, 6] differ from the first and last beta
     low, high = 1 / (1 + torch.tensor([6.0, -6.0], dtype=torch.float64).exp())
     slope = (betas[-1] - betas[0]) / (high - low)
     start, end = _short(betas[0] - slope * low), _short(betas[0] - slope * low + slope)
@@ -191,7 +191,7 @@ def _betas(schedule: NoiseSchedule) -> dict[str, object]:
         ("scaled_linear", (first, last), NoiseSchedule.scaled_linear),
         ("sigmoid", (start, end), NoiseSchedule.sigmoid_betas),
     ):
-        with contextlib.suppress(InputError):  # such betas are none of that schedule
+        with contextlib.suppress(InputError):  # such betas do not fit that schedule
             if _same(build(steps, beta_start=ends[0], beta_end=ends[1]), schedule):
                 return {
                     "beta_schedule": name,

@@ -53,7 +53,7 @@ _NAMES = {
     "diffusers": diffusers.NAMES,
     "score_sde": score_sde.NAMES,
 }
-"""Family -> groups of weights; a state dict of it has all of a group."""
+"""Family -> groups of names; its state dicts have all names of a group."""
 
 
 def load_checkpoint(
@@ -61,24 +61,23 @@ def load_checkpoint(
 ) -> Checkpoint:
     """Load a checkpoint from a file, a folder or the Hugging Face Hub.
 
-    Nothing in it is run: weights are read with safetensors or `torch.load(weights_only=True)`.
-    Only the file that `settings.network` names, the user's own code, is run.
+    No code in it is run: weights are read with safetensors or `torch.load(weights_only=True)`. Only
+    the user's own code, the file that `settings.network` names, is run.
 
     Args:
-        source: a native file or the folder of a training run; a state dict of
-            improved-diffusion, guided-diffusion, pytorch_diffusion, score_sde_pytorch or
-            denoising-diffusion-pytorch, alone or inside a training state; what TensorFlow saved of
-            Ho et al., by any of its names; a folder of diffusers; a hub id `owner/name`; or
-            "default", the checkpoint in the package (with `settings.network` no file: the code
-            loads the weights).
-        settings: what the source does not state, or what overrides it.
+        source: a native file or the folder of a training run; a state dict of improved-diffusion,
+            guided-diffusion, pytorch_diffusion, score_sde_pytorch or denoising-diffusion-pytorch,
+            alone or inside a training state; a TensorFlow checkpoint of Ho et al., by any of its
+            names; a folder of diffusers; a hub id `owner/name`; or "default", the checkpoint in the
+            package (with `settings.network` no file: the code loads the weights).
+        settings: those that the source does not state, or that override it.
 
     Returns:
         The network in evaluation mode, its schedule and its conventions.
 
     Raises:
-        MissingSettingsError: the source leaves something open that a setting has to supply.
-        InputError: the source is missing, damaged or of no family that is read.
+        MissingSettingsError: the source does not determine a setting that is needed.
+        InputError: the source is missing, damaged, or of an unknown family.
     """
     settings = CheckpointSettings() if settings is None else settings
     instance_of("settings", settings, CheckpointSettings)
@@ -138,7 +137,7 @@ def _load(source: str | Path, settings: CheckpointSettings) -> Checkpoint:
 
 
 def _load_own(path: Path, source: str | Path, settings: CheckpointSettings) -> Checkpoint:
-    """A network of the user's own, with the weights of one file or none."""
+    """The user's own network, with the weights of one file or none."""
     if source == DEFAULT:
         return _with_process(read_network_code(settings), settings)
     if not path.exists():
@@ -166,7 +165,7 @@ def _load_own(path: Path, source: str | Path, settings: CheckpointSettings) -> C
 
 
 def _refuse_two_models(folder: Path) -> None:
-    """Refuse a folder that a training run and diffusers have both written a model into."""
+    """Refuse a folder with both a training run's and diffusers' model."""
     for place in (*(folder / name for name in NETWORKS), folder):
         if is_model(place):
             raise FileError(
@@ -277,8 +276,8 @@ def _with_process(
 ) -> Checkpoint:
     """The checkpoint with the schedule and the time input of the settings, if any.
 
-    Tables in the file that contradict the schedule are a note where a setting states it, and are
-    refused where the file's name or its flags do.
+    If tables in the file contradict the schedule, a setting's schedule gets a note; one from the
+    file's name or flags is refused.
     """
     option, schedule = settings.schedule, None
     if option is not None:
@@ -302,7 +301,7 @@ def _notes(schedule: NoiseSchedule, tables: ScheduleTables, option: str | None) 
         notes += tables.notes(schedule)
     elif tables and option is not None and (why := tables.contradiction_of(schedule)) is not None:
         notes.append(f"{stated} is not that of the tables in the file ({why})")
-    elif tables and tables.contradiction is None and not tables.readings:
+    elif tables and tables.contradiction is None and not tables.candidates:
         notes.append(f"{stated} cannot be compared with the tables in the file")
     notes += notes_on(option or "")
     total = schedule.num_original_timesteps
@@ -377,6 +376,6 @@ def _snapshot(repository: str, patterns: list[str]) -> Path:
             f"{absent} it is not whole in the cache, and the Hub cannot be reached (no network, "
             "or HF_HUB_OFFLINE is set)",
         ) from error
-    except Exception as error:  # what a failing network raises depends on the client's version
+    except Exception as error:  # the exception depends on the client's version
         problem = f"cannot be fetched from the Hub ({first_line(error)})"
         raise FileError(repository, problem) from error

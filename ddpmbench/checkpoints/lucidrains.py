@@ -30,10 +30,10 @@ from ddpmbench.files import sha256_of
 
 PACKAGE = "denoising-diffusion-pytorch"
 HEAD_CHANNELS = 32
-"""The default of versions before 1.9, whose networks have no memory keys."""
+"""The default before version 1.9; those networks have no memory keys."""
 
 NAMES = (("betas", "model.init_conv.weight"),)
-"""Weights of a GaussianDiffusion around one of the package's networks, under any prefix."""
+"""Names of weights of a GaussianDiffusion and the package's network, under any prefix."""
 _NETWORK = "model."
 
 
@@ -47,17 +47,17 @@ def read_lucidrains(
 ) -> Checkpoint:
     """The checkpoint in a state dict of a GaussianDiffusion, as the package's Trainer saves it.
 
-    The schedule comes from its buffers, the parameterization from the weight of its loss. The
-    package samples with the posterior variance, and clips. The network is the package's own; a
-    self-conditioned one is given zeros for its own prediction.
+    The schedule is read from its buffers, the parameterization from the weight of its loss. The
+    package samples with the posterior variance, and clips. The network is the package's own; with
+    self-conditioning it gets zeros for its own prediction.
 
-    `version` is that of the package that wrote the file; None if that is not known.
+    `version` is that of the package that wrote the file; None if unknown.
 
     Raises:
-        MissingSettingsError: no weight of the loss fits, and `prediction` is not given.
-        InputError: its network is not the package's `Unet`, its weights are not whole, the
-            package is missing or of a version with another network, or a variance learned in VP is
-            to be that of another process.
+        MissingSettingsError: no loss weight fits, and `prediction` is not given.
+        InputError: the network is not the package's `Unet`, weights are missing, the package is
+            missing or of a version with another network, or a variance learned in VP is requested
+            for another process.
 
     Source: the package's denoising_diffusion_pytorch.py and learned_gaussian_diffusion.py.
     """
@@ -115,7 +115,7 @@ def read_lucidrains(
 
 
 def version_in(content: Mapping[str, object]) -> str | None:
-    """The version of the package that wrote a file; None if it does not say."""
+    """The version of the package that wrote a file; None if not stated."""
     version = content.get("version")
     if isinstance(version, str) and re.fullmatch(r"\d+(\.\d+)+", version):
         return version
@@ -124,7 +124,7 @@ def version_in(content: Mapping[str, object]) -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class UnetArguments:
-    """The arguments of the package's `Unet` under its names; one entry a resolution."""
+    """The arguments of the package's `Unet`; tuples have one entry per resolution."""
 
     dim: int
     init_dim: int
@@ -138,7 +138,7 @@ class UnetArguments:
 
     @property
     def learned_variance(self) -> bool:
-        """Whether there is a second image's worth of outputs."""
+        """Whether the output has a second set of channels, for the variance."""
         return self.out_dim == 2 * self.channels
 
     @property
@@ -148,7 +148,7 @@ class UnetArguments:
 
 
 def read_arguments(weights: Mapping[str, Tensor], path: Path) -> UnetArguments:
-    """The arguments of the network that has these weights.
+    """The arguments of the network with these weights.
 
     Raises:
         InputError: they are not those of the package's unconditional two-dimensional `Unet`.
@@ -187,7 +187,7 @@ def read_arguments(weights: Mapping[str, Tensor], path: Path) -> UnetArguments:
 
 
 def _attention(weights: Mapping[str, Tensor], name: str, path: Path) -> tuple[bool, int, int]:
-    """Whether it is full attention, its heads, and the channels of each."""
+    """Whether attention is full, the number of heads, and their channels."""
     if f"{name}.fn.fn.to_qkv.weight" in weights:
         name += ".fn.fn"
     full = f"{name}.to_out.weight" in weights
@@ -204,9 +204,9 @@ _LOG_FLOOR = -46.051701859880914  # log 1e-20
 def build_unet(
     arguments: UnetArguments, weights: Mapping[str, Tensor], *, path: Path, version: str | None
 ) -> nn.Module:
-    """The installed package's network with these weights in it, in evaluation mode.
+    """The installed package's network with these weights, in evaluation mode.
 
-    Called with x_t (B, C, H, W) and time (B,); gives (B, C, H, W), or (B, 2C, H, W).
+    It maps x_t (B, C, H, W) and time (B,) to (B, C, H, W), or (B, 2C, H, W).
 
     Raises:
         InputError: the package is missing or of a version with another network, or the weights
@@ -214,8 +214,8 @@ def build_unet(
     """
     unet, installed = _imported(path), installed_version()
     generation = _generation(weights)
-    # From 2.0 on the same names are the same function. Before, attention and convolutions changed
-    # without a change of names, so only the version that wrote a file is known to read it.
+    # From 2.0 on equal names mean the same function. Before, attention and convolutions changed
+    # without new names, so only the version that wrote a file can read it.
     if generation != "2" and version is None:
         raise FileError(
             path,
@@ -229,7 +229,7 @@ def build_unet(
         f"has another: pip install {install}",
     )
     try:
-        with torch.device("meta"):  # nothing is allocated before the shapes are the file's
+        with torch.device("meta"):  # allocates nothing before shapes are checked
             network: nn.Module = unet(**_accepted(arguments, unet))
     except (AssertionError, TypeError, ValueError, RuntimeError) as error:
         raise other from error
@@ -243,17 +243,17 @@ def build_unet(
 
 
 def installed_version() -> str:
-    """The version of the package on this machine."""
+    """The installed version of the package."""
     return importlib.metadata.version(PACKAGE)
 
 
 class RangeFromZero(nn.Module):
-    """A network whose variance at t = 1 is interpolated from the package's lower end.
+    """A network whose variance at t = 1 is interpolated as in the package.
 
     At t = 1, where the posterior variance is 0, the package interpolates between log 1e-20 and
     log beta, and `Variance.LEARNED_RANGE` between the log posterior variance of t = 2 and log beta.
-    This module maps the output to the value that gives the same variance in the latter. A respaced
-    schedule has another t = 2, and so a variance at t = 1 between the network's and beta.
+    This module maps the output so that the latter gives the same variance. A respaced schedule has
+    another t = 2, and so a variance at t = 1 between the network's and beta.
     """
 
     def __init__(self, network: nn.Module, *, log_beta: float, log_posterior: float) -> None:
@@ -262,7 +262,7 @@ class RangeFromZero(nn.Module):
         self._stretch = (log_beta - _LOG_FLOOR) / (log_beta - log_posterior)
 
     def forward(self, x_t: Tensor, time: Tensor) -> Tensor:
-        """As the network, (B, 2C, H, W)."""
+        """The network's output, (B, 2C, H, W)."""
         output, value = self.network(x_t, time).float().chunk(2, dim=1)
         at_first = (time == 0).view(-1, 1, 1, 1)
         value = torch.where(at_first, 1 - (1 - value) * self._stretch, value)
@@ -283,7 +283,7 @@ def _generation(weights: Mapping[str, object]) -> str:
     return "1.9 to 1.11" if "mid_attn.mem_kv" in weights else "before 1.9"
 
 
-# Arguments that no shape of a network of these versions determines, with the values taken.
+# Arguments that no shape determines in these versions, with the values used.
 _UNDETERMINED = {
     "2": "sinusoidal_pos_emb_theta 10000",
     "1.9 to 1.11": "sinusoidal_pos_emb_theta 10000, resnet_block_groups 8",
@@ -297,7 +297,7 @@ def _accepted(arguments: UnetArguments, unet: type[nn.Module]) -> dict[str, obje
     """The arguments that the installed version takes.
 
     Raises:
-        ValueError: it does not take one whose value is not its default.
+        ValueError: it lacks one that does not have the default value.
     """
     built_in = {"attn_heads": 4, "attn_dim_head": HEAD_CHANNELS, "full_attn": False}
     known = inspect.signature(unet).parameters
@@ -314,9 +314,9 @@ def _accepted(arguments: UnetArguments, unet: type[nn.Module]) -> dict[str, obje
 
 
 _ULP = 2.0**-23
-"""Two float32 numbers that differ by less, relatively, may be roundings of the same one."""
+"""Largest relative difference of two float32 roundings of one number."""
 _ROUNDING = 5e-7
-"""Tolerance of beta plus the ratio of two products against 1, in float32."""
+"""Tolerance, in float32, of beta plus the ratio of two products against 1."""
 _NAMED: dict[str, Callable[[int], NoiseSchedule]] = {
     "linear": NoiseSchedule.linear,
     "cosine": NoiseSchedule.cosine,
@@ -329,12 +329,12 @@ _AGREEMENT = 1e-3
 def read_schedule(buffers: Mapping[str, Tensor], *, path: Path) -> NoiseSchedule:
     """The schedule in the buffers `betas` and `alphas_cumprod`, which are float32.
 
-    A named schedule that rounds to them is taken in float64. Of any other, beta has a relative
-    error of 6e-8 and 1 - beta of 2e-7: where beta is large, 1 - beta is the ratio of two cumulative
+    A named schedule that rounds to them is used in float64. In any other, beta has a relative error
+    of 6e-8, and 1 - beta of 2e-7: where beta is large, 1 - beta is the ratio of two cumulative
     products, because the difference would cancel.
 
     Raises:
-        InputError: a buffer is missing or no schedule, or the two contradict each other.
+        InputError: a buffer is missing or invalid, or the two contradict each other.
     """
     lengths = [shape_of(buffers, n, 1, source=path)[0] for n in ("betas", "alphas_cumprod")]
     if lengths[0] != lengths[1]:
@@ -356,19 +356,20 @@ def read_schedule(buffers: Mapping[str, Tensor], *, path: Path) -> NoiseSchedule
 def _named(schedule: NoiseSchedule) -> NoiseSchedule:
     """The named schedule that rounds to this one; else this one."""
     for name, make in _NAMED.items():
-        with contextlib.suppress(InputError):  # too few steps for a schedule of that name
+        with contextlib.suppress(InputError):  # too few timesteps for a schedule of that name
             known = make(schedule.num_timesteps)
             off = (schedule.betas / known.betas - 1).abs()
             if bool((off <= _ULP).all()):
                 return known
-            # The package's sigmoid has ends in float32, which shows where little is left.
+            # The package's sigmoid has float32 ends, which matters where little of the data is
+            # left.
             if name == "sigmoid" and bool((off[:-1] < 1e-2).all()):
                 return NoiseSchedule.from_betas(schedule.betas, name=name)
     return schedule
 
 
 def read_prediction(schedule: NoiseSchedule, loss_weight: Tensor | None) -> Prediction | None:
-    r"""The parameterization, from the weight of the loss over t; None if no weight fits.
+    r"""The parameterization, from the loss weights over t; None if none fits.
 
     .. math::
         w_\epsilon = s / \text{snr}, \qquad w_{x_0} = s, \qquad w_v = s / (\text{snr} + 1),

@@ -22,10 +22,10 @@ from ddpmbench.files import os_errors, replacing, sha256_of
 from ddpmbench.unet.unet import UNet, UNetConfig
 
 FORMAT = 3
-"""The latest. Readers of format 1 would ignore a clip or a data range other than the default, those
-of format 2 a process."""
+"""The latest format. Readers of format 1 would ignore a non-default clip or data range, those of
+format 2 a process."""
 TRAINED = "checkpoint.safetensors"
-"""The name of a training run's checkpoint."""
+"""File name of a training run's checkpoint."""
 _RECORD = "ddpmbench"
 _BETAS = "schedule.betas"
 _NETWORK = "network."
@@ -52,7 +52,7 @@ class _Record(msgspec.Struct, omit_defaults=True):
 
 
 def is_native(path: Path) -> bool:
-    """Whether the file is of this family: safetensors with our record in the metadata."""
+    """Whether a file is of this family: safetensors with our record in the metadata."""
     if not path.is_file() or path.suffix != ".safetensors":
         return False
     try:
@@ -66,7 +66,7 @@ def read_native(path: Path) -> Checkpoint:
     """Read a native file.
 
     Raises:
-        InputError: the file is truncated, of a newer format, or its weights do not fit.
+        InputError: the file is truncated or of a newer format, or its weights do not fit.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -132,13 +132,12 @@ def write_native(
 
     Args:
         path: the file to write, ending in `.safetensors`.
-        checkpoint: its network must be the built-in U-Net, its schedule the one of the training.
-        weights: written instead of the network's own, under the same names.
+        checkpoint: with the built-in U-Net and the schedule of the training.
+        weights: written in place of the network's own, under the same names.
         training: the record of the training, as `Checkpoint.training`.
 
     Raises:
-        InputError: the network is another, the schedule is respaced, or the file cannot be
-            written.
+        InputError: another network, a respaced schedule, or the file cannot be written.
     """
     network = checkpoint.network
     if not isinstance(network, UNet):
@@ -160,7 +159,7 @@ def write_native(
         data_range=None if data_range == UNIT_RANGE else _DataRange(**vars(data_range)),
         process=checkpoint.schedule.process,
     )
-    # every version can read a file that says nothing of clip and data range
+    # every version can read a file without clip and data range
     is_first = fields.clip and fields.data_range is None
     is_preserving = fields.process is Process.VP
     record = {
@@ -175,4 +174,4 @@ def write_native(
     tensors[_BETAS] = checkpoint.schedule.betas.to(torch.float64)
     with replacing(path) as temporary, os_errors():
         save_file(tensors, temporary, metadata={_RECORD: json.dumps(record)})
-        temporary.chmod(0o644)  # safetensors makes it the writer's alone
+        temporary.chmod(0o644)  # safetensors makes it readable by the owner only

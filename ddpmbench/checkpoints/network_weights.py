@@ -1,4 +1,4 @@
-"""Loading weights into a network, all of them, under the names that a project gives them."""
+"""Loading exactly the weights of a network, under the names that a project gives them."""
 
 import contextlib
 import itertools
@@ -23,10 +23,10 @@ from ddpmbench.unet.unet import UNet, UNetConfig
 
 
 def only_tensors(state: Mapping[str, object], *, source: str) -> dict[str, Tensor]:
-    """A state dict of tensors alone.
+    """A state dict that holds only tensors.
 
     Raises:
-        InputError: an item is no tensor, or declares more numbers than the file holds.
+        InputError: an item is not a tensor, or declares more numbers than the file holds.
     """
     tensors = {}
     for name, value in state.items():
@@ -46,7 +46,7 @@ def only_tensors(state: Mapping[str, object], *, source: str) -> dict[str, Tenso
 def shape_of(
     weights: Mapping[str, Tensor], name: str, dimensions: int, *, source: object
 ) -> tuple[int, ...]:
-    """The shape of a weight on which the architecture depends, of so many dimensions.
+    """The shape of a weight that determines the architecture, with a given number of dimensions.
 
     Raises:
         InputError: it is missing, or has another number of dimensions or no elements.
@@ -60,7 +60,7 @@ def shape_of(
 
 
 def check_outputs(config: UNetConfig, variance: Variance, *, source: object) -> None:
-    """Refuse a variance the network has no output for, or an output that no variance takes."""
+    """Refuse a variance without an output of the network, or an output that no variance uses."""
     if variance.is_learned != (config.out_channels == 2 * config.in_channels):
         raise FileError(
             source,
@@ -76,13 +76,13 @@ def load_weights(
     source: object,
     names: Mapping[str, str] | None = None,
 ) -> None:
-    """Load weights that must fit name by name, shape by shape, and be finite.
+    """Load weights, which must match in names and shapes and be finite.
 
     Args:
         network: receives the weights, as float32; may be on the meta device.
-        weights: a tensor for every parameter and buffer of the network, and no other.
+        weights: a tensor for every parameter and buffer of the network, and no others.
         source: the file to name in an error.
-        names: the name in `weights` of each of the network's own; the same names if absent.
+        names: from the network's names to those in `weights`; None if they are equal.
 
     Raises:
         InputError: one is missing, left over, of another shape, or not finite.
@@ -101,7 +101,7 @@ def load_weights(
         elif not is_plain(tensor):
             problem = why_not_plain(tensor)
         else:
-            state[name] = tensor.float().contiguous()  # torch has no isfinite for 8 bits
+            state[name] = tensor.float().contiguous()  # torch has no isfinite for 8-bit floats
             if not bool(state[name].isfinite().all()):
                 problem = "holds NaN or infinite weights"
         if problem is not None:
@@ -110,20 +110,20 @@ def load_weights(
 
 
 def some_weights(names: list[str]) -> str:
-    """The first of these weights, and how many more there are."""
+    """The first of these weights, and the number of others."""
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return f"weight {names[0]}{more}"
 
 
 Renames = Sequence[tuple[str, str | Callable[[re.Match[str]], str]]]
-"""Pattern in a name of ours and its replacement, applied one after the other."""
+"""Patterns in our names and their replacements, applied in order."""
 
-# The layers of attention, which are convolutions of one pixel in some files.
+# Attention layers, which are 1x1 convolutions in some files.
 _ATTENTION = re.compile(r"\battentions?\..*\b(qkv|out)\.")
 
 
 def rename(name: str, renames: Renames) -> str:
-    """The project's name of a weight of `unet.unet.UNet`."""
+    """The project's name for a weight of `unet.unet.UNet`."""
     for pattern, replacement in renames:
         name = re.sub(pattern, replacement, name)
     return name
@@ -141,17 +141,17 @@ def build_unet(
 
     Args:
         config: the network's configuration.
-        weights: all of the file's, under its names.
-        renames: from our names to the file's; none where they are the same.
-        parts: what the file calls `qkv`, the queries, keys and values of attention, or each of
+        weights: all weights of the file, under its names.
+        renames: from our names to the file's; empty if they are equal.
+        parts: the file's name for `qkv`, the queries, keys and values of attention, or for each of
             the three.
         source: the file to name in an error.
 
     Raises:
-        InputError: the configuration is no network, or the weights are not all of it.
+        InputError: the configuration is invalid, or does not match the weights.
     """
     try:
-        # on the meta device nothing is allocated before the shapes are known to be the file's
+        # the meta device allocates nothing before the shapes are checked against the file
         with naming(source), torch.device("meta"):
             network = UNet(config)
     except (RuntimeError, OverflowError) as error:
@@ -171,7 +171,7 @@ def build_unet(
 
 
 def _joined(parts: Mapping[str, Tensor], source: object) -> Tensor:
-    """Queries, keys and values in one tensor; a convolution of one pixel as a matrix."""
+    """Queries, keys and values in one tensor; a 1x1 convolution as a matrix."""
     matrices = [rows.flatten(1) if rows.ndim > 2 else rows for rows in parts.values()]
     try:
         return torch.cat(matrices) if len(matrices) > 1 else matrices[0]
@@ -182,7 +182,7 @@ def _joined(parts: Mapping[str, Tensor], source: object) -> Tensor:
 def renamed_weights(
     network: UNet, renames: Renames, *, parts: tuple[str, ...]
 ) -> dict[str, Tensor]:
-    """The inverse of `build_unet`: the weights of our U-Net as the project's files have them."""
+    """The inverse of `build_unet`: the weights of our U-Net in the project's names and layout."""
     weights = {}
     for name, tensor in network.state_dict().items():
         theirs = rename(name, renames)
@@ -195,13 +195,13 @@ def renamed_weights(
 
 
 def count(weights: Mapping[str, Tensor], pattern: str) -> int:
-    """How many weights have the name `pattern`, with 0, 1, ... for {}, up to the first gap."""
+    """The number of weights named `pattern`, with 0, 1, ... for {}, up to the first gap."""
     return next(number for number in itertools.count() if pattern.format(number) not in weights)
 
 
 @contextlib.contextmanager
 def importing(extra: str, source: str | Path, why: str, *, remedy: str = "") -> Iterator[None]:
-    """Inside, a package of an extra is imported without its warnings.
+    """Context in which a package of an extra is imported, without its warnings.
 
     Raises:
         InputError: the package is missing.

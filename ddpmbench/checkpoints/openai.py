@@ -22,7 +22,7 @@ NAMES = (
     ("input_blocks.0.0.weight", "time_embed.0.weight"),
     ("middle_block.0.in_layers.0.weight", "out.2.weight"),
 )
-"""Weights of this family under any prefix; a file has all of a row."""
+"""Groups of names of this family, under any prefix; a file has all names of a group."""
 
 
 def is_openai(names: Mapping[str, object]) -> bool:
@@ -40,9 +40,9 @@ def read_openai(
     """The checkpoint in a state dict of either project.
 
     Raises:
-        MissingSettingsError: `model_flags` is not given, and it has no published file's name.
-        InputError: the flags contradict the weights, or ask for what this package cannot express;
-            or the weights are not whole.
+        MissingSettingsError: `model_flags` is not given, and the file name is not a published one.
+        InputError: the flags contradict the weights or are not supported by this package, or
+            weights are missing.
 
     Source: Nichol & Dhariwal 2021; Dhariwal & Nichol 2021; the projects' script_util.py.
     """
@@ -101,7 +101,7 @@ def _multiples(config: UNetConfig) -> tuple[Fraction, ...]:
 
 
 def _known_flags(config: UNetConfig) -> str:
-    """The flags that the weights determine, in the projects' own spelling."""
+    """The flags that the weights determine, in the projects' spelling."""
     updown = " --resblock_updown True" if config.resampling == "block" else ""
     return (
         f"--num_channels {config.model_channels} --num_res_blocks {config.num_blocks} "
@@ -111,13 +111,13 @@ def _known_flags(config: UNetConfig) -> str:
 
 
 def read_shapes(weights: Mapping[str, Tensor], path: Path) -> UNetConfig:
-    """The network as far as its shapes determine it: with one attention head.
+    """The network as far as the shapes determine it, with one attention head.
 
-    A resolution ends where the way up doubles it.
+    A resolution ends where the upward path doubles it.
 
     Raises:
-        InputError: a weight that is needed is missing, the network is a classifier or an
-            upsampler, or our U-Net cannot express it.
+        InputError: a required weight is missing, the network is a classifier or an upsampler, or
+            our U-Net cannot express it.
     """
     shape = functools.partial(shape_of, weights, source=path)
     if not any(name.startswith("output_blocks.") for name in weights):
@@ -129,7 +129,7 @@ def read_shapes(weights: Mapping[str, Tensor], path: Path) -> UNetConfig:
     conv = _numbers(weights, r"output_blocks\.(\d+)\.[12]\.conv\.")
     block = _numbers(weights, r"output_blocks\.(\d+)\.[12]\.in_layers\.")
     down = _numbers(weights, r"input_blocks\.(\d+)\.")
-    without = set(range(max(down))) - down  # pooling has no weights, only a number
+    without = set(range(max(down))) - down  # pooling has no weights, but a module number
     resampling: Resampling = "block" if block else "pool" if without and not conv else "conv"
     ends = block or {number - 1 for number in without} if resampling != "conv" else conv
     per_level = 1 + min(ends, default=total - 1)
@@ -159,17 +159,17 @@ def read_shapes(weights: Mapping[str, Tensor], path: Path) -> UNetConfig:
 
 def _numbers(weights: Mapping[str, Tensor], pattern: str) -> set[int]:
     matches = (re.match(pattern, name) for name in weights)
-    # A block's number has few digits; more are a mistake or an attack on the memory.
+    # Block numbers have few digits; more are a mistake or an attack on the memory.
     return {int(match[1]) for match in matches if match and len(match[1]) <= 4}
 
 
 def _listed(values: tuple[object, ...]) -> str:
-    """Values as the projects' flags list them."""
+    """Values in the format of the projects' flags."""
     return ",".join(str(float(v) if isinstance(v, Fraction) and v % 1 else v) for v in values)
 
 
 def _flags_to_fill(shapes: UNetConfig) -> str:
-    """The flags that the weights determine, and placeholders for all others.
+    """The flags that the weights determine, and placeholders for the others.
 
     The resolutions with attention are those of the placeholder's image size.
     """
@@ -187,7 +187,7 @@ def network_config(flags: ModelFlags, shapes: UNetConfig, path: Path) -> UNetCon
     """The network of the flags, checked against the weights.
 
     Raises:
-        InputError: they contradict each other; the line names the flag with both values.
+        InputError: they contradict each other; the message names the flag with both values.
     """
     _check(flags, shapes, path)
     return dataclasses.replace(
@@ -205,7 +205,7 @@ def _check(flags: ModelFlags, shapes: UNetConfig, path: Path) -> None:
         for levels in (attention, shapes.attention)
     )
     multiples = "channel_mult" if flags.channel_mult is not None else "image_size"
-    for name, asked, stored in (
+    for name, flag, stored in (
         ("num_channels", flags.num_channels, shapes.model_channels),
         ("num_res_blocks", flags.num_res_blocks, shapes.num_blocks),
         ("learn_sigma", flags.learn_sigma, shapes.out_channels != shapes.in_channels),
@@ -215,11 +215,11 @@ def _check(flags: ModelFlags, shapes: UNetConfig, path: Path) -> None:
         (multiples, flags.multiples, _multiples(shapes)),
         ("attention_resolutions", attended, attended_in_file),
     ):
-        if asked != stored:
+        if flag != stored:
             how = "has" if name in flags.given else "leaves the default"
             given, weights = (
                 (_listed(value) or "none") if isinstance(value, tuple) else str(value)
-                for value in (asked, stored)
+                for value in (flag, stored)
             )
             if name == "image_size":
                 given = f"{size} (channel multiples {given})"
@@ -241,7 +241,7 @@ def _check(flags: ModelFlags, shapes: UNetConfig, path: Path) -> None:
 
 
 def _queries_first(rows: Tensor, config: UNetConfig, source: str) -> Tensor:
-    """Rows ordered by head, then query, key, value, as ours: by query, key, value, then head."""
+    """Rows reordered from head, then query, key, value to ours: query, key, value, then head."""
     heads = config.heads(sum(rows.shape[:1]) // 3)
     try:
         return rows.reshape(heads, 3, -1, *rows.shape[1:]).transpose(0, 1).flatten(0, 2)
@@ -251,7 +251,7 @@ def _queries_first(rows: Tensor, config: UNetConfig, source: str) -> Tensor:
 
 
 def _renames(config: UNetConfig) -> Renames:
-    """Our names -> theirs, whose blocks are numbered through all resolutions."""
+    """Our names -> theirs, where blocks are numbered across resolutions."""
     per_level = config.num_blocks + 1
 
     def down(match: re.Match[str]) -> str:

@@ -1,4 +1,4 @@
-"""The flags of openai/improved-diffusion and openai/guided-diffusion, and what they state."""
+"""The flags of openai/improved-diffusion and openai/guided-diffusion, and their meaning."""
 
 import argparse
 import dataclasses
@@ -14,7 +14,7 @@ from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError
 
 # Published files -> the flags published with them (the README of either project). Where the
-# projects' defaults differ, the default of the file's own project is written out.
+# projects' defaults differ, that of the file's project is written out.
 PRESETS = {
     "cifar10_uncond_50M_500K": "--image_size 32 --num_channels 128 --num_res_blocks 3 "
     "--learn_sigma True --diffusion_steps 4000 --noise_schedule cosine --rescale_timesteps True",
@@ -27,12 +27,12 @@ PRESETS = {
     "--num_heads 1 --learn_sigma True --use_scale_shift_norm False --attention_resolutions 16 "
     "--diffusion_steps 1000 --noise_schedule linear --rescale_timesteps False",
 }
-# The same network and process, trained on another objective or at another learning rate.
+# The same network and process, trained with another objective or learning rate.
 PRESETS["cifar10_uncond_vlb_50M_500K"] = PRESETS["cifar10_uncond_50M_500K"]
 PRESETS["imagenet64_uncond_vlb_100M_1500K"] = PRESETS["imagenet64_uncond_100M_1500K"]
 PRESETS["lsun_uncond_100M_2400K_bs64"] = PRESETS["lsun_uncond_100M_1200K_bs128"]
 
-# Flags of the projects' scripts that change neither the network nor the process.
+# Flags of the projects' scripts that affect neither network nor process.
 _IGNORED_WORDS = """
     anneal_lr batch_size classifier_attention_resolutions classifier_depth classifier_path
     classifier_pool classifier_resblock_updown classifier_scale classifier_use_fp16
@@ -60,10 +60,10 @@ class ModelFlags:
     """The flags that determine the network and the process, with the projects' names and defaults.
 
     Attributes:
-        channel_mult: None: as the size has it.
+        channel_mult: None for the default of the image size.
         rescale_timesteps: None if not given; see `rescales`.
         given: the names of the flags that were given.
-        ignored: those given that change nothing here.
+        ignored: given flags without an effect here.
     """
 
     image_size: int = 64
@@ -91,7 +91,7 @@ class ModelFlags:
 
     @property
     def multiples(self) -> tuple[Fraction, ...]:
-        """The channel multiples, given or the size's own."""
+        """The channel multiples, as given or by default of the image size."""
         if self.channel_mult is not None:
             return self.channel_mult
         if self.image_size not in _CHANNEL_MULT:
@@ -110,7 +110,7 @@ class ModelFlags:
 
     @property
     def schedule(self) -> NoiseSchedule:
-        """The noise schedule, of the timesteps that `timestep_respacing` keeps."""
+        """The noise schedule, with the timesteps that `timestep_respacing` keeps."""
         is_cosine = self.noise_schedule == "cosine"
         schedule = (NoiseSchedule.cosine if is_cosine else NoiseSchedule.linear)(
             self.diffusion_steps
@@ -133,15 +133,15 @@ class ModelFlags:
             return schedule.in_sections([int(count) for count in counts])
 
     def rescales(self, *, resblock_updown: bool) -> bool:
-        """Whether the network's time is rescaled to run to 1000.
+        """Whether the network's time input is rescaled to run up to 1000.
 
         Args:
             resblock_updown: whether the file's residual blocks resample, which only
                 guided-diffusion has.
 
         Raises:
-            InputError: it matters, was not given, and the other flags do not identify the
-                project, whose default it would be.
+            InputError: the flag matters but is not given, and the others do not identify the
+                project with its default.
         """
         if self.rescale_timesteps is not None or self.diffusion_steps == 1000:
             return bool(self.rescale_timesteps)
@@ -157,7 +157,7 @@ class ModelFlags:
 
 
 def flag_error(problem: object) -> InputError:
-    """A problem with `model_flags`."""
+    """An error about `model_flags`."""
     return InputError(f"`model_flags`: {problem}")
 
 
@@ -165,8 +165,8 @@ def parse_flags(text: str) -> ModelFlags:
     """The flags in the projects' own spelling, or those of a published file by its name.
 
     Args:
-        text: `--flag value` or `--flag=value`, any number of them, the last of a kind counts; or
-            a name in `PRESETS`.
+        text: any number of `--flag value` or `--flag=value`, the last of a kind counts; or a name
+            in `PRESETS`.
 
     Raises:
         InputError: a flag is of neither project, or its value has another type.
@@ -192,7 +192,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    """It gives the flags that were given alone."""
+    """A parser that returns only the given flags."""
     parser = _Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     for field in dataclasses.fields(ModelFlags):
         if field.name not in ("given", "ignored"):
@@ -203,7 +203,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-# As the projects' own scripts read it.
+# As in the projects' scripts.
 _BOOLEANS = {
     **dict.fromkeys(("yes", "true", "t", "y", "1"), True),
     **dict.fromkeys(("no", "false", "f", "n", "0"), False),
@@ -246,4 +246,4 @@ _TYPES: dict[object, Callable[[str], object]] = {
     "noise_schedule": _named_schedule,
     "rescale_timesteps": _boolean,
 }
-"""By a flag's name or its type."""
+"""Parsers by a flag's name or type."""

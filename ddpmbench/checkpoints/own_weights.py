@@ -1,4 +1,4 @@
-"""The weights of a user's own network: located in a file, loaded, refused if they are random."""
+"""The weights of a user's own network: located in a file, loaded, refused if random."""
 
 import dataclasses
 import random
@@ -33,7 +33,7 @@ def weights_in_file(
     path: Path,
     weights: str | None,
 ) -> StateDict:
-    """The part of the file that has the network's names."""
+    """The state dict in a file that has the network's names."""
     names = list(network.state_dict())
     if not names:
         raise InputError(
@@ -43,7 +43,7 @@ def weights_in_file(
     needed = [n for n, _ in network.named_parameters()] or [
         name for name in names if not name.endswith(_BATCH_COUNT)
     ]
-    # After all of them the first: loading then names those that are missing beside it.
+    # Otherwise the first: loading it reports the missing weights.
     for known in (needed, needed[:1]):
         match = _find(needed, known, content, path, weights) if known else None
         if match is not None:
@@ -58,9 +58,9 @@ def _find(
     path: Path,
     weights: str | None,
 ) -> StateDict | None:
-    """The weights with the network's names, or with all of them less one prefix.
+    """The weights with the network's names, or with these minus a common prefix.
 
-    An adapter that keeps the trained network in `self.net` has names `net.x` for the file's x.
+    An adapter that holds the trained network as `self.net` has names `net.x` for the file's x.
     """
     for prefix in ("", *_common_prefixes(names)):
         known = [name.removeprefix(prefix) for name in needed]
@@ -81,7 +81,7 @@ def _find(
 
 
 def _common_prefixes(names: Sequence[str]) -> Iterator[str]:
-    """Those of whole parts that all names begin with, the shortest first."""
+    """Common prefixes of the names, of whole parts, the shortest first."""
     first, *others = names
     parts = first.split(".")[:-1]
     for count in range(1, len(parts) + 1):
@@ -92,21 +92,21 @@ def _common_prefixes(names: Sequence[str]) -> Iterator[str]:
 
 
 def other_weights(state: StateDict) -> list[str]:
-    """Names of tensors beside these that may be another network's: no table, no single number."""
+    """Names of other tensors that may be a network's: neither tables nor single numbers."""
     tables = ScheduleTables.within(state.beside).names
     return [name for name, t in state.beside.items() if t.numel() > 1 and name not in tables]
 
 
 def load_into(file: UserFile, network: nn.Module, state: StateDict, path: Path) -> None:
-    """Put weights into the network, as float32: one for each parameter and buffer, and no other.
+    """Load weights into the network, as float32: one for each parameter and buffer, and no others.
 
-    Tables of a schedule beside them are no weights.
+    Tables of a schedule beside them do not count as weights.
 
     Raises:
         InputError: one is missing, left over, of another shape, or of another kind of number.
     """
     tensors = {n: value for n, value in state.weights.items() if isinstance(value, Tensor)}
-    # A module may keep anything as its extra state.
+    # A module's extra state may be anything.
     expected = {n: t for n, t in network.state_dict().items() if isinstance(t, Tensor)}
     tables = ScheduleTables.within({n: t for n, t in tensors.items() if n not in expected})
     weights = {name: tensor for name, tensor in tensors.items() if name not in tables.names}
@@ -115,10 +115,10 @@ def load_into(file: UserFile, network: nn.Module, state: StateDict, path: Path) 
             continue
         if name.endswith(_BATCH_COUNT):
             weights[name] = _batch_count(weights[name], wanted)
-        # A weight of another shape may declare more than there is memory for.
+        # A weight of another shape may declare more than fits into memory.
         if weights[name].shape == wanted.shape:
             weights[name] = _as_wanted(weights[name], wanted, f"{path}: {name}", file.who)
-    # What was made in torch.inference_mode cannot be written to.
+    # Tensors from torch.inference_mode cannot be written to.
     assign = any(p.is_meta or p.is_inference() for p in network.parameters())
 
     def load() -> tuple[list[str], list[str]]:
@@ -139,20 +139,20 @@ def load_into(file: UserFile, network: nn.Module, state: StateDict, path: Path) 
             f"content, NAME(state), can join them{other}"
         )
     sides = (("missing", missing), ("left over", unexpected))
-    what = "; ".join(f"{some_weights(names)} {side}" for side, names in sides if names)
-    raise InputError(f"{path}: {what}; these are not the weights of {file.who}")
+    mismatch = "; ".join(f"{some_weights(names)} {side}" for side, names in sides if names)
+    raise InputError(f"{path}: {mismatch}; these are not the weights of {file.who}")
 
 
 def _batch_count(count: Tensor, wanted: Tensor) -> Tensor:
-    """Zero in place of a count of batches that is an average, cast, or of shape (1,)."""
+    """Zero in place of a batch count that is averaged, cast, or of shape (1,)."""
     is_other = count.is_floating_point() or count.shape != wanted.shape
     return torch.zeros_like(wanted) if is_other and count.numel() == wanted.numel() == 1 else count
 
 
 def _as_wanted(tensor: Tensor, wanted: Tensor, named: str, who: str) -> Tensor:
-    """A weight as the network computes with it; of another kind of number it is not one.
+    """A weight in the network's type, which must be the same kind of number.
 
-    Copying would make floats of integers, and drop imaginary parts, silently.
+    Copying would silently convert integers to floats, and drop imaginary parts.
     """
     is_float = wanted.is_floating_point()
     if tensor.is_meta or tensor.layout != torch.strided or tensor.is_quantized:
@@ -173,7 +173,7 @@ _OTHER_SEED = 7919
 
 
 def refuse_untrained(file: UserFile, network: nn.Module, path: Path | None = None) -> None:
-    """Refuse a weight or a buffer that is random, or not finite in the file, if there is one."""
+    """Refuse weights or buffers that are random, or not finite in the file, if given."""
     if (name := not_finite(network)) is None:
         return
     if path is None:
@@ -208,9 +208,9 @@ def not_finite(network: nn.Module) -> str | None:
 def refuse_random(
     file: UserFile, network: nn.Module, build: Callable[[UserFile], nn.Module]
 ) -> None:
-    """Run the file once more from other random numbers, and refuse what differs: it is in no file.
+    """Run the file again with other random numbers, and refuse values that differ.
 
-    Floating-point numbers of torch need no second run; they are NaN in the first.
+    torch's random floating-point numbers need no second run; they are NaN in the first.
     """
     first = _numbers_of(network, file)
     with restored_process_state():
@@ -229,10 +229,10 @@ def refuse_random(
 
 
 def _numbers_of(network: nn.Module, file: UserFile) -> dict[str, Any]:
-    """All numbers that a call may use, by name.
+    """All numbers that the network may use, by name.
 
-    Parameters, buffers and attributes of the modules, tensors and arrays of their classes, and
-    those of the files that were run, in lists and dicts too.
+    Parameters, buffers and attributes of the modules, tensors and arrays of their classes and of
+    the files that were run, also in lists and dicts.
     """
     numbers: dict[str, Any] = dict(network.named_parameters())
     numbers |= dict(network.named_buffers())
@@ -251,7 +251,7 @@ def _gather(
     kinds: tuple[type, ...],
     outer: tuple[int, ...] = (),
 ) -> None:
-    """Add the values of some kinds, also those in lists and dicts, which may hold themselves."""
+    """Add the values of some kinds, also in lists and dicts, which may contain themselves."""
     for key, value in values.items():
         name = f"{prefix}.{key}" if prefix else key
         if isinstance(value, kinds):
@@ -272,6 +272,6 @@ def _same(one: Any, other: Any) -> bool:  # noqa: ANN401 - tensors, arrays or nu
         return False
     if one.is_meta or one.layout is not torch.strided or one.is_quantized:
         return True
-    # NaN shows in the output, where it is used.
+    # A NaN in use shows in the output.
     is_nan = one.is_floating_point() and bool(one.isnan().any())
     return is_nan or torch.equal(one, other)

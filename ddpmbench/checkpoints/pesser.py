@@ -28,7 +28,7 @@ from ddpmbench.unet.unet import UNetConfig
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """What the project's code has about a published file; its name ends in `step`."""
+    """The project's settings of a published file; its name ends in `step`."""
 
     step: int
     image_size: int
@@ -53,7 +53,7 @@ NAMES = (
     ("temb.dense.0.weight", "conv_in.weight"),
     ("down.0.block.0.temb_proj.weight", "conv_out.weight"),
 )
-"""Weights of this family under any prefix; a file has all of a row."""
+"""Groups of names of this family, under any prefix; a file has all names of a group."""
 
 
 def read_pesser(
@@ -64,13 +64,14 @@ def read_pesser(
     settings: CheckpointSettings,
     tables: ScheduleTables = NO_TABLES,
 ) -> Checkpoint:
-    """The checkpoint in a state dict of the project, or of one with its network.
+    """The checkpoint in a state dict of the project, or of another with its network.
 
-    `tables` are those of a schedule that the file has beside the weights.
+    `tables` are the schedule tables beside the weights.
 
     Raises:
-        MissingSettingsError: schedule or variance are not given, and it is no published file.
-        InputError: the weights are not whole, or are of a network that cannot be expressed.
+        MissingSettingsError: schedule or variance are not given, and the file is not a published
+            one.
+        InputError: weights are missing, or our U-Net cannot express the network.
 
     Source: Ho et al. 2020 and pytorch_diffusion's model.py and diffusion.py.
     """
@@ -83,10 +84,10 @@ def read_pesser(
         variance, image_size = published.variance, published.image_size
         notes.append(f"by its name the published {name}: linear schedule of 1000 steps, {variance}")
     else:
-        asked = "published files are known by their names: ema_cifar10.ckpt, ..."
+        reason = "published files are known by their names: ema_cifar10.ckpt, ..."
         if name:
             channels = _listed(PUBLISHED[name.removeprefix("ema_")].channels)
-            asked = f"it has the name of the published {name}, whose network is of {channels}"
+            reason = f"it has the name of the published {name}, whose network is of {channels}"
         examples = {"schedule": tables.example, "variance": "fixed_large"}
         missing = {n: example for n, example in examples.items() if getattr(settings, n) is None}
         if tables:
@@ -96,7 +97,7 @@ def read_pesser(
                 f"{path}: weights of pesser/pytorch_diffusion's network "
                 f"({_listed(config.channels)}, {config.num_blocks} blocks each), which "
                 f"do not say how they were trained; add {' and '.join(parameters(missing))}, or "
-                f"whatever it was ({asked})",
+                f"whatever it was ({reason})",
                 family="pesser",
                 path=path,
                 weights=weights,
@@ -128,10 +129,10 @@ def read_pesser(
 
 
 def network_config(weights: Mapping[str, Tensor], path: Path) -> UNetConfig:
-    """The network, whose weights determine all but its resolution.
+    """The network; its weights determine all but the resolution.
 
     Raises:
-        InputError: a weight that is needed is missing, or our U-Net cannot express it.
+        InputError: a required weight is missing, or our U-Net cannot express the network.
     """
     shape = functools.partial(shape_of, weights, source=path)
     levels = range(max(1, count(weights, "down.{}.block.0.conv1.weight")))
@@ -155,10 +156,10 @@ def network_config(weights: Mapping[str, Tensor], path: Path) -> UNetConfig:
 
 
 def _published(path: Path, config: UNetConfig) -> tuple[str, Published | None]:
-    """The name of the published file that a path looks like, and its record.
+    """The name of the published file that a path matches, and its record.
 
-    The record is None where the file holds another network. A short name without `ema_` is no
-    published one: anybody's own file may be called cifar10.ckpt.
+    The record is None if the file holds another network. A short name without `ema_` does not
+    count: any user's file may be called cifar10.ckpt.
     """
     for name, published in PUBLISHED.items():
         for prefix in ("ema_", ""):
@@ -176,7 +177,7 @@ def _listed(channels: tuple[int, ...]) -> str:
 
 
 def renames(config: UNetConfig) -> Renames:
-    """Our names -> theirs, whose way up counts resolutions from the image down."""
+    """Our names -> theirs, where the upward path counts resolutions from the image down."""
     last = len(config.channels) - 1
     return (
         (r"^up\.(\d+)\.", lambda match: f"up.{last - int(match[1])}."),

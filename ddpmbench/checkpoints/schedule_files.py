@@ -1,4 +1,4 @@
-"""Noise schedules in files of numbers, and checks of a row of numbers."""
+"""Noise schedules in files of numbers, and checks of such numbers."""
 
 import contextlib
 import json
@@ -23,20 +23,20 @@ Array = NDArray[np.float64]
 _BINARY = (".npy", ".npz")
 _READ = "a table is read from .npy, .npz, or text with one number a line"
 _MOST_BYTES = 64 * 2**20
-"""Of a file and of one of its arrays; a million numbers with all their digits take less."""
+"""Most bytes of a file and of one array; a million numbers with all digits take less."""
 _LONGEST_WORD = 24
 _SEPARATOR = re.compile(r"\s*,\s*|\s+")
 
 
 def read_table(path: Path, name: str) -> Array:
-    """(T,) float64 numbers of a file.
+    """(T,) float64 numbers from a file.
 
     Args:
-        path: of a .npy or .npz file, or else of text.
-        name: of the array in a .npz file that holds several.
+        path: of a .npy or .npz file, or of text.
+        name: of the array, in a .npz file with several.
 
     Raises:
-        InputError: the file cannot be read, or holds anything but one row of real numbers.
+        InputError: the file cannot be read, or is not a 1-D array of real numbers.
     """
     if path.suffix.lower() not in _BINARY:
         return _from_text(_bytes_of(path))
@@ -50,7 +50,7 @@ def read_table(path: Path, name: str) -> Array:
 
 
 def array_names(path: Path) -> list[str]:
-    """The names of the arrays in a .npz file; none in any other.
+    """The names of the arrays in a .npz file; empty for any other.
 
     Raises:
         InputError: the file cannot be read.
@@ -61,7 +61,7 @@ def array_names(path: Path) -> list[str]:
 
 
 def _chosen(content: NDArray[Any] | NpzFile, name: str) -> NDArray[Any]:
-    """The array of an archive that has the name, or its only one."""
+    """The named array of an archive, or its only one."""
     if not isinstance(content, NpzFile):
         return content
     names = list(content)
@@ -78,15 +78,15 @@ def _chosen(content: NDArray[Any] | NpzFile, name: str) -> NDArray[Any]:
 
 
 def _from_numpy(path: Path, read: Callable[[Any], T]) -> T:
-    """What is read of a .npy or .npz file while it is open."""
+    """The result of `read` for an open .npy or .npz file."""
     _bytes_of(path, most=0)
     try:
         with warnings.catch_warnings(), path.open("rb") as file:
-            warnings.simplefilter("ignore")  # numpy warns of headers by old versions of Python
+            warnings.simplefilter("ignore")  # numpy warns of headers from old versions of Python
             return read(np.load(file, allow_pickle=False))
     except InputError:
         raise
-    # numpy and zipfile raise whatever the damaged bytes lead to
+    # numpy and zipfile raise many kinds of errors on damaged bytes
     except Exception as error:
         raise InputError(
             f"holds no plain numbers, or is damaged; {_READ}: write it with np.save(PATH, values)"
@@ -101,7 +101,7 @@ def _bytes_of(path: Path, most: int = _MOST_BYTES) -> bytes:
             raise InputError(_too_large("has"))
         with path.open("rb") as file:
             return file.read(most)
-    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+    except (OSError, ValueError) as error:  # ValueError: an invalid file name
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"cannot be read ({reason}); {_READ}") from error
 
@@ -152,14 +152,14 @@ def _short(text: str) -> str:
     return text if len(text) <= _LONGEST_WORD else f"{text[:_LONGEST_WORD]}..."
 
 
-# ---- what a row of numbers may be
+# ---- the meaning of a row of numbers
 
 _LEAST_KNOWN = 10
-"""Fewer numbers may be spaced evenly by chance."""
+"""Least numbers that are not evenly spaced by chance."""
 _EVEN = 0.01
-"""Largest distance from a line, as a share of its rise, of numbers that are spaced evenly."""
+"""Largest distance of evenly spaced numbers from a line, as a share of its rise."""
 _LOG_LEAST_OF_BETAS = math.log(1e-30)
-"""Of alphas_cumprod; the usual schedules end above 1e-18."""
+"""Least log of alphas_cumprod; usual schedules end above 1e-18."""
 _ROUNDING = 2.0**-23
 """Of float32."""
 
@@ -168,7 +168,7 @@ def betas_schedule(values: Array, *, name: str = "betas") -> NoiseSchedule:
     """The schedule of (T,) betas, t = 1 first.
 
     Raises:
-        InputError: they are no betas, or look like something else.
+        InputError: they are not betas, or look like something else.
     """
     _check_row(values)
     inside = (values > 0) & (values < 1)
@@ -180,7 +180,7 @@ def betas_schedule(values: Array, *, name: str = "betas") -> NoiseSchedule:
         raise InputError("not all of its numbers lie strictly between 0 and 1, as betas do")
     if values[0] > values[-1]:
         remedy = "say what they are, as products of alphas in alphas_cumprod:FILE"
-        with contextlib.suppress(InputError):  # to reverse them helps where that makes betas
+        with contextlib.suppress(InputError):  # suggest reversing them only if that gives betas
             betas_schedule(values[::-1])
             remedy = "reverse them, or say what they are"
         raise InputError(
@@ -188,8 +188,8 @@ def betas_schedule(values: Array, *, name: str = "betas") -> NoiseSchedule:
             f"on: {remedy} (alphas are 1 - beta)"
         )
     ends = float(np.log1p(-values).sum())
-    if (ends < _LOG_LEAST_OF_BETAS or values[-1] > 0.9) and (what := _likely_meaning(values)):
-        raise InputError(f"these look like {what[0]}, not like betas; pass {what[1]}")
+    if (ends < _LOG_LEAST_OF_BETAS or values[-1] > 0.9) and (meaning := _likely_meaning(values)):
+        raise InputError(f"these look like {meaning[0]}, not like betas; pass {meaning[1]}")
     if ends < _LOG_LEAST_OF_BETAS:
         raise InputError(
             f"as betas they leave 1e{ends / math.log(10):.0f} of the data's variance, so they are "
@@ -202,7 +202,7 @@ def products_schedule(values: Array, *, name: str = "alphas_cumprod") -> NoiseSc
     """The schedule of (T,) products of 1 - beta, t = 1 first.
 
     Raises:
-        InputError: they are no products, or look like something else.
+        InputError: they are not such products, or look like something else.
     """
     _check_row(values)
     if values[0] == 1 and len(values) > 4 and (values.astype(np.float16) == values).all():
@@ -224,7 +224,7 @@ def products_schedule(values: Array, *, name: str = "alphas_cumprod") -> NoiseSc
 
 
 FILES = {"betas": betas_schedule, "alphas_cumprod": products_schedule}
-"""The forms of a file of numbers."""
+"""The forms of a schedule in a file of numbers."""
 
 
 def _check_row(values: Array) -> None:
@@ -246,7 +246,7 @@ def _betas_of(products: Array) -> Array:
 
 
 def _first_betas_of(products: Array) -> Array:
-    return _betas_of(products[products > 0.1])  # behind them the rounding of float32 tells
+    return _betas_of(products[products > 0.1])  # below, rounding to float32 dominates
 
 
 _OTHER_MEANINGS: tuple[tuple[str, Callable[[Array], Array], str], ...] = (
@@ -267,13 +267,13 @@ _OTHER_MEANINGS: tuple[tuple[str, Callable[[Array], Array], str], ...] = (
     ),
     ("square roots of betas", lambda values: values**2, "values**2"),
 )
-"""What rising numbers may be, the betas that they then imply, and what to pass."""
+"""Possible meanings of rising numbers, the betas they imply, and the form to pass."""
 
 
 def _likely_meaning(values: Array) -> tuple[str, str] | None:
-    """Which table of a usual schedule rising numbers are, and what to pass; None if unclear.
+    """The likely meaning of rising numbers, and the form to pass; None if unclear.
 
-    It is clear where the betas that they imply are spaced evenly, and the numbers are not.
+    It is clear if the implied betas are evenly spaced, and the numbers are not.
     """
     if values[0] > 0.5:
         is_even = _unevenness(1 - values[::-1]) < _EVEN
@@ -285,9 +285,9 @@ def _likely_meaning(values: Array) -> tuple[str, str] | None:
 
 
 def _unevenness(row: Array) -> float:
-    """How far positive rising numbers are from a line, as a share of its rise.
+    """The distance of positive rising numbers from a line, as a share of its rise.
 
-    Or their square roots or logarithms: those nearest to one.
+    The least for the numbers, their square roots or their logarithms.
     """
     if len(row) < _LEAST_KNOWN or not (row > 0).all() or not row[-1] > row[0]:
         return math.inf
@@ -301,7 +301,7 @@ def _unevenness(row: Array) -> float:
 def _look_like_alphas(values: Array) -> bool:
     """Whether falling numbers are 1 - beta of single timesteps and not their products.
 
-    Then 1 - values, its square root or its logarithm is spaced evenly; as products they would imply
+    Then 1 - values, its square root or its logarithm is evenly spaced; as products they would imply
     a variance that falls after the first timestep.
     """
     betas, rest = _betas_of(values), 1 - values

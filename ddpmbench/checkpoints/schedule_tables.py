@@ -1,8 +1,8 @@
 """Noise schedules in tables beside the weights: betas, their products, and functions of either.
 
-A name is not enough: `alpha` is 1 - beta or its cumulative product, and entry 0 is of t = 1 or of
+A name is not enough: `alpha` may be 1 - beta or its cumulative product, and entry 0 may be t = 1 or
 t = 0. Two tables of one module are read under any name if one is the cumulative product that the
-other implies; a single table needs an unambiguous name. All else is refused.
+other implies; a single table needs an unambiguous name. Anything else is refused.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from ddpmbench.errors import InputError
 Array = NDArray[np.float64]
 
 BUFFERS = "buffers"
-"""The form of a schedule that takes the tables beside the weights."""
+"""The form of a schedule from the tables beside the weights."""
 _NAMES = {
     "betas": "betas beta beta_t betas_t b_t",
     "alphas_cumprod": (
@@ -40,7 +40,7 @@ _NAMES = {
     "unclear": "alphas alpha alpha_t alphas_t a_t",
 }
 _KINDS = {name: kind for kind, names in _NAMES.items() for name in names.split()}
-# Names of minDiffusion and what descends from it, whose tables begin with an entry for t = 0.
+# Names in minDiffusion and its descendants, whose tables begin with an entry for t = 0.
 _FROM_ZERO = {"oneover_sqrta", "sqrtab", "sqrtmab", "mab_over_sqrtmab", "mab_over_sqrtmab_inv"}
 _TIMESTEPS = {
     *("timesteps", "num_timesteps", "n_timesteps", "num_train_timesteps", "train_timesteps"),
@@ -48,21 +48,22 @@ _TIMESTEPS = {
     *("noise_steps", "num_noise_steps", "n_T", "T"),
 }
 _LEAST_UNNAMED = 4
-"""Two shorter rows of numbers may agree by chance."""
+"""Least length of unnamed tables; shorter ones may agree by chance."""
 _MOST_TOGETHER, _MOST_ENTRIES = 64, 2**20
-"""Of one module, where a schedule has some twenty tables; to compare takes 300 bytes an entry."""
+"""Most tables and entries of one module; a schedule has about twenty tables, and comparing takes
+300 bytes per entry."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Table:
-    """alphas_cumprod as one table, or two that agree, have it.
+    """alphas_cumprod from one table, or from two that agree.
 
     Attributes:
         name: of the table that is read.
         num_entries: of that table.
-        products: (L,) without the entry of 1 that a table may have for t = 0.
-        betas: (L,) variance of each entry; None where the table is of products.
-        is_settled: whether entry 0 of `products` is known to be of t = 1.
+        products: (L,) without a possible entry of 1 for t = 0.
+        betas: (L,) variance of each entry; None for a table of products.
+        is_settled: whether entry 0 of `products` is known to be t = 1.
     """
 
     name: str
@@ -73,7 +74,7 @@ class _Table:
 
     @property
     def totals(self) -> tuple[int, ...]:
-        """What T may be."""
+        """Possible values of T."""
         entries = len(self.products)
         return (entries,) if self.is_settled else (entries, entries - 1)
 
@@ -90,19 +91,19 @@ class _Table:
 
 
 def _without(first: int, betas: Array) -> Array:
-    """Betas without the first entries, whose variance is in x_1, too."""
-    kept = betas[first:].copy()
-    kept[0] = -np.expm1(np.log1p(-betas[: first + 1]).sum())
-    return kept
+    """Betas without the first entries, whose variance is added to that of x_1."""
+    rest = betas[first:].copy()
+    rest[0] = -np.expm1(np.log1p(-betas[: first + 1]).sum())
+    return rest
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ScheduleTables:
-    """The tables that a file may have of a schedule, by their names there.
+    """Possible tables of a schedule in a file, by name.
 
     Attributes:
-        tables: monotone rows of numbers, (T,) or (T + 1,) each.
-        steps: whole numbers under a name of T.
+        tables: monotone numbers, (T,) or (T + 1,) each.
+        steps: whole numbers with a name for T.
         source: the file, named in messages.
     """
 
@@ -112,12 +113,12 @@ class ScheduleTables:
 
     @classmethod
     def within(cls, content: Mapping[str, object], *, source: str = "the file") -> Self:
-        """The tables in a file: beside the weights, among them or in a dict around them."""
+        """The tables in a file: beside the weights, among them, or in an enclosing dict."""
         tables, steps = {}, {}
         for name, value in leaves_in(content):
             row = value
             if isinstance(value, list | tuple) and len(value) >= _LEAST_UNNAMED:
-                row = torch.tensor(value, dtype=torch.float64)  # an optimizer's betas are two
+                row = torch.tensor(value, dtype=torch.float64)  # an optimizer has two betas
             if isinstance(row, Tensor) and _is_table(row, is_named=_kind(name) != "other"):
                 tables[name] = row
             elif _leaf(name) in _TIMESTEPS and (count := _count(value)) is not None:
@@ -126,7 +127,7 @@ class ScheduleTables:
 
     @cached_property
     def names(self) -> frozenset[str]:
-        """The names of the tables, and of all rows as long in the module of those that agree."""
+        """The names of the tables, and of equally long rows in the module of agreeing ones."""
         _, agreed, _ = self._agreed
         places = {(_module(n), len(self.tables[n])) for n in agreed}
         return frozenset(self.steps) | {
@@ -137,7 +138,7 @@ class ScheduleTables:
 
     @property
     def example(self) -> str:
-        """A value to begin with where `schedule` is missing."""
+        """An example of `schedule`, if it is missing."""
         if self:
             return BUFFERS
         totals = set(self.steps.values())
@@ -151,21 +152,20 @@ class ScheduleTables:
         return bool(self._named) or (table is not None and is_clear)
 
     def notes(self, schedule: NoiseSchedule) -> tuple[str, ...]:
-        """A line where the schedule that was read from them leaves an entry out."""
+        """A note if the schedule leaves out an entry of the tables."""
         table, total = self._table, schedule.num_original_timesteps
         if table.num_entries == total:
             return ()
         return (f"{self._has_entries(table)}, the first for t = 0: T = {total:,}",)
 
     def schedule(self, num_timesteps: int | None = None) -> NoiseSchedule:
-        """The schedule of the tables; of the betas where there are any.
+        """The schedule of the tables, from betas if there are any.
 
         Args:
-            num_timesteps: T, where the tables have as many entries or one more; None where they
-                tell it.
+            num_timesteps: T, if the tables have T or T + 1 entries; None if they determine it.
 
         Raises:
-            InputError: there are none, they contradict each other, or they are ambiguous.
+            InputError: there are no tables, or they are contradictory or ambiguous.
         """
         table = self._table
         remedy = f"{BUFFERS}:{table.totals[-1]} where the first is for t = 0"
@@ -180,7 +180,7 @@ class ScheduleTables:
                 )
         elif num_timesteps not in table.totals:
             raise InputError(f"{self._has_entries(table)}; take {remedy}")
-        # An entry for t = 0 of betas alone enters the products for some and not for others.
+        # With betas alone, some projects include an entry for t = 0 in the products, others do not.
         skips = num_timesteps < len(table.products)
         if skips and table.betas is not None and self._agreed[0] is None:
             raise InputError(
@@ -192,7 +192,7 @@ class ScheduleTables:
 
     @cached_property
     def contradiction(self) -> str | None:
-        """The contradiction between two of the tables; None where there is none."""
+        """A contradiction between two of the tables, if any."""
         try:
             first, apart = self._first_and_apart
         except InputError:
@@ -202,24 +202,24 @@ class ScheduleTables:
         )
 
     @cached_property
-    def readings(self) -> tuple[NoiseSchedule, ...]:
-        """The possible schedules: one, two where T is ambiguous, none where they are unreadable."""
+    def candidates(self) -> tuple[NoiseSchedule, ...]:
+        """The possible schedules: one, two if T is ambiguous, none if the tables cannot be read."""
         try:
             return tuple(self._table.schedule(total) for total in self._totals_of(self._table))
         except InputError:
             return ()
 
     def contradiction_of(self, schedule: NoiseSchedule) -> str | None:
-        """How the tables contradict a schedule; None if they agree or tell nothing."""
-        if self.contradiction is not None or not self.readings:
+        """The contradiction of the tables to a schedule; None if they agree or are inconclusive."""
+        if self.contradiction is not None or not self.candidates:
             return self.contradiction
-        for theirs in self.readings:
-            kept = theirs
+        for theirs in self.candidates:
+            visited = theirs
             if theirs.num_timesteps == schedule.num_original_timesteps:
-                kept = theirs.subset(schedule.original_timesteps.tolist())
-            if _alike(schedule, theirs) or _alike(schedule, kept):
+                visited = theirs.subset(schedule.original_timesteps.tolist())
+            if _alike(schedule, theirs) or _alike(schedule, visited):
                 return None
-        of_steps = " or ".join(f"{theirs.num_timesteps:,}" for theirs in self.readings)
+        of_steps = " or ".join(f"{theirs.num_timesteps:,}" for theirs in self.candidates)
         _, agreed, _ = self._agreed
         name = min(self._named.keys() & agreed, default=self._table.name)
         return f"the table {name} says another, of {of_steps} steps"
@@ -228,7 +228,7 @@ class ScheduleTables:
         return f"{self.source}'s {table.name} has {table.num_entries:,} entries"
 
     def _totals_of(self, table: _Table) -> tuple[int, ...]:
-        """T, if entry 0, a number in the file or the number of entries tells it; else both."""
+        """T, if entry 0, a number in the file or the length determines it; else both values."""
         totals = table.totals
         stated = set(totals) & set(self.steps.values())
         if table.is_settled or len(stated) == 1:
@@ -245,7 +245,7 @@ class ScheduleTables:
 
     @cached_property
     def _named(self) -> dict[str, Tensor]:
-        """The tables whose names alone explain them, those of betas first."""
+        """The tables that are unambiguous by name, betas first."""
         return {
             name: table
             for kind in ("betas", "alphas_cumprod")
@@ -258,7 +258,7 @@ class ScheduleTables:
         """The table that the schedule is read from.
 
         Raises:
-            InputError: there is none, or several contradict each other.
+            InputError: there is no table, or several contradict each other.
         """
         if self.contradiction is not None:
             raise InputError(f"{self.contradiction}; name the schedule it was trained on")
@@ -266,10 +266,10 @@ class ScheduleTables:
 
     @cached_property
     def _first_and_apart(self) -> tuple[_Table, list[str]]:
-        """The table to read, and the names of those that contradict it.
+        """The table to read, and the names of tables that contradict it.
 
         Raises:
-            InputError: there is none to read.
+            InputError: there is no table to read.
         """
         table, agreed, is_clear = self._agreed
         if not is_clear:
@@ -299,23 +299,23 @@ class ScheduleTables:
         return first, [other.name for other in others if not first.agrees(other)]
 
     def _alone(self, name: str) -> _Table:
-        """A table that its name alone explains."""
+        """A table that is unambiguous by name."""
         values, is_betas = _values(self.tables[name]), _kind(name) == "betas"
         check, of_zero = (betas_schedule, 0) if is_betas else (products_schedule, 1)
         has_zero = bool(values[0] == of_zero)
-        kept = values[1:] if has_zero else values
+        rest = values[1:] if has_zero else values
         try:
-            check(kept)
+            check(rest)
         except InputError as error:
             raise InputError(f"{self.source}'s {name}: {error}") from error
-        products, betas = ((1 - kept).cumprod(), kept) if is_betas else (kept, None)
+        products, betas = ((1 - rest).cumprod(), rest) if is_betas else (rest, None)
         return _Table(name, len(values), products, betas, has_zero)
 
     @cached_property
     def _agreed(self) -> tuple[_Table | None, set[str], bool]:
-        """What two tables of one module agree on, the names of all that do, and if it is clear.
+        """The schedule that tables of one module agree on, their names, and if it is unambiguous.
 
-        A pair that is of another schedule as square roots is settled by any third table.
+        A pair may also be the square roots of another schedule; a third table decides.
         """
         modules: dict[str, list[str]] = {}
         for name, table in self.tables.items():
@@ -324,21 +324,21 @@ class ScheduleTables:
                 modules.setdefault(_module(name), []).append(name)
         pairs = [pair for names in modules.values() for pair in self._pairs(names)]
         agreed: list[tuple[_Table, set[str]]] = []
-        for found, other in sorted(pairs, key=lambda pair: _kind(pair[0].name) != "betas"):
-            names = next((names for known, names in agreed if known.agrees(found)), None)
+        for joined, other in sorted(pairs, key=lambda pair: _kind(pair[0].name) != "betas"):
+            names = next((names for known, names in agreed if known.agrees(joined)), None)
             if names is None:
-                agreed.append((found, names := set()))
-            names |= {found.name, other}
+                agreed.append((joined, names := set()))
+            names |= {joined.name, other}
         if not agreed:
             return None, set(), True
         first, *others = sorted(agreed, key=lambda pair: -len(pair[1]))
         return *first, not others or len(others[0][1]) < len(first[1])
 
     def _pairs(self, names: list[str]) -> Iterator[tuple[_Table, str]]:
-        """What any two tables agree on, read from the one of steps, and the name of the other."""
+        """For any two tables that agree: the one of single timesteps, and the name of the other."""
         entries = sum(len(self.tables[name]) for name in names)
         if len(names) > _MOST_TOGETHER or entries > _MOST_ENTRIES:
-            return  # no schedule's, and too many to compare
+            return  # not a schedule's, and too many to compare
         meanings = [
             (name, row) for name in names for row in _meanings(_kind(name), self.tables[name])
         ]
@@ -350,11 +350,11 @@ class ScheduleTables:
 
 
 NO_TABLES = ScheduleTables()
-"""The tables of a file without any."""
+"""The tables of a file without tables."""
 
 
 def _meanings(kind: str, table: Tensor) -> Iterator[tuple[Array, Array]]:
-    """What a table may mean: alpha, of a timestep or a product of them, and 1 - alpha."""
+    """Possible meanings of a table: alpha, of one timestep or cumulative, and 1 - alpha."""
     x = _values(table)
     meanings: tuple[tuple[Array, Array], ...] = ()
     if kind == "betas":
@@ -369,24 +369,24 @@ def _meanings(kind: str, table: Tensor) -> Iterator[tuple[Array, Array]]:
 
 
 def _joined(name: str, step: Array, product: Array) -> _Table | None:
-    """What betas and products agree on, either of which may begin with an entry for t = 0."""
+    """The table of betas and products that agree; either may begin with an entry for t = 0."""
     betas, theirs = step[int(step[0] == 0) :], product[int(product[0] == 1) :]
     first = len(betas) - len(theirs)
     if first not in (0, 1) or not (np.diff(theirs) < 0).all():
         return None
     is_settled = first == 1 or step[0] == 0 or product[0] == 1
-    # the products include the variance of the entry for t = 0 or do not
-    for kept in (_without(first, betas), betas[first:])[: 1 + first]:
-        ours = (1 - kept).cumprod()
-        # the last one at first, as a network may have many short rows
+    # the products may or may not include the variance of the entry for t = 0
+    for rest in (_without(first, betas), betas[first:])[: 1 + first]:
+        ours = (1 - rest).cumprod()
+        # compare the last entries first, as a network may have many short rows
         ends_alike = math.isclose(ours[-1], theirs[-1], rel_tol=1e-2, abs_tol=1e-5)
         if ends_alike and _near(ours, theirs):
-            return _Table(name, max(len(step), len(product)), ours, kept, bool(is_settled))
+            return _Table(name, max(len(step), len(product)), ours, rest, bool(is_settled))
     return None
 
 
 def _near(one: Array, other: Array) -> bool:
-    """Whether products are equal up to the rounding of float32 tables, at both of their ends."""
+    """Whether products are equal up to the rounding of float32 tables, at both ends."""
     return bool(
         np.allclose(one, other, rtol=1e-3, atol=1e-6)
         and np.allclose(1 - one, 1 - other, rtol=1e-2, atol=1e-6)
@@ -399,12 +399,12 @@ def _alike(one: NoiseSchedule, other: NoiseSchedule) -> bool:
 
 
 def _is_usual(count: int) -> bool:
-    """Whether it is a number of timesteps that people choose."""
+    """Whether it is a usual number of timesteps."""
     return count > 4 and (count % 5 == 0 or count & (count - 1) == 0)
 
 
 def _kind(name: str) -> str:
-    """What the name of a table says: betas, alphas_cumprod, unclear or other."""
+    """The kind of a table by its name: betas, alphas_cumprod, unclear or other."""
     return _KINDS.get(_leaf(name), "other")
 
 
@@ -417,10 +417,10 @@ def _module(name: str) -> str:
 
 
 def _is_table(tensor: Tensor, *, is_named: bool) -> bool:
-    """Whether a tensor may be a table: one monotone number a timestep.
+    """Whether a tensor may be a table: one number per timestep, monotone.
 
-    Under a name of betas or products the numbers lie in (0, 1), which no norm's beta does, but for
-    an entry 0 that may be of t = 0; under another they may be roots or inverses.
+    Under a name of betas or products the numbers are in (0, 1), unlike a normalization's beta,
+    except for an entry 0 that may be t = 0; under other names they may be roots or inverses.
     """
     if not is_plain(tensor) or tensor.ndim != 1 or not 2 <= len(tensor) <= MAX_TIMESTEPS:
         return False

@@ -1,7 +1,7 @@
-"""A noise schedule by its name and numbers, or by a file of numbers.
+"""Noise schedules by name and numbers, or from a file of numbers.
 
-A schedule whose usual first and last beta depend on the project must name them, and a table that
-may be something else is refused.
+If the usual first and last beta depend on the project, they must be given; a table that may be
+something else is refused.
 """
 
 import contextlib
@@ -31,20 +31,20 @@ FORMS = (
     "sigmoid-betas:T:START:END, cosine-betas:T:START:END, betas:FILE, alphas_cumprod:FILE, "
     "buffers, buffers:T, ve:SIGMA_MIN:SIGMA_MAX:LEVELS, flow:T"
 )
-"""All forms, in one line."""
+"""All forms in one line."""
 _ALIASES = {"quad": "scaled-linear", "squaredcos-cap-v2": "cosine"}
-"""Their names in the code of Ho et al. and in diffusers."""
+"""Names of schedules in the code of Ho et al. and in diffusers."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Form:
-    """A name, its number of steps, and further numbers.
+    """The form of a named schedule: its number of timesteps, and further numbers.
 
     Attributes:
-        make: called with the steps and with the further numbers by name.
+        make: called with the number of timesteps, and the further numbers by name.
         names: of the numbers.
         example: of the numbers.
-        takes: what they are, in words.
+        takes: the numbers in words.
         is_optional: whether they may be left out.
     """
 
@@ -113,15 +113,15 @@ def read_schedule(form: str, tables: ScheduleTables | None = None) -> NoiseSched
     """The schedule of a form.
 
     Args:
-        form: one of `FORMS`: a name with its number of steps, and its first and last beta where
-            it has them; a file of numbers (.npy, .npz or text), one a step, t = 1 first;
-            `buffers`, the tables beside the weights, with T where they have one entry more; or a
-            family of forward processes with its levels.
-        tables: those beside the weights.
+        form: one of `FORMS`: a name with the number of timesteps, and the first and last beta if it
+            has them; a file of numbers (.npy, .npz or text), one per timestep, t = 1 first;
+            `buffers`, the tables beside the weights, with T if they have one more entry; or a
+            family of forward processes with its noise levels.
+        tables: the tables beside the weights.
 
     Raises:
-        InputError: it is none of these, a number is missing or out of range, or the file does not
-            hold such a table; the message begins with the form.
+        InputError: an unknown form, a number is missing or out of range, or the file does not hold
+            such a table; the message begins with the form.
     """
     name, _, rest = form.partition(":")
     with naming(f"`{'process' if name in LEVELS else 'schedule'}={form}`"):
@@ -164,11 +164,11 @@ LEVELS: Mapping[str, Callable[[str], NoiseSchedule]] = {
     Process.VE: _exploding,
     Process.FLOW: lambda steps: NoiseSchedule.flow(_steps(steps)),
 }
-"""Readers of what follows the name of a family that has noise levels of its own."""
+"""Parsers of the text after the name of a family with its own noise levels."""
 
 
 def _linear(steps: int) -> NoiseSchedule:
-    """The one of Ho et al.; with another number of steps there are two that projects mean."""
+    """The linear schedule of Ho et al.; with another T projects mean two different ones."""
     if steps == 1000:
         return NoiseSchedule.linear(steps)
     scaled = f"linear:{steps}:{0.1 / steps:g}:{20 / steps:g}"
@@ -196,15 +196,17 @@ def _number(text: str) -> float:
 
 
 def notes_on(form: str) -> tuple[str, ...]:
-    """A line where a .npz file that a schedule is read from holds another schedule, too.
+    """A note if the .npz file of a schedule also holds another one.
 
     Args:
-        form: one that `read_schedule` has read.
+        form: of a schedule that `read_schedule` has read.
     """
     name, _, rest = form.partition(":")
     tables = {}
     for other in array_names(path := Path(rest)) if name in FILES else ():
-        with contextlib.suppress(InputError):  # no table
+        with contextlib.suppress(InputError):  # not a table
             tables[other] = torch.from_numpy(read_table(path, other))
-    what = ScheduleTables.within(tables).contradiction if name in tables else None
-    return () if what is None else (f"`schedule={form}`: {what}; its {name} are taken",)
+    contradiction = ScheduleTables.within(tables).contradiction if name in tables else None
+    if contradiction is None:
+        return ()
+    return (f"`schedule={form}`: {contradiction}; its {name} are taken",)

@@ -1,4 +1,4 @@
-"""The family of yang-song/score_sde_pytorch: a training state with modules by number."""
+"""The family of yang-song/score_sde_pytorch: a training state with numbered modules."""
 
 import functools
 import re
@@ -23,7 +23,7 @@ NAMES = (
     ("all_modules.0.W", "all_modules.1.weight", "all_modules.3.weight"),
     ("all_modules.1.GroupNorm_0.weight", "all_modules.0.weight"),
 )
-"""Weights of this family under any prefix, with sinusoids, Fourier features or no time input."""
+"""Names of this family, under any prefix: with sinusoids, Fourier features or no time input."""
 _NUMBERED = re.compile(r"all_modules\.(\d{1,4})\.(.+)")
 _FOURIER = "all_modules.0.W"
 
@@ -33,13 +33,13 @@ def read_score_sde(
 ) -> Checkpoint:
     """The checkpoint in a state dict of the project's `ddpm`, or `ncsnpp` without filters.
 
-    Images in [0, 1] and their noise are taken as images in [-1, 1] and twice the noise, which is
-    how the network takes them. Where its output is divided by the noise level, it is that without
-    the division, -eps.
+    Images in [0, 1] and their noise are treated as images in [-1, 1] and twice the noise, like the
+    network does. An output that is divided by the noise level is used without the division, as
+    -eps.
 
     Raises:
         MissingSettingsError: `model_flags` is not given.
-        InputError: the flags contradict the weights, or the network is not our U-Net.
+        InputError: the flags contradict the weights, or our U-Net cannot express the network.
 
     Source: Song et al. 2021 and the project's models and configurations.
     """
@@ -96,7 +96,7 @@ def read_score_sde(
 
 
 def _plain(state: Mapping[str, object], path: Path, where: str = "") -> dict[str, Tensor]:
-    """A state dict of dense floating-point tensors alone."""
+    """A state dict that holds only dense floating-point tensors."""
     weights = only_tensors(state, source=str(path))
     for name, tensor in weights.items():
         if not is_plain(tensor):
@@ -108,7 +108,7 @@ def _plain(state: Mapping[str, object], path: Path, where: str = "") -> dict[str
 
 
 def _kinds(weights: Mapping[str, Tensor]) -> list[str]:
-    """What each module is, by its number; "pool" where it has no weights."""
+    """The kind of each module, by number; "pool" if it has no weights."""
     suffixes: dict[int, set[str]] = {}
     for name in weights:
         if (match := _NUMBERED.fullmatch(name)) is not None:
@@ -129,7 +129,7 @@ def _kind(weights: Mapping[str, Tensor], number: int, names: set[str] | None) ->
 
 
 def _not_ours(weights: Mapping[str, Tensor]) -> str | None:
-    """The part of a network that our U-Net does not have; None if it may be ours."""
+    """A part of the network that our U-Net lacks; None if there is none."""
     if _FOURIER in weights:
         return "Fourier features of the noise level"
     if any(".Conv2d_0." in name for name in weights):
@@ -143,10 +143,10 @@ def _not_ours(weights: Mapping[str, Tensor]) -> str | None:
 
 
 def network_config(weights: Mapping[str, Tensor], path: Path, flags: Config) -> UNetConfig:
-    """The network, as its modules and the configuration determine it.
+    """The network, from its modules and the configuration.
 
     Raises:
-        InputError: a weight that is needed is missing, the modules are in another order, or the
+        InputError: a required weight is missing, the modules are in another order, or the
             configuration has other blocks.
     """
     shape = functools.partial(shape_of, weights, source=path)
@@ -160,7 +160,8 @@ def network_config(weights: Mapping[str, Tensor], path: Path, flags: Config) -> 
     starts = [3, *(step + 1 for step in steps[: depth - 1])]
     end = steps[0] if steps else len(kinds)
     blocks = kinds[3:end].count("block")
-    num_blocks = blocks if steps else (blocks - 3) // 2  # of one resolution: middle and way up, too
+    # With one resolution the blocks include the middle and the upward path.
+    num_blocks = blocks if steps else (blocks - 3) // 2
     with naming(path):
         config = UNetConfig(
             in_channels=shape("all_modules.2.weight", 4)[1],
@@ -182,7 +183,7 @@ def network_config(weights: Mapping[str, Tensor], path: Path, flags: Config) -> 
 
 
 def _refuse_other_blocks(flags: Config, path: Path, *, resamples: bool) -> None:
-    """Blocks that resample (BigGAN's) are those of "ncsnpp" alone, which may have others."""
+    """Refuse other blocks: only "ncsnpp" has blocks that resample (BigGAN's), and not always."""
     if resamples and flags.name != "ncsnpp":
         raise FileError(
             path,
@@ -203,7 +204,7 @@ def _refuse_other_blocks(flags: Config, path: Path, *, resamples: bool) -> None:
 
 
 def _modules(config: UNetConfig) -> Iterator[tuple[str, str]]:
-    """The modules in the project's order: our name and the kind of each."""
+    """The modules in the project's order: our name, and the kind."""
     depth = len(config.channels)
     yield from (("time_1", "layer"), ("time_2", "layer"), ("conv_in", "layer"))
     for level, attends in enumerate(config.attention):
@@ -229,7 +230,7 @@ def _renames(config: UNetConfig) -> Renames:
     """Our names -> theirs."""
     places = {name: f"all_modules.{n}." for n, (name, _) in enumerate(_modules(config))}
     place = re.compile(rf"^({'|'.join(map(re.escape, places))})\.")
-    # of the project's blocks, those of residual networks project with a convolution
+    # blocks of the project's residual networks project with a convolution
     shortcut = ".Conv_2." if config.resampling == "projected" else ".NIN_0."
     return (
         (r"(attentions?(\.\d+)?)\.norm\.", r"\1.GroupNorm_0."),
@@ -248,7 +249,7 @@ def _renames(config: UNetConfig) -> Renames:
 def _as_convolutions(
     weights: Mapping[str, Tensor], config: UNetConfig, factor: float, path: Path
 ) -> dict[str, Tensor]:
-    """The weights with matrices as convolutions of one pixel, and the output times a factor."""
+    """The weights with matrices as 1x1 convolutions, and the output times a factor."""
     last = f"all_modules.{sum(1 for _ in _modules(config)) - 1}."
     result = {}
     for name, tensor in weights.items():
@@ -263,26 +264,26 @@ def _as_convolutions(
     return result
 
 
-# ---- the averaged weights, a list in the order of the network's parameters
+# ---- averaged weights, a list in the order of the network's parameters
 
 _PARTS = (
     *("GroupNorm_0", "Conv_0", "Conv2d_0", "Dense_0", "GroupNorm_1", "Conv_1", "Conv_2"),
     *("NIN_0", "NIN_1", "NIN_2", "NIN_3"),
 )
 _OTHER_ORDER = 0.25
-"""Squared distance of averaged weights from others of the same shape, as a share of that from their
-own, below which they are in another order."""
+"""Squared distance of averaged weights from others of the same shape, over that from their own,
+below which they are in another order."""
 
 
 def with_named_average(
     content: Mapping[str, object], path: Path, weights: str | None
 ) -> Mapping[str, object]:
-    """The content of a file with its averaged weights, a list, under the names of the others.
+    """The content of a file, with its list of averaged weights under the names of the last ones.
 
-    Any other content, and one whose last weights are asked for, is returned as it is.
+    Other content is returned as it is, and so is all if the last weights are requested.
 
     Raises:
-        InputError: the list is not that of the network's parameters in their order.
+        InputError: the list does not match the network's parameters in order.
     """
     model, ema = content.get("model"), content.get("ema")
     if weights == "raw" or not isinstance(model, Mapping) or not isinstance(ema, Mapping):
@@ -310,7 +311,7 @@ def with_named_average(
 
 
 def _parameter_names(model: Mapping[str, object]) -> list[str]:
-    """The names of trained weights in the order in which the network has them."""
+    """The names of trained weights, in the network's order."""
     matches = [(re.search(r"(^|\.)(all_modules\..*)", str(name)), name) for name in model]
     inner = {match[2]: name for match, name in matches if match is not None}
     if not any(set(row) <= set(inner) for row in NAMES):
@@ -319,7 +320,7 @@ def _parameter_names(model: Mapping[str, object]) -> list[str]:
 
 
 def _position(name: str) -> tuple[int, int, bool, str]:
-    """Sorts names as the project's modules register them."""
+    """Sort key: the order in which the project's modules register names."""
     if (match := _NUMBERED.fullmatch(name)) is None:
         return (10_000, 0, False, name)
     part, _, kind = match[2].rpartition(".")
@@ -328,10 +329,10 @@ def _position(name: str) -> tuple[int, int, bool, str]:
 
 
 def _other_order(averaged: Mapping[str, Tensor], last: Mapping[str, Tensor]) -> str | None:
-    """Why averaged weights are in another order than the last ones; None if they may be in theirs.
+    """Why averaged weights are in another order than the last ones; None if unclear.
 
-    Averaged weights lie close to the last ones. Where the closest pairing of the
-    tensors of one shape is another one, and much closer, the order is wrong.
+    Averaged weights are close to the last ones. If another pairing of the tensors of one shape is
+    much closer, the order is wrong.
     """
     from scipy.optimize import linear_sum_assignment  # slow to import
 
@@ -345,12 +346,12 @@ def _other_order(averaged: Mapping[str, Tensor], last: Mapping[str, Tensor]) -> 
         if len(names) < 2 or last[names[0]].numel() < 2:
             continue
         rows, columns = (
-            torch.stack([of[name].detach().float().flatten() for name in names])
-            for of in (averaged, last)
+            torch.stack([weights[name].detach().float().flatten() for name in names])
+            for weights in (averaged, last)
         )
         apart = torch.cdist(rows, columns, compute_mode="donot_use_mm_for_euclid_dist").square()
         if not bool(apart.isfinite().all()):
-            continue  # NaN is refused with the name of its weight
+            continue  # NaN is refused later, with the name of its weight
         closest = linear_sum_assignment(apart.numpy())[1]
         moved = np.flatnonzero(closest != np.arange(len(names)))
         own, others = apart.diagonal()[moved].sum(), apart[moved, closest[moved]].sum()

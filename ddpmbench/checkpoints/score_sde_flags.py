@@ -1,4 +1,4 @@
-"""The configuration of yang-song/score_sde_pytorch: its files by name, and its flags."""
+"""The configurations of yang-song/score_sde_pytorch: files by name, and flags."""
 
 import dataclasses
 import shlex
@@ -15,8 +15,8 @@ from ddpmbench.diffusion.parameterization import Process
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError
 
-# The published configurations whose network is read -> training.sde, training.continuous and
-# model.name in them.
+# Published configurations with a supported network -> their training.sde, training.continuous and
+# model.name.
 PRESETS = {
     **dict.fromkeys(
         ("vp/ddpm/cifar10", "vp/ddpm/bedroom", "vp/ddpm/church", "vp/ddpm/celebahq"),
@@ -32,24 +32,24 @@ PRESETS = {
     "ve/cifar10_ddpm": ("vesde", False, "ddpm"),
 }
 CONTINUOUS_LEVELS = 999
-"""The largest time input of a network that is trained in continuous time, where t = 1."""
+"""The largest time input, at t = 1, of a network trained in continuous time."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What a configuration says that the file does not.
+    """The settings of a configuration that the file does not state.
 
     Attributes:
         sde: "vpsde", "subvpsde" or "vesde".
-        continuous: whether the network was trained at any time, or at `num_scales` of them.
+        continuous: whether the network was trained at all times, or at `num_scales` of them.
         name: "ddpm" or "ncsnpp".
-        centered: whether the images are in [-1, 1], or in [0, 1].
+        centered: whether the images are in [-1, 1], not in [0, 1].
         scale_by_sigma: whether the output is divided by the noise level.
         skip_rescale: whether sums are divided by sqrt(2), in "ncsnpp".
         resblock_type: "ddpm" or "biggan"; None if not stated.
         fir: whether blocks resample with filters; None if not stated.
-        beta_min: variance added a unit of time, at the first time.
-        beta_max: at the last.
+        beta_min: variance added per unit of time at the beginning.
+        beta_max: the same at the end.
         image_size: height and width; None if not stated.
     """
 
@@ -67,7 +67,7 @@ class Config:
 
     @property
     def is_biggan(self) -> bool:
-        """Whether blocks are those of BigGAN, which resample; as a rule in "ncsnpp"."""
+        """Whether blocks are BigGAN's, which resample; the default in "ncsnpp"."""
         return self.name == "ncsnpp" and self.resblock_type != "ddpm"
 
     def process(self, sigmas: Tensor, path: object) -> tuple[NoiseSchedule, TimeInput]:
@@ -80,11 +80,11 @@ class Config:
             \qquad t = i / 999
 
         Args:
-            sigmas: the buffer of noise levels in the file, from the largest down.
+            sigmas: the file's buffer of noise levels, from the largest down.
             path: the file to name in an error.
 
         Raises:
-            InputError: the levels are not evenly spaced in their logarithm.
+            InputError: the logarithms of the levels are not evenly spaced.
 
         Source: Song et al. 2021, appendices B and C.
         """
@@ -92,7 +92,7 @@ class Config:
         if self.sde == "vesde":
             levels = sigmas.double().flip(0).numpy()
             if self.centered is False:
-                levels = 2 * levels  # as noise of images in [-1, 1]
+                levels = 2 * levels  # for images in [-1, 1]
             if total < 2 or not 0 < levels[0] < levels[-1] < np.inf:
                 raise FileError(path, "its sigmas are no noise levels that fall")
             first, last = float(levels[0]), float(levels[-1])
@@ -138,19 +138,19 @@ _READERS: Mapping[str, Callable[[str], object]] = {
 }
 _REQUIRED = ("training.sde", "training.continuous", "model.name")
 EXAMPLE = "--config.training.sde=SDE --config.training.continuous=BOOL --config.model.name=NAME"
-"""The flags that every file needs, with placeholders."""
+"""Required flags, with placeholders."""
 
 
 def parse_config(text: str) -> tuple[Config, tuple[str, ...]]:
-    """The configuration that flags describe, and notes on what follows from the others.
+    """The configuration that flags describe, and notes on inferred settings.
 
     Args:
-        text: the name of a configuration, as `vp/ddpm/cifar10` or with the `--config` of the
-            project's command, and flags that change it, as `--config.model.beta_max=20`; or flags
-            alone.
+        text: the name of a configuration, such as `vp/ddpm/cifar10`, also with `--config` as in the
+            project's command, and flags that change it, such as `--config.model.beta_max=20`; or
+            only flags.
 
     Raises:
-        InputError: a name or a flag is not known, has no such value, or is missing.
+        InputError: a name or flag is unknown, has an invalid value, or is missing.
     """
     words = _words(text)
     is_preset = bool(words) and not words[0].startswith("-")
@@ -211,7 +211,7 @@ def _of_preset(path: str) -> dict[str, Any]:
 
 
 def _completed(given: dict[str, Any]) -> tuple[Config, tuple[str, ...]]:
-    """The configuration, whose other settings are those of every configuration of its kind."""
+    """The configuration, completed by the settings that all of its kind share."""
     sde, network = given["training.sde"], given["model.name"]
     is_ve = sde == "vesde"
     defaults: dict[str, Any] = {"data.centered": not is_ve, "model.scale_by_sigma": is_ve}
@@ -234,7 +234,7 @@ def _completed(given: dict[str, Any]) -> tuple[Config, tuple[str, ...]]:
         raise InputError(f"`model_flags`: {problem}, is not read; {OWN}")
     notes = [f"--config.{name}={value}" for name, value in absent.items()]
     fields = {name.partition(".")[2]: value for name, value in values.items()}
-    fields.pop("nonlinearity", None)  # which has one value alone
+    fields.pop("nonlinearity", None)  # which has a single value
     if network == "ddpm":
         fields.pop("skip_rescale", None)  # which its blocks do not have
     line = f"`model_flags`: taken as every configuration of it has them: {', '.join(notes)}"

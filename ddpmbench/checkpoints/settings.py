@@ -1,4 +1,4 @@
-"""What the user states of a checkpoint: settings, and the error where one is missing."""
+"""The user's settings of a checkpoint, and the error if one is missing."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,9 +13,9 @@ from ddpmbench.errors import InputError
 from ddpmbench.records import short_repr
 
 OWN = "build it with `network=FILE.py:NAME`"
-"""The remedy for a network that no family is read with."""
+"""The remedy for a network of no known family."""
 WEIGHTS = ("ema", "raw")
-"""Kinds of weights: averaged over the training, or its last."""
+"""Kinds of weights: averaged over the training, or last."""
 _CHOICES = {
     "weights": WEIGHTS,
     "prediction": tuple(map(str, Prediction)),
@@ -29,31 +29,29 @@ PROCESSES = ("vp", "sub-vp", "ve", "ve:SIGMA_MIN:SIGMA_MAX:LEVELS", "flow", "flo
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointSettings:
-    """What a checkpoint does not state, or what overrides it; None leaves it to the checkpoint.
+    """Settings that a checkpoint lacks, or that override it; None leaves it to the checkpoint.
 
     Attributes:
-        network: `FILE.py:NAME`, a callable of the user's that builds the network.
-        model_flags: of improved-diffusion, guided-diffusion and score_sde: the flags a state dict
-            was trained with, in the project's own spelling, or the name of a published file or
-            configuration.
-        weights: "ema" (averaged over the training) or "raw" (its last); None takes the averaged
-            ones if there are any.
-        schedule: the noise schedule, as `linear:1000`.
-        process: the family of the forward process, "vp", "sub-vp", "ve" or "flow", in place of the
-            checkpoint's own and with its signal-to-noise ratios; or with noise levels, which are a
-            schedule, "ve:SIGMA_MIN:SIGMA_MAX:LEVELS" or "flow:T".
+        network: `FILE.py:NAME`, the user's callable that builds the network.
+        model_flags: for improved-diffusion, guided-diffusion and score_sde: the training's flags in
+            the project's spelling, or the name of a published file or configuration.
+        weights: "ema" (averaged over the training) or "raw" (last); None takes averaged ones if
+            there are any.
+        schedule: the noise schedule, such as `linear:1000`.
+        process: the family of the forward process, "vp", "sub-vp", "ve" or "flow", with the
+            checkpoint's signal-to-noise ratios; or with its own noise levels, which are a schedule,
+            "ve:SIGMA_MIN:SIGMA_MAX:LEVELS" or "flow:T".
         prediction: "eps", "x_start", "v", "score", "velocity", "edm" or
             "previous_mean".
         variance: "fixed_small", "fixed_large", "learned_range" or "learned".
         clip: whether the predicted x_start is clamped to the data's range.
-        time_input: what the network receives for t: "index", "one-based", "fraction",
-            "rescaled-1000", "reversed-index", "sigma", "log-sigma", "quarter-log-sigma" or
-            "log-snr".
-        data_range: lowest and highest value of a pixel as the network sees it.
+        time_input: the network's input for t: "index", "one-based", "fraction", "rescaled-1000",
+            "reversed-index", "sigma", "log-sigma", "quarter-log-sigma" or "log-snr".
+        data_range: lowest and highest pixel value of the network's input.
         levels: number of levels of a pixel, 2..256.
 
     Raises:
-        InputError: a value is none of the choices.
+        InputError: a value is not one of the choices.
     """
 
     network: str | None = None
@@ -69,7 +67,7 @@ class CheckpointSettings:
     levels: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse values that are none of the choices."""
+        """Refuse values that are not among the choices."""
         for name, choices in _CHOICES.items():
             value = getattr(self, name)
             if value is not None and value not in choices:
@@ -88,7 +86,7 @@ class CheckpointSettings:
 
     @property
     def family(self) -> Process | None:
-        """The family that takes the place of the checkpoint's own, with its noise levels."""
+        """The family that replaces the checkpoint's, with the same signal-to-noise ratios."""
         is_family = self.process is not None and ":" not in self.process
         return Process(self.process) if is_family and self.process else None
 
@@ -98,7 +96,7 @@ class CheckpointSettings:
         """The data range with `data_range` and `levels` in place of the checkpoint's own.
 
         Raises:
-            InputError: they are no range, or there is no such number of levels.
+            InputError: the range or the number of levels is invalid.
         """
         low, high = (own.low, own.high) if self.data_range is None else self.data_range
         levels = own.levels if self.levels is None else self.levels
@@ -106,19 +104,19 @@ class CheckpointSettings:
 
 
 def parameters(values: Mapping[str, object]) -> list[str]:
-    """Settings as messages name them: `name=value`, in backticks."""
+    """Settings in the form of messages: `name=value`, in backticks."""
     return [f"`{name}={value}`" for name, value in values.items()]
 
 
 class MissingSettingsError(InputError):
-    """A checkpoint of a known family that needs settings which nothing in it supplies.
+    """A checkpoint of a known family needs settings that it does not state.
 
     Attributes:
         family: as in `Checkpoint.family`.
         path: the file.
         weights: the file's tensors by name.
-        missing: name of each missing field of `CheckpointSettings` -> an example or a placeholder
-            of its value, as `linear:T:START:END`.
+        missing: missing fields of `CheckpointSettings` -> an example or placeholder of the value,
+            such as `linear:T:START:END`.
     """
 
     def __init__(

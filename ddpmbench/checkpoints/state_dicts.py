@@ -1,8 +1,8 @@
-"""One state dict out of a training state: unwrapped, averaged or not.
+"""The state dict of a network in a training state, averaged or not.
 
-Training code wraps a network's weights: in a dict beside the optimizer, under the prefixes of
-Lightning, DataParallel or torch.compile, twice where they are also averaged. Weights are located
-by names that the network is known to have, never by trying what fits.
+Training code wraps a network's weights: in a dict beside the optimizer, under prefixes of
+Lightning, DataParallel or torch.compile, and again if they are also averaged. Weights are located
+by known names of the network, never by trial.
 """
 
 import dataclasses
@@ -28,9 +28,9 @@ from ddpmbench.checkpoints.weights import (
 from ddpmbench.errors import InputError, listed
 
 PESSER_NAMES = ("cifar10", "lsun_bedroom", "lsun_cat", "lsun_church")
-"""The models that pesser/pytorch_diffusion publishes."""
+"""Models that pesser/pytorch_diffusion publishes."""
 _PUBLISHED = rf"diffusion_({'|'.join(PESSER_NAMES)})_model"
-# Matched with FOLDER/STEM. Only the projects' own spellings count: anybody's may begin with ema_.
+# Matched with FOLDER/STEM. Only the projects' spellings count: any name may begin with ema_.
 _EMA_FILE = re.compile(
     rf".*/(ema_[0-9.]+_\d{{2,}}|ema_({'|'.join(PESSER_NAMES)})|ema_{_PUBLISHED})"
     rf"|ema_{_PUBLISHED}/model-\d+"
@@ -39,7 +39,7 @@ _RAW_FILE = re.compile(rf".*/(model\d{{2,}}|{_PUBLISHED})|diffusion_\w+_model/mo
 
 
 def kind_in_name(path: Path) -> str | None:
-    """The kind of weights, "ema" or "raw", that the name of a bare state dict states, if any."""
+    """The kind of weights, "ema" or "raw", stated by the name of a bare state dict, if any."""
     name = f"{path.parent.name}/{path.stem}"
     return "ema" if _EMA_FILE.fullmatch(name) else "raw" if _RAW_FILE.fullmatch(name) else None
 
@@ -57,17 +57,17 @@ _MOMENTS = re.compile(r"(max_)?exp_avg(_sq)?|exp_inf|momentum(_buffer)?|square_a
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StateDict:
-    """The weights of one network, under the network's own names.
+    """The weights of one network, under the network's names.
 
     Attributes:
-        weights: items by name, which may be no tensors.
-        kind: "ema" if known to be averaged over the training, "raw" if known to be its last; None
-            if unknown.
-        where: keys and prefix that lead to them; empty if they are the file itself.
+        weights: items by name, not necessarily tensors.
+        kind: "ema" if known to be averaged over the training, "raw" if known to be last; None if
+            unknown.
+        where: keys and prefix that lead to them; empty if they are the whole file.
         alone: whether the file holds no other weights of such a network.
         beside: the other tensors of the same dict, under the dict's names.
-        not_read: where else in the file there are weights.
-        added: a prefix that the names above have and those of the file lack.
+        not_read: locations of other weights in the file.
+        added: a prefix of the names above that the file's names lack.
     """
 
     weights: dict[str, object]
@@ -111,13 +111,13 @@ def find_state(
     Args:
         content: from `read_state`.
         path: the file to name in an error.
-        known: groups of names that identify a network; all names of a group must be there under
+        known: groups of names that identify a network; all names of a group must be present under
             one prefix.
         weights: "ema" or "raw"; None takes the averaged ones if there are any.
 
     Raises:
-        InputError: several qualify, or none of the kind asked for; or there are averaged weights
-            that cannot be read, and nothing was asked for.
+        InputError: several qualify, or none of the requested kind; or there are averaged weights
+            that cannot be read, and no kind was requested.
     """
     places = list(containers(content, apart=_AVERAGED))
     every = [state for names in known for state in _under(places, names)]
@@ -155,7 +155,7 @@ def find_state(
 
 
 def _under(places: list[Container], names: Sequence[str]) -> Iterator[StateDict]:
-    """Every state dict in a file that has all of the names under one prefix."""
+    """Every state dict in a file that has all the names under one prefix."""
     lightning = [p.keys for p in places if set(p.items) >= _SWAPPED]
     for place in places:
         if place.is_list or place.optimizer is not None:
@@ -197,7 +197,7 @@ def _state(container: Mapping[str, object], prefix: str, keys: tuple[str, ...]) 
 def _flattened(
     container: Mapping[str, object], prefix: str, keys: tuple[str, ...]
 ) -> Iterator[StateDict]:
-    """The average in latent-diffusion's LitEma: buffers named as the weights without dots."""
+    """The average in latent-diffusion's LitEma: buffers named like weights, without dots."""
     raw = _state(container, prefix, keys)
     parts = prefix.split(".")[:-1]
     for skipped in range(len(parts) + 1):
@@ -211,7 +211,7 @@ def _flattened(
 
 
 def _distinct(states: list[StateDict]) -> list[StateDict]:
-    """The state dicts without copies of an earlier one."""
+    """The state dicts, without copies of earlier ones."""
     result: list[StateDict] = []
     for state in states:
         if not any(_equal(state, other) for other in result):
@@ -231,13 +231,13 @@ def _equal(one: StateDict, other: StateDict) -> bool:
 
 
 def _same_numbers(a: Tensor, b: Tensor) -> bool:
-    # a shape may declare more numbers than the file holds, and more than can be compared
+    # a shape may declare more numbers than the file holds, too many to compare
     whole = all(t.numel() <= (numbers_held(t) or 0) for t in (a, b))
     return whole and a.shape == b.shape and torch.equal(a, b)
 
 
 def _rest(places: list[Container], read: list[StateDict]) -> dict[str, bool]:
-    """Where the file holds other weights than those read, and whether they are averaged."""
+    """Locations of other weights in the file, and whether they are averaged."""
     known: dict[int, list[str]] = {}
     for state in read:
         for value in state.weights.values():
@@ -251,7 +251,7 @@ def _rest(places: list[Container], read: list[StateDict]) -> dict[str, bool]:
             path, read_at = "/".join((*place.keys, name)), tuple(known.get(id(tensor), ()))
             inside = "/".join((*place.keys, name)[place.optimizer or 0 :])
             averaged = bool(_AVERAGED.search(inside)) or place.keys[-1:] in _WITHOUT_NAMES
-            # an average that shares a tensor with the weights that are read is still an average
+            # an average that shares a tensor with these weights is still an average
             if name in tables or (read_at and (not averaged or path.startswith(read_at))):
                 continue
             is_weight = place.optimizer is None and tensor.is_floating_point() and tensor.ndim > 1
@@ -269,18 +269,18 @@ def _shown(states: list[StateDict]) -> str:
 
 
 def network_digest(network: nn.Module, who: str) -> str:
-    """SHA-256 of the names and numbers of a network's weights, in hexadecimal digits.
+    """SHA-256, in hexadecimal digits, of the names and numbers of a network's weights.
 
-    Of a TorchScript program the whole is hashed: a frozen one keeps its weights as constants.
+    A TorchScript program is hashed as a whole, since a frozen one has its weights as constants.
 
     Raises:
-        InputError: a weight has no numbers yet.
+        InputError: a weight is not initialized yet.
     """
     digest = hashlib.sha256()
     if isinstance(network, torch.jit.ScriptModule):
         program = io.BytesIO()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of TorchScript's deprecation
+            warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated
             torch.jit.save(network, program)
         digest.update(program.getvalue())
         return digest.hexdigest()

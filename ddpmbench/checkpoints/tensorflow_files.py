@@ -23,12 +23,12 @@ from ddpmbench.diffusion.parameterization import Prediction, Variance
 from ddpmbench.errors import InputError
 from ddpmbench.files import sha256_of
 
-_TABLE_END = bytes.fromhex("57fb808b247547db")  # of an index of TensorFlow
+_TABLE_END = bytes.fromhex("57fb808b247547db")  # the end of TensorFlow's index
 _VARIABLE = re.compile(r"model/(.+)/(W|b|gamma|beta)(/ExponentialMovingAverage)?")
 _LEAVES = {"W": "weight", "gamma": "weight", "b": "bias", "beta": "bias"}
 _KWARGS = "kwargs.json"
 _QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}
-"""Variables without which TensorFlow logs while it is imported."""
+"""Environment variables that keep TensorFlow from logging during import."""
 _CONVERTED = (
     "google/ddpm-cifar10-32 and google/ddpm-ema-bedroom-256, -cat-256, -church-256, "
     "-celebahq-256 on the Hugging Face Hub, or the .ckpt files of pesser/pytorch_diffusion"
@@ -47,7 +47,7 @@ _EXAMPLES = {"schedule": "linear:T:START:END", "prediction": "eps", "variance": 
 
 
 class Reader(Protocol):
-    """What `tf.train.load_checkpoint` returns, as far as it is used."""
+    """The used part of the result of `tf.train.load_checkpoint`."""
 
     def get_variable_to_shape_map(self) -> Mapping[str, list[int]]:
         """The shape of every variable."""
@@ -57,10 +57,10 @@ class Reader(Protocol):
 
 
 def tensorflow_index(path: Path) -> Path | None:
-    """The index of a checkpoint of TensorFlow; None if a path is none.
+    """The index of a TensorFlow checkpoint; None if the path is not one.
 
     Args:
-        path: the index, a file beside it, what their names have in common, or their folder.
+        path: the index, a file beside it, their common prefix, or their folder.
 
     Raises:
         InputError: a folder holds several.
@@ -88,14 +88,14 @@ def read_tensorflow(
     source: str,
     settings: CheckpointSettings,
 ) -> Checkpoint:
-    """The checkpoint in the files of TensorFlow beside an index.
+    """The checkpoint in TensorFlow's files beside an index.
 
-    Its averaged weights are read if there are any. The process is that of the training record
-    `kwargs.json` beside it; a record without a variance is of the project's scripts for larger
+    Averaged weights are read if there are any. The process is that of the training record
+    `kwargs.json` beside it; a record without a variance is from the project's scripts for larger
     images, which sample with the posterior variance.
 
     Raises:
-        MissingSettingsError: there is no record, and the settings do not say the process.
+        MissingSettingsError: there is no record, and the settings do not state the process.
         InputError: TensorFlow is missing, or the files are damaged or hold another network.
 
     Source: Ho et al. 2020, and the project's unet.py, nn.py and scripts.
@@ -143,7 +143,7 @@ def _tensorflow_reader(prefix: Path, source: str) -> Reader:
                 os.environ[name] = value
     try:
         reader: Reader = tensorflow.train.load_checkpoint(str(prefix))
-    except Exception as error:  # of many kinds, whatever the damaged bytes lead to
+    except Exception as error:  # many kinds, depending on the damaged bytes
         raise _damaged(source, error) from error
     return reader
 
@@ -167,7 +167,7 @@ def _read_weights(
         raise FileError(
             source, f"a checkpoint of TensorFlow, but not of Ho et al.'s network: it holds {first}"
         )
-    # a shape that promises more than the files hold is never allocated
+    # a shape that declares more than the files hold is never allocated
     if sum(4 * int(np.prod(shapes[match[0]], dtype=object)) for match in wanted) > size:
         raise FileError(source, "its variables are larger than its files; copy them again")
     weights = {}
@@ -181,14 +181,14 @@ def _read_weights(
 
 
 def _pesser_name(scope: str) -> str:
-    """The scope of a layer as pytorch_diffusion names it, which has the same network."""
+    """pytorch_diffusion's name for the scope of a layer; it has the same network."""
     name = re.sub(r"^(down|up)_(\d+)/", r"\1.\2.", scope)
     name = re.sub(r"^((?:down|up)\.\d+\.)(block|attn)_(\d+)", r"\1\2.\3", name)
     return re.sub(r"^temb/dense(\d)", r"temb.dense.\1", name).replace("/", ".")
 
 
 def _as_torch(scope: str, values: NDArray[np.float32]) -> Tensor:
-    """Height, width, in, out or in, out as out, in, height, width; as out, in for the time."""
+    """Kernels as (out, in, height, width), or (out, in) for time layers."""
     tensor = torch.from_numpy(values)
     if values.ndim == 4:
         return tensor.permute(3, 2, 0, 1)
@@ -201,7 +201,7 @@ def _as_torch(scope: str, values: NDArray[np.float32]) -> Tensor:
 def _process(
     index: Path, weights: Mapping[str, Tensor], settings: CheckpointSettings
 ) -> tuple[str, Prediction, Variance, tuple[str, ...]]:
-    """The form of the schedule, what is predicted, the variance, and notes."""
+    """The form of the schedule, the parameterization, the variance, and notes."""
     path = index.parent / _KWARGS
     recorded = _recorded(path, settings) if path.is_file() else {}
     given = {n: v for n in _EXAMPLES if (v := getattr(settings, n)) is not None}
@@ -216,7 +216,7 @@ def _process(
             weights=weights,
             missing=missing,
         )
-    # one that overrides the record is noted by the caller; the variance belongs to the outputs
+    # the caller notes overrides of the record; the variance goes with the outputs
     values = {**given, **recorded}
     variance = Variance(str(given.get("variance", values["variance"])))
     prediction = Prediction(str(values["prediction"]))
@@ -224,10 +224,10 @@ def _process(
     return str(values["schedule"]), prediction, variance, (note,)
 
 
-def _recorded(path: Path, given: CheckpointSettings) -> dict[str, str]:
-    """The settings that a training record says, by their names here.
+def _recorded(path: Path, stated: CheckpointSettings) -> dict[str, str]:
+    """The settings in a training record, by our names.
 
-    What it says in a way that is not read may be given.
+    The user may state those that cannot be read.
     """
     record = read_object(path)
     if record.get("block_size", 1) != 1:
@@ -242,7 +242,7 @@ def _recorded(path: Path, given: CheckpointSettings) -> dict[str, str]:
             read_schedule(form)
             settings["schedule"] = form
         except InputError as error:
-            if given.schedule is None:
+            if stated.schedule is None:
                 raise FileError(path, f"{error}; or pass another `schedule`") from error
     is_first = "model_mean_type" not in record and record.get("loss_type") == "noisepred"
     for setting, key, known, default in (
@@ -252,6 +252,6 @@ def _recorded(path: Path, given: CheckpointSettings) -> dict[str, str]:
         value = record.get(key, default if is_first else None)
         if isinstance(value, str) and value in known:
             settings[setting] = known[value]
-        elif value is not None and getattr(given, setting) is None:
+        elif value is not None and getattr(stated, setting) is None:
             raise FileError(path, f"{key}: {value!r} is not known; pass `{setting}`")
     return settings

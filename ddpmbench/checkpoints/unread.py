@@ -1,4 +1,4 @@
-"""Why a file or a folder is not read as a checkpoint, and the remedy."""
+"""Why a file or folder is not read as a checkpoint, and the remedy."""
 
 import re
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ _LATENT = ("first_stage_model.", "cond_stage_model.", "conditioner.")
 
 
 def file_problem(path: Path, content: Mapping[str, object]) -> str:
-    """Why no family reads a file, as the rest of a line that begins with its path."""
+    """Why no family reads a file, to complete a line that begins with its path."""
     if {"state", "param_groups"} <= set(content):
         return "an optimizer's state, not a model; pass the file of the model that it trained"
     names = [
@@ -48,7 +48,7 @@ def file_problem(path: Path, content: Mapping[str, object]) -> str:
 
 
 def latents_problem(state: StateDict) -> str | None:
-    """Why a state dict of a known grammar is no model of images; None if it may be one."""
+    """Why a state dict with known names is not a model of images; None if it may be one."""
     part = next((name for name in state.beside if name.startswith(_LATENT)), None)
     if part is None:
         return None
@@ -59,7 +59,7 @@ def latents_problem(state: StateDict) -> str | None:
 
 
 def sharded_problem(folder: Path) -> str | None:
-    """The remedy for a checkpoint that several processes wrote; None if it is none."""
+    """The remedy for a checkpoint written by several processes; None for any other folder."""
     if (folder / ".metadata").is_file():
         return (
             "a distributed checkpoint of PyTorch; gather it with python -m torch.distributed."
@@ -74,7 +74,7 @@ def sharded_problem(folder: Path) -> str | None:
 
 
 def folder_problem(folder: Path) -> str:
-    """Why a folder is not read, as the rest of a line that begins with its path."""
+    """Why a folder is not read, to complete a line that begins with its path."""
     for place in (folder, *sorted(filter(Path.is_dir, folder.iterdir()))):
         if (problem := sharded_problem(place)) is not None:
             return problem

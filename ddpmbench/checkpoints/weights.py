@@ -1,4 +1,4 @@
-"""Weights files, read without running their code."""
+"""Files of weights, read without running code from them."""
 
 import contextlib
 import dataclasses
@@ -23,11 +23,11 @@ from ddpmbench.checksums import damaged_record
 from ddpmbench.errors import InputError
 
 _PACKED = {getattr(torch, "float4_e2m1fn_x2", None)}
-"""Types with several numbers to an element, which torch does not convert."""
+"""Types with several numbers per element, which torch does not convert."""
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor is dense and of a floating-point type, of whatever precision."""
+    """Whether a tensor is dense and of a floating-point type of any precision."""
     return (
         tensor.layout == torch.strided
         and not tensor.is_meta
@@ -38,7 +38,7 @@ def is_plain(tensor: Tensor) -> bool:
 
 
 def why_not_plain(tensor: Tensor) -> str:
-    """What a tensor is that is not plain, and how to save it."""
+    """The kind of a tensor that is not plain, and the remedy."""
     if tensor.is_meta:
         return "has no numbers (meta device); save the weights of a network that is on a real one"
     if tensor.layout != torch.strided:
@@ -49,9 +49,9 @@ def why_not_plain(tensor: Tensor) -> str:
 
 
 def numbers_held(tensor: Tensor) -> int | None:
-    """How many numbers a tensor has memory for; None if it is not dense.
+    """The number of elements in a tensor's memory; None if it is not dense.
 
-    Fewer than its shape declares where a stride is 0; a copy takes the memory of the shape.
+    It is less than its shape declares if a stride is 0; a copy takes the memory of the shape.
     """
     if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
         return None
@@ -59,7 +59,7 @@ def numbers_held(tensor: Tensor) -> int | None:
 
 
 def kind_of(tensor: Tensor) -> str:
-    """The type of a tensor as torch spells it: `int8`, or `float32, sparse_coo`."""
+    """The type of a tensor in torch's spelling: `int8`, or `float32, sparse_coo`."""
     names = [str(tensor.dtype), *([] if tensor.layout == torch.strided else [str(tensor.layout)])]
     return ", ".join(name.removeprefix("torch.") for name in names)
 
@@ -74,9 +74,9 @@ class Container:
 
     Attributes:
         keys: its path from the outermost dict.
-        items: its items by name or position; arrays of NumPy as tensors.
+        items: its items by name or position; NumPy arrays as tensors.
         is_list: whether it is a list.
-        optimizer: the length of the path to the optimizer that holds it; None outside of one.
+        optimizer: the length of the path to the enclosing optimizer, if any.
     """
 
     keys: tuple[str, ...]
@@ -90,10 +90,10 @@ def containers(content: object, *, apart: re.Pattern[str] | None = None) -> Iter
 
     Args:
         content: from `read_state`, or a part of it.
-        apart: a pattern; whatever lies below a key that matches is visited once more there.
+        apart: a pattern; items below a key that matches are visited again there.
 
     Raises:
-        InputError: they are nested deeper than any training code nests them.
+        InputError: they are nested deeper than by any training code.
     """
     seen: set[tuple[int, bool]] = set()
     waiting: list[tuple[tuple[str, ...], object, bool, int | None]] = [((), content, False, None)]
@@ -125,7 +125,7 @@ def tensors_in(content: object) -> Iterator[tuple[str, Tensor]]:
 
 
 def leaves_in(content: object) -> Iterator[tuple[str, object]]:
-    """Every item that is no dict or list; a list of floats counts as one item."""
+    """Every item that is not a dict or list; a list of floats counts as one item."""
     for container in containers(content):
         if container.is_list and _is_row(list(container.items.values())):
             continue
@@ -149,16 +149,16 @@ def _as_tensor(value: object) -> object:
     return value
 
 
-_CODE = re.compile(r"b1|[iu][1248]|f[248]|c8|c16|[US]\d{1,6}")  # those that torch has, and text
+_CODE = re.compile(r"b1|[iu][1248]|f[248]|c8|c16|[US]\d{1,6}")  # types that torch has, and text
 _SCALARS = (
     *("bool_", "float16", "float32", "float64", "complex64", "complex128"),
     *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
 )
-_MODULES = ("numpy.core", "numpy._core")  # before NumPy 2, and from then on
+_MODULES = ("numpy.core", "numpy._core")  # before and since NumPy 2
 
 
 class _Dtype:
-    """Stands in for `numpy.dtype`; the byte order is in its state."""
+    """A stand-in for `numpy.dtype`; the byte order is in its state."""
 
     def __init__(self, code: str, align: bool = False, copy: bool = True) -> None:
         if not isinstance(code, str) or not _CODE.fullmatch(code):
@@ -215,7 +215,7 @@ SAFE_GLOBALS: list[Any] = [
     *((_reconstruct, f"{module}.multiarray._reconstruct") for module in _MODULES),
     *((_scalar, f"{module}.multiarray.scalar") for module in _MODULES),
 ]
-"""For `torch.serialization.safe_globals`: stand-ins that build nothing but numbers."""
+"""Stand-ins for `torch.serialization.safe_globals` that build only numbers."""
 
 
 _AGAIN = "copy or download it again"
@@ -228,7 +228,7 @@ class FileError(InputError):
     """A problem with a file: the message is the file, the problem and its remedy.
 
     Attributes:
-        source: the file, or whatever else the message begins with.
+        source: the file, or other beginning of the message.
         problem: the rest of the message.
     """
 
@@ -238,7 +238,7 @@ class FileError(InputError):
 
 
 def _other_format(path: Path) -> str | None:
-    """The problem of a file that its first bytes show to be no weights; None if they may be."""
+    """The problem of a file whose first bytes are not those of weights; None if they may be."""
     with path.open("rb") as file:
         start = file.read(len(_LFS))
     if start == _LFS:
@@ -261,7 +261,7 @@ def _other_format(path: Path) -> str | None:
 
 
 def _other_archive(archive: zipfile.ZipFile) -> str | None:
-    """The problem of an archive that torch.save has not written so; None if it may have."""
+    """The problem of an archive that torch.save did not write; None if it may have."""
     members = archive.infolist()
     names = [member.filename for member in members]
     problems = (
@@ -279,7 +279,7 @@ def _other_archive(archive: zipfile.ZipFile) -> str | None:
             not any(name.endswith("/data.pkl") for name in names),
             "a zip archive, but not one written by torch.save; unpack it and pass a file in it",
         ),
-        (  # which may unpack to any size
+        (  # may unpack to any size
             any(member.compress_type != zipfile.ZIP_STORED for member in members),
             "a compressed archive, which torch.save does not write; save it again with torch",
         ),
@@ -291,11 +291,11 @@ def _other_archive(archive: zipfile.ZipFile) -> str | None:
 
 
 def check_blob(file: Path, sha256: str) -> None:
-    """Compare the hash of a file in the Hub's cache with the one it is stored under.
+    """Compare the hash of a file in the Hub's cache to its name.
 
     Args:
-        file: in the cache a link to a blob named by its SHA-256; any other file passes.
-        sha256: of what the file holds.
+        file: in the cache, a link to a blob named by its SHA-256; any other file passes.
+        sha256: of the file's content.
 
     Raises:
         InputError: they differ.
@@ -310,7 +310,7 @@ def check_blob(file: Path, sha256: str) -> None:
 
 @contextlib.contextmanager
 def naming(source: object) -> Iterator[None]:
-    """Put a file's name before an InputError raised inside, unless it names the file already."""
+    """Context that prefixes an InputError with a file's name, unless it names the file already."""
     try:
         yield
     except InputError as error:
@@ -326,7 +326,7 @@ def read_state(path: Path) -> dict[str, object]:
         path: a .safetensors file, or anything written by `torch.save`.
 
     Raises:
-        InputError: the file is empty, truncated, no weights file, or needs code to be read.
+        InputError: the file is empty, truncated, not a file of weights, or requires running code.
     """
     try:
         is_empty = path.stat().st_size == 0
@@ -348,12 +348,12 @@ def read_state(path: Path) -> dict[str, object]:
         raise FileError(path, f"holds a {type(state).__name__}, not a state dict")
     with naming(path):
         for _ in containers(state):
-            pass  # refuses a file that is nested too deep
+            pass  # refuses files nested too deep
     return {str(name): value for name, value in state.items()}
 
 
 def _named(content: object) -> object:
-    """A training state saved as a list, as ermongroup/ddim does, as a dict.
+    """A training state saved as a list, as by ermongroup/ddim, as a dict.
 
     Source: ermongroup/ddim, runners/diffusion.py.
     """
@@ -382,12 +382,12 @@ def _read_torch(path: Path) -> object:
             "from the file could read; save its state dict alone: "
             "torch.save(model.state_dict(), PATH)",
         ) from error
-    except Exception as error:  # torch.load raises whatever the damaged bytes lead to
+    except Exception as error:  # torch.load raises many kinds of errors on damaged bytes
         raise FileError(path, DAMAGED) from error
 
 
 def rounding_notes(weights: Mapping[str, object]) -> tuple[str, ...]:
-    """A note for each low precision in which weights were saved."""
+    """A note for each low precision of the saved weights."""
     tensors = [value for value in weights.values() if isinstance(value, Tensor)]
     small = {t.dtype for t in tensors if t.is_floating_point() and t.element_size() < 4}
     names = sorted(str(dtype).removeprefix("torch.") for dtype in small)

@@ -1,1 +1,1 @@
-"""What people see: tables in bits per dimension, the summary, the printed result."""
+"""Tables in bits per dimension, summaries, printed results and pages."""

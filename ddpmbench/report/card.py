@@ -1,4 +1,4 @@
-"""A result as Python shows it: a few lines, a table in a notebook, figures."""
+"""A result as Python shows it: short text, a table in notebooks, figures."""
 
 import abc
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MOST_LINES, _LONGEST_LINE = 7, 70
-# No colors but the notebook's own, so that it can be read in light and dark.
+# Only the notebook's own colors, readable in light and dark.
 _LEFT = 'style="text-align: left; color: inherit; background: none"'
 _TABLE = Markup("<table {}><caption {}><b>{}</b></caption>\n{}\n</table>")
 _ROW = Markup('<tr {}><th scope="row" {}>{}</th><td {}>{}</td></tr>')
@@ -24,12 +24,12 @@ _SIGNS = {"+-": "\N{PLUS-MINUS SIGN}", "<=": "\N{LESS-THAN OR EQUAL TO}"}
 
 @dataclass(frozen=True)
 class Card:
-    """What is shown of a result.
+    """The content of a result's display.
 
     Attributes:
-        headline: its number, with its interval.
+        headline: the number, with its interval.
         numbers: further numbers with their intervals, by name.
-        facts: what they depend on, by name.
+        facts: settings that they depend on, by name.
     """
 
     headline: str
@@ -38,7 +38,7 @@ class Card:
 
 
 def in_folder(facts: Mapping[str, str], folder: Path | None) -> dict[str, str]:
-    """The facts with the folder before the device, which is the last of them."""
+    """The facts with the folder inserted before the last, the device."""
     own = {} if folder is None else {"folder": str(folder)}
     device = {name: value for name, value in facts.items() if name == "device"}
     return {name: value for name, value in facts.items() if name not in device} | own | device
@@ -52,23 +52,23 @@ class Shown(abc.ABC):
 
     @abc.abstractmethod
     def _card(self) -> Card:
-        """What is shown."""
+        """The card of the result."""
 
     def _figures(self) -> Mapping[str, Draw]:
-        """What draws its figures, by name; the first is the default."""
+        """Functions that draw the figures, by name; the first is the default."""
         return {}
 
     def plot(self, figure: str | None = None) -> "Figure":
         """One of the figures of its page.
 
         Args:
-            figure: its name; None for the first of them. An unknown name is answered by all.
+            figure: its name; None for the first.
 
         Returns:
             A matplotlib figure, on white.
 
         Raises:
-            InputError: there is no figure of that name.
+            InputError: there is no figure of that name; the message lists all.
         """
         known = self._figures()
         name = figure or next(iter(known), "")
@@ -81,7 +81,7 @@ class Shown(abc.ABC):
         return drawn
 
     def __repr__(self) -> str:
-        """The headline and what it depends on, in at most 500 characters."""
+        """The headline and the facts, in at most 500 characters."""
         card = self._card()
         lines = [f"{type(self).__name__}: {card.headline}"]
         lines += [f"  {name:<11} {value}" for name, value in card.facts.items()]

@@ -1,4 +1,4 @@
-"""A compressed image set as it is printed, with what stands beside it."""
+"""A compressed image set as printed, as a card and as a page."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,12 +25,12 @@ def printed_codec(summary: dict[str, Any], output_format: str) -> str:
 
 
 def codec_card(summary: Mapping[str, Any]) -> Card:
-    """What Python shows of a compressed image set."""
+    """The card of a compressed image set."""
     return Card(headline(summary), {}, codec_facts(summary))
 
 
 def headline(summary: Mapping[str, Any]) -> str:
-    """The length, with the bound where that is known."""
+    """The length, with the bound if known."""
     length = f"{summary['bits_per_dim']:.4f} bits/dim, {summary['bits_per_dim_with_startup']:.4f}"
     return f"{length} with header and start-up"
 
@@ -60,7 +60,7 @@ def codec_rows(summary: Mapping[str, Any]) -> list[list[str]]:
 
 
 def codec_facts(summary: Mapping[str, Any]) -> dict[str, str]:
-    """What the length depends on, by name."""
+    """The settings that the length depends on, by name."""
     bound, steps = summary["bound"], summary["timesteps"]
     ideal, net = summary["ideal_bits_per_dim"], summary["bits_per_dim"]
     saved = summary["tail_bits_per_dim"]

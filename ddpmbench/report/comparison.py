@@ -36,12 +36,12 @@ FIGURES = {"difference": "Difference from the baseline over t"}
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Difference:
-    """Of a run from the baseline.
+    """The difference of a run from the baseline.
 
     Attributes:
-        bound: differences where a bound has its values, nats per dimension.
-        same_rows: which share of the terms is the same; the others are at nearby timesteps.
-        correction: of the difference; None where both runs are in strict float32.
+        bound: differences in place of a bound's values, nats per dimension.
+        same_rows: share of terms that are the same; the others are at nearby timesteps.
+        correction: of the difference; None if both runs are in strict float32.
     """
 
     bound: BoundEstimate | SampledBound
@@ -52,12 +52,12 @@ class Difference:
 def runs_frame(
     names: Sequence[str], summaries: Sequence[dict[str, Any]], differences: Sequence[Difference]
 ) -> pd.DataFrame:
-    """One row a run, in bits per dimension; the first is the baseline.
+    """One row per run, in bits per dimension; the first is the baseline.
 
     Columns: `run`, `checkpoint`, `bits_per_dim`, `half_width`; `difference` from the baseline, its
-    `half_width` for these images and for their population, `half_width_unpaired` that two runs on
-    other terms would have, the `num_evaluations` of each that count, and which share of the terms
-    is the same for both (`same_rows`). Where the runs are corrected, the difference is.
+    `half_width` for these images and for their population, `half_width_unpaired` of two runs
+    without common terms, the `num_evaluations` used of each, and the share of terms that are the
+    same for both (`same_rows`). If the runs are corrected, so is the difference.
     """
     rows: list[dict[str, object]] = []
     first = summaries[0]["half_width"]
@@ -83,14 +83,14 @@ def runs_frame(
                 "same_rows": difference.same_rows,
             }
         rows.append(row)
-    # The baseline has none: without the type they would be floating point.
+    # The baseline has none: without the type the column would be floating point.
     return pd.DataFrame(rows).astype({"num_evaluations": "Int64"})
 
 
 def steps_frame(names: Sequence[str], differences: Sequence[Difference]) -> pd.DataFrame:
-    """One row a run and timestep: the differences of `per_timestep` and `rate` from the first run.
+    """One row per run and timestep: differences of `per_timestep` and `rate` from the first run.
 
-    Of runs in low precision they are as the terms are, uncorrected.
+    For runs in low precision they are uncorrected.
     """
     frames = []
     for name, difference in zip(names, differences, strict=True):
@@ -101,7 +101,7 @@ def steps_frame(names: Sequence[str], differences: Sequence[Difference]) -> pd.D
 
 
 def rows_of(frame: pd.DataFrame) -> list[dict[Any, Any]]:
-    """The rows of `runs_frame` as JSON can hold them."""
+    """The rows of `runs_frame` as JSON values."""
     return frame.astype(object).where(frame.notna(), None).to_dict("records")
 
 
@@ -122,9 +122,9 @@ def summary(frame: pd.DataFrame, baseline: dict[str, Any]) -> dict[str, Any]:
 
 
 def printed_comparison(summary: dict[str, Any], output_format: str) -> str:
-    """The summary of `compare`, of whichever runs, for standard output; see `printed`.
+    """The summary of `compare`, for any kind of runs, for standard output; see `printed`.
 
-    "csv" has a row a run, "quiet" the differences alone, one a line.
+    "csv" has one row per run, "quiet" only the differences, one per line.
     """
     if summary["schema"] == FIDELITY:
         return printed_fidelity_comparison(summary, output_format)
@@ -157,7 +157,7 @@ def printed_comparison(summary: dict[str, Any], output_format: str) -> str:
 
 
 def comparison_card(summary: Mapping[str, Any]) -> Card:
-    """What Python shows of a comparison of runs of `nll`."""
+    """The card of a comparison of runs of `nll`."""
     facts = {
         **{run["run"]: _paired(run) for run in summary["runs"]},
         "images": images_line(summary),
@@ -179,7 +179,7 @@ def _shared(runs: list[dict[str, Any]], first: str) -> str:
 
 
 def _precision_note(summary: Mapping[str, Any]) -> str | None:
-    """What is corrected of runs in low precision; None in strict float32."""
+    """A note on the correction of runs in low precision; None in strict float32."""
     precision = summary.get("precision", STRICT)
     if precision == STRICT:
         return None

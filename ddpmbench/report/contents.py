@@ -1,4 +1,4 @@
-"""What the page of a run is made from: the tables of its report, and files of its folder."""
+"""The contents of the page of a run: the tables of its report, and files of its folder."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -38,13 +38,13 @@ class RunTables(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RunContents:
-    """What the page of a run of `nll` shows; None for what the run does not have.
+    """The contents of the page of a run of `nll`; None if the run lacks them.
 
     Attributes:
         tables: the report of the run.
         density: of stratified importance sampling, `t` and `density`.
         extremes: the images with the fewest and the most bits.
-        pictures: along the chain.
+        pictures: pictures along the chain.
         environment: the object of `environment.json`.
     """
 
@@ -73,7 +73,7 @@ class RunContents:
 
 
 def bits_of_images(per_image: pd.DataFrame) -> tuple[NDArray[np.float64], str]:
-    """(N,) the bits of each image that are known, and their name for a title."""
+    """(N,) the known bits of each image, and their name for a title."""
     whole = per_image.bits_per_dim
     if whole.notna().all():
         return whole.to_numpy(), "Bits"
@@ -146,7 +146,7 @@ def read_environment(folder: Path) -> dict[str, Any] | None:
 
 
 def read_extremes(path: Path, num_images: int) -> Extremes | None:
-    """The images at both ends of a set of `num_images`; None where none can be drawn.
+    """The images with the fewest and the most bits of `num_images`; None if none can be drawn.
 
     Raises:
         InputError: it is damaged.
@@ -157,7 +157,7 @@ def read_extremes(path: Path, num_images: int) -> Extremes | None:
     for index in (extremes.best_index, extremes.worst_index):
         if not ((index >= 0) & (index < num_images)).all():
             raise damaged(path)
-    # There are none of a single image, and images of other channels cannot be drawn.
+    # A single image has no extremes, and images with other channels cannot be drawn.
     channels = {extremes.best_pixels.shape[1], extremes.worst_pixels.shape[1]}
     is_shown = len(extremes.best_index) > 0 and channels in ({1}, {3})
     return extremes if is_shown else None

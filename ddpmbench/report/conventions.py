@@ -15,10 +15,10 @@ from ddpmbench.likelihood.sub_schedules import BEST, EVENLY_SPACED, SubScheduleB
 THIS_RUN = "this run"
 ALL_STEPS = "all"
 BEST_CONSTANT = "best_constant"
-"""The variance that is the best constant at every timestep but the first, for these images."""
+"""The best constant variance for these images at every timestep but the first."""
 CONTINUOUS_TIME = "continuous time"
 RESPACINGS = (1000, 500, 250, 100, 50)
-"""The numbers of timesteps that people respace to."""
+"""Usual numbers of timesteps of respaced models."""
 CONVENTION_COLUMNS = {
     "convention": "str",
     "variance": "str",
@@ -70,7 +70,7 @@ _USED_BY = {
         "Nichol & Dhariwal 2021, <= 2.94 on CIFAR-10 (L_vlb, 4000 steps)"
     ),
 }
-"""Who uses a variance, a distribution function of the decoder and its variance, all with clip."""
+"""Sources of a variance, a decoder and its variance, all with clip."""
 
 
 def conventions_frame(
@@ -81,23 +81,23 @@ def conventions_frame(
     is_continuous: bool = False,
     process: Process = Process.VP,
 ) -> pd.DataFrame:
-    """One row a convention, that of the run first; `CONVENTION_COLUMNS`, bits per dimension.
+    """One row per convention, that of the run first; `CONVENTION_COLUMNS`, bits per dimension.
 
     `rate_bits_per_dim` is the prior and the KL terms, `decoder_bits_per_dim` the term at t = 1;
-    they sum to `bits_per_dim`. `difference` is from the run's own bound; of a model that skips
-    timesteps it is from the model that skips none, estimated alike. `difference_half_width`, of its
-    95 % interval for these images, is known of continuous time and, where the run's variance is
-    fixed, of the best constant one at all timesteps; both pair the terms. The decoder's variance is
-    that of the posterior at t = 2 (of a model that skips timesteps, at its own second one), beta_1,
-    or learned ("model"). `spacing` is "all" where every timestep is visited, "evenly spaced", or
-    "best" of all on these images (`likelihood.sub_schedules`).
+    they sum to `bits_per_dim`. `difference` is from the run's own bound; for a model that skips
+    timesteps, from the model that skips none, estimated in the same way. `difference_half_width`,
+    of its 95 % interval for these images, is known for continuous time and, if the run's variance
+    is fixed, for the best constant one at all timesteps; both pair the terms. The decoder's
+    variance is that of the posterior at t = 2 (or at the second timestep of a model that skips
+    some), beta_1, or learned ("model"). `spacing` is "all" where every timestep is visited, "evenly
+    spaced", or "best" of all on these images (`likelihood.sub_schedules`).
 
     Args:
         others: the bounds.
         num_timesteps: T.
-        continuous: the difference of the bound in continuous time, nats; None if it is not known.
+        continuous: the difference of the bound in continuous time, nats; None if unknown.
         is_continuous: whether the run itself is in continuous time.
-        process: the family of the forward process; what used a convention used VP.
+        process: the family of the forward process; the sources used VP.
     """
     own = others.conventions[0]
     rows = [_of_convention(bound, own.convention, num_timesteps) for bound in others.conventions]
@@ -124,10 +124,10 @@ def conventions_frame(
 
 
 def sub_schedules_frame(others: OtherBounds) -> pd.DataFrame:
-    """One row a model that visits some of the timesteps, in bits per dimension.
+    """One row per model that visits some of the timesteps, in bits per dimension.
 
-    `steps` are those of the best ones, a blank between two; those of `NoiseSchedule.evenly_spaced`
-    are left out. The columns are `SUB_SCHEDULE_COLUMNS`.
+    `steps` are the timesteps of the best models, separated by blanks; those of
+    `NoiseSchedule.evenly_spaced` are left out. The columns are `SUB_SCHEDULE_COLUMNS`.
     """
     rows = [
         {
@@ -144,7 +144,7 @@ def sub_schedules_frame(others: OtherBounds) -> pd.DataFrame:
 
 
 def _all_timesteps(others: OtherBounds, own: ConventionBound, num_timesteps: int) -> float:
-    """What the bounds of models that skip timesteps differ from: that of the run's own variance."""
+    """The bound, with the run's variance, that models which skip timesteps are compared to."""
     for bound in others.sub_schedules:
         key = (bound.variance, bound.spacing, len(bound.steps))
         if key == (own.convention.variance, EVENLY_SPACED, num_timesteps):
@@ -155,7 +155,7 @@ def _all_timesteps(others: OtherBounds, own: ConventionBound, num_timesteps: int
 def _is_published(bound: SubScheduleBound, num_timesteps: int) -> bool:
     length = len(bound.steps)
     if length == num_timesteps:
-        # With a fixed variance that is among the conventions already.
+        # With a fixed variance it is already among the conventions.
         return bound.variance is None and bound.spacing == EVENLY_SPACED
     return length in RESPACINGS
 
@@ -201,13 +201,13 @@ def _of_sub_schedule(
     length = len(bound.steps)
     is_whole = length == num_timesteps
     how = "" if is_whole else f"{length} timesteps, {bound.spacing}"
-    what = "" if bound.variance is own.variance else _name(bound.variance)
+    variance = "" if bound.variance is own.variance else _name(bound.variance)
     function = "" if own.decoder == "exact" else "exact decoder"
     source = {BEST: _WATSON, EVENLY_SPACED: _RESPACED}[bound.spacing]
     if bound.variance is None and bound.spacing == EVENLY_SPACED:
         source = _ANALYTIC
     return {
-        "convention": ", ".join(part for part in (what, function, how) if part),
+        "convention": ", ".join(part for part in (variance, function, how) if part),
         "variance": _name(bound.variance),
         "clip": own.clip,
         "decoder": "exact",
@@ -229,7 +229,7 @@ def _values(bound: ConventionBound | SubScheduleBound) -> dict[str, float]:
 
 
 def _differs(convention: Convention, own: Convention) -> str:
-    """What of a convention is not that of the run, in words."""
+    """The parts of a convention that differ from the run's, in words."""
     parts = []
     if convention.variance is not own.variance:
         parts.append(str(convention.variance))

@@ -1,4 +1,4 @@
-"""What the folder of a finished run of `fid` holds, for those who look at it."""
+"""The contents of the folder of a finished run of `fid`."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -24,9 +24,9 @@ SCHEMA = "ddpmbench.fid/1"
 PER_IMAGE, AGAINST_N = "per_image.csv", "fid_against_n.csv"
 NEAREST, SAMPLES = "nearest.npz", "samples.npz"
 INFLUENCE = "influence.npz"
-"""What each sample adds to a score, to first order: (N,) float64 by the score's name."""
+"""First-order influence of each sample on a score: (N,) float64 by the score's name."""
 NUM_SHOWN = 96
-"""As many samples are on a contact sheet."""
+"""Samples on a contact sheet."""
 
 PER_IMAGE_COLUMNS = {
     "image_id": "str",
@@ -34,23 +34,23 @@ PER_IMAGE_COLUMNS = {
     "nearest_reference_distance": "float64",
     "class_entropy": "float64",
 }
-"""Of `per_image.csv`: distances in feature space, entropies in nats; empty where not known."""
+"""Columns of `per_image.csv`: distances in feature space, entropies in nats; empty if unknown."""
 AGAINST_N_COLUMNS = {
     "reference": "str",
     "num_generated": "int64",
     "fid": "float64",
     "standard_error": "float64",
 }
-"""Of `fid_against_n.csv`: the points that `fid_infinity` is extrapolated from."""
+"""Columns of `fid_against_n.csv`: the points `fid_infinity` is extrapolated from."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class NearestImages:
-    """Samples beside the reference images that are nearest in feature space.
+    """Samples and the reference images nearest to them in feature space.
 
     Attributes:
         samples: (K, C, H, W) uint8.
-        sample: (K,) int64, their indices among the samples.
+        sample: (K,) int64, indices of the samples.
         references: (K, M, C, H, W) uint8, the nearest first.
         reference_id: (K, M) str.
         distance: (K, M) float64, in feature space.
@@ -64,7 +64,7 @@ class NearestImages:
 
     @classmethod
     def read(cls, path: Path) -> "NearestImages":
-        """Those of a file.
+        """Read a file.
 
         Raises:
             InputError: it is damaged.
@@ -79,7 +79,7 @@ class NearestImages:
         return nearest
 
     def write(self, path: Path) -> None:
-        """Write what `read` reads."""
+        """Write a file for `read`."""
         write_npz(path, dataclasses.asdict(self), compressed=True)
 
     def _is_whole(self) -> bool:
@@ -126,11 +126,11 @@ class FidelityTables(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FidelityContents:
-    """What the page of a run of `fid` shows; None for what the run does not have.
+    """The contents of the page of a run of `fid`; None if the run lacks them.
 
     Attributes:
         tables: the report of the run.
-        nearest: samples beside their nearest reference images.
+        nearest: samples and their nearest reference images.
         samples: the first samples, if the run generated them.
         environment: the object of `environment.json`.
     """
@@ -198,12 +198,12 @@ def per_image_frame(
     reference_ids: Sequence[str],
     classes: InceptionScore | None,
 ) -> pd.DataFrame:
-    """One row a sample, the columns `PER_IMAGE_COLUMNS`; what is not known is empty.
+    """One row per sample, columns `PER_IMAGE_COLUMNS`, empty if unknown.
 
     Args:
         ids: the samples' names.
         scores: against the first reference.
-        reference_ids: the names of its images.
+        reference_ids: names of the reference images.
         classes: of the samples, in nats.
     """
     neighbors = scores.neighbors
@@ -235,7 +235,7 @@ def scores_summary(scores: Scores) -> dict[str, float | None]:
 
 
 def headline_summary(scores: Scores, classes: InceptionScore | None) -> dict[str, float | None]:
-    """All scores of a run by name: against the first reference, and those without one."""
+    """All scores of a run by name: against the first reference, and without a reference."""
     of_classes = None if classes is None else classes.estimate
     estimates = {**scores.estimates, "inception_score": of_classes}
     return _with_half_widths({name: estimates[name] for name in METRICS})

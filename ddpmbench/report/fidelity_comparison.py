@@ -31,13 +31,13 @@ def difference(
     *,
     paired: float | None,
 ) -> FidelityDifference:
-    """Of a metric of two runs.
+    """The difference of a metric between two runs.
 
     Args:
         metric: its name in `summary.json`.
-        run: the run's summary, or one of its references.
+        run: the summary of the run, or one of its references.
         baseline: the same of the baseline.
-        paired: the half width of the difference where the two share their noise; else None.
+        paired: half width of the difference if the runs share their noise; else None.
     """
     first, value = baseline[metric], run[metric]
     widths = baseline[half_width_of(metric)], run[half_width_of(metric)]
@@ -63,9 +63,9 @@ def summary(
     """The object of a comparison's `summary.json`.
 
     Args:
-        names: of the runs, the baseline first.
+        names: names of the runs, the baseline first.
         summaries: of the same runs.
-        differences: of each run but the first.
+        differences: differences of each run but the first.
     """
     rows: list[dict[str, Any]] = [
         {
@@ -80,7 +80,7 @@ def summary(
     for row, own in zip(rows[1:], differences, strict=True):
         row["differences"] = [structs.asdict(one) for one in own]
     first = summaries[0]
-    kept = ("source", "split", "sha256", "num_reference")
+    fields = ("source", "split", "sha256", "num_reference")
     return {
         "schema": SCHEMA,
         "name": first["name"],
@@ -89,13 +89,13 @@ def summary(
         "num_generated": first["num_generated"],
         "protocol": first["protocol"],
         "references": [
-            {name: reference[name] for name in kept} for reference in first["references"]
+            {name: reference[name] for name in fields} for reference in first["references"]
         ],
     }
 
 
 def differences_frame(summary: Mapping[str, Any]) -> pd.DataFrame:
-    """One row a run, metric and reference: `run`, and the fields of `FidelityDifference`."""
+    """One row per run, metric and reference: `run`, and the fields of `FidelityDifference`."""
     runs = summary["runs"]
     return pd.DataFrame(
         [{"run": run["run"], **difference} for run in runs for difference in run["differences"]]
@@ -105,8 +105,8 @@ def differences_frame(summary: Mapping[str, Any]) -> pd.DataFrame:
 def printed_fidelity_comparison(summary: dict[str, Any], output_format: str) -> str:
     """The summary of a comparison of runs of `fid` for standard output; see `printed`.
 
-    "csv" has a row a run and measure, "quiet" the differences of the distance from the first
-    reference alone, one a line.
+    "csv" has one row per run and metric, "quiet" only the differences of the distance from the
+    first reference, one per line.
     """
     runs = summary["runs"]
     first = summary["baseline"]["run"]
@@ -122,7 +122,7 @@ def printed_fidelity_comparison(summary: dict[str, Any], output_format: str) -> 
 
 
 def fidelity_comparison_card(summary: Mapping[str, Any]) -> Card:
-    """What Python shows of a comparison of runs of `fid`."""
+    """The card of a comparison of runs of `fid`."""
     facts = {}
     for run in summary["runs"]:
         for difference in run["differences"]:
@@ -133,7 +133,7 @@ def fidelity_comparison_card(summary: Mapping[str, Any]) -> Card:
 
 
 def fidelity_comparison_page(summary: Mapping[str, Any], svgs: Mapping[str, str]) -> str:
-    """The page of a comparison of runs of `fid`; it has no figure where no difference is known."""
+    """The page of a comparison of runs of `fid`, without a figure if no difference is known."""
     first, runs, name = summary["baseline"]["run"], summary["runs"], summary["name"]
     against = runs[0]["run"] if len(runs) == 1 else f"{len(runs)} runs"
     return rendered(
@@ -171,7 +171,7 @@ def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _scores(difference: Mapping[str, Any], name: str) -> dict[str, Score]:
-    """The two values and their difference as they are shown."""
+    """The two values and their difference, as shown."""
     metric = difference["measure"]
     return {
         "first": Score.of(metric, name, difference["baseline"]),
@@ -195,7 +195,7 @@ def _cells(difference: Mapping[str, Any], name: str) -> tuple[str, ...]:
 
 
 def _how(difference: Mapping[str, Any]) -> str:
-    """What the interval is, and what pairing gained."""
+    """The kind of interval, and the gain from pairing."""
     own, unpaired = difference["half_width"], difference["half_width_unpaired"]
     if difference["how"] != "paired" or not own or not unpaired or unpaired > 1000 * own:
         return str(difference["how"])

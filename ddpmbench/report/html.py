@@ -1,4 +1,4 @@
-"""Figures within a page: one svg a panel, in the page's own colors, with names of its own."""
+"""Figures in a page: one svg per panel, in the page's colors, with unique ids."""
 
 import copy
 import math
@@ -22,7 +22,7 @@ _HREFS = ("{http://www.w3.org/1999/xlink}href", "href")
 _PANEL = re.compile(r"subfigure_\d+")
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 _FONT = re.compile(r"font-family:[^;]*;?\s*")
-# What draws, and no more: nothing that runs, links or loads.
+# Only elements that draw: none that runs, links or loads.
 _SHAPES = {"path", "rect", "circle", "ellipse", "line", "polyline", "polygon", "text", "tspan"}
 _PAINT = {"linearGradient", "radialGradient", "stop", "pattern", "mask", "clipPath"}
 _DRAWN = _SHAPES | _PAINT | {"svg", "g", "defs", "use", "image"}
@@ -32,19 +32,19 @@ VARIABLES: Mapping[str, str] = {
     GRID: "var(--grid)",
     **{color: f"var(--data-{k})" for k, color in enumerate(COLORS, 1)},
 }
-"""The figures' colors to the page's."""
+"""From the figures' colors to the page's."""
 
 
 def inline_panels(svg: str, name: str, label: str) -> list[str]:
-    """The panels of a figure as elements of a page, in order; without panels the figure whole.
+    """The panels of a figure as page elements, in order; without panels the whole figure.
 
     Args:
-        svg: the file's text.
-        name: what the names within it shall begin with.
-        label: what it shows, for those who hear the page.
+        svg: text of the file.
+        name: prefix of the ids within it.
+        label: its description, for screen readers.
 
     Raises:
-        ElementTree.ParseError: the text is no svg.
+        ElementTree.ParseError: the text is not an svg.
     """
     root = ElementTree.fromstring(svg)
     _keep_what_draws(root)
@@ -73,7 +73,7 @@ def _keep_what_draws(parent: Element) -> None:
 
 
 def _dress(element: Element) -> None:
-    """Names as html has them, the page's colors and font, and no space that only indents."""
+    """Apply html's names and the page's colors and font, and drop indentation."""
     element.tag = element.tag.removeprefix(_SVG)
     if element.tag not in ("text", "tspan"):
         element.text = None
@@ -102,19 +102,19 @@ def _element(
     name: str,
     label: str,
 ) -> str:
-    """An svg of its own around some parts of another, with the definitions that they use."""
+    """A separate svg of some parts of another, with the definitions that they use."""
     own = Element("svg", {"viewBox": " ".join(f"{x:g}" for x in box)})
     own.attrib |= {"class": "panel", "role": "img", "aria-label": label}
     defined = {element.attrib["id"]: element for element in root.iter() if "id" in element.attrib}
-    there = {
+    present = {
         element.attrib["id"] for part in parts for element in part.iter() if "id" in element.attrib
     }
     used = {use for part in parts for use in _uses(part)}
-    missing = [defined[use] for use in sorted(used - there) if use in defined]
+    missing = [defined[use] for use in sorted(used - present) if use in defined]
     if missing:
         ElementTree.SubElement(own, "defs").extend(missing)
     own.extend(parts)
-    # What panels share each has for itself.
+    # Each panel gets its own copy of shared definitions.
     own = copy.deepcopy(own)
     for element in own.iter():
         _rename(element, used, name)
@@ -131,7 +131,7 @@ def _uses(part: Element) -> Iterator[str]:
 
 
 def _rename(element: Element, used: Set[str], name: str) -> None:
-    """Give what is used a name that no other panel has; what is not used needs none."""
+    """Give used elements ids unique to this panel; drop unused ids."""
     for attribute, value in list(element.attrib.items()):
         if attribute == "id":
             if value in used:
@@ -145,7 +145,7 @@ def _rename(element: Element, used: Set[str], name: str) -> None:
 
 
 UNKNOWN = "unknown"
-"""What stands for a number that is not known."""
+"""Placeholder for an unknown number."""
 
 
 def rendered(
@@ -159,9 +159,9 @@ def rendered(
 
     Args:
         template: the file's name in `report/templates`.
-        notes: at the top; None for one that does not apply.
-        environment: the object of `environment.json`; None where there is none.
-        **values: what it shows; a name that it uses and that is missing is an error.
+        notes: notes at the top; None for one that does not apply.
+        environment: the object of `environment.json`, if any.
+        **values: the template's values; a missing one is an error.
     """
     loader = jinja2.Environment(
         loader=jinja2.PackageLoader("ddpmbench", "report/templates"),
@@ -190,7 +190,7 @@ def drawn(
     """The figures of a page as values of its template.
 
     Args:
-        svgs: figures by name; a page leaves out those that are missing.
+        svgs: figures by name; missing ones are left out.
         captions: of the figures, by name.
         strips: title and text of strips of pictures, by name.
     """

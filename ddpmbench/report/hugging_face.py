@@ -1,7 +1,7 @@
 """The result of `nll` as metadata that the Hugging Face hub understands.
 
 There are two formats: `.eval_results/*.yaml` in a model's repository, which names a data set of the
-hub, and the older `model-index` at the head of a model card. The hub's own package writes both.
+hub, and the older `model-index` at the head of a model card. The hub's package writes both.
 """
 
 from pathlib import Path
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult, EvalResultEntry
 
 HUB_DATASETS = {"fashion-mnist": "zalando-datasets/fashion_mnist", "cifar10": "uoft-cs/cifar10"}
-"""The data sets that have a name here, by their ids on the hub."""
+"""Data sets by their ids on the hub."""
 METRIC = "bits_per_dim"
 EVAL_RESULTS = Path("huggingface", ".eval_results", "ddpmbench.yaml")
 MODEL_INDEX = Path("huggingface", "model-index.yaml")
 
 
 def eval_results(summary: dict[str, Any], *, version: str | None) -> list["EvalResultEntry"]:
-    """The entry of an `.eval_results` file; none where no data set of the hub has the images.
+    """The entry of an `.eval_results` file; empty if no data set of the hub has the images.
 
-    The task is named by metric and split, because neither data set defines tasks: so the bound
-    cannot come to stand among numbers of another kind.
+    The task is named by metric and split, because neither data set defines tasks, so that the bound
+    is not listed among other metrics.
 
     Source: https://huggingface.co/docs/hub/eval-results
     """
@@ -46,7 +46,7 @@ def eval_results(summary: dict[str, Any], *, version: str | None) -> list["EvalR
 def model_index_result(summary: dict[str, Any], *, version: str | None) -> "EvalResult":
     """The same for the `model-index` of a model card.
 
-    Images of no data set of the hub have their file's name, and "local" in the place of its id.
+    Images outside the hub's data sets have the file's name, and "local" in place of the id.
 
     Source: https://github.com/huggingface/hub-docs/blob/main/modelcard.md
     """
@@ -70,8 +70,8 @@ def model_index_result(summary: dict[str, Any], *, version: str | None) -> "Eval
 def write_hugging_face(folder: Path, summary: dict[str, Any]) -> list[Path]:
     """Write both formats into `huggingface/` of a run folder, and return the files.
 
-    `.eval_results/` goes into a model's repository as it is; what is in `model-index.yaml` goes to
-    the head of the model's card.
+    `.eval_results/` goes into a model's repository as it is; the content of `model-index.yaml` goes
+    to the head of the model card.
 
     Raises:
         InputError: the folder cannot be written, or its `run.json` is damaged.
@@ -96,12 +96,12 @@ def write_hugging_face(folder: Path, summary: dict[str, Any]) -> list[Path]:
 
 def _hub_dataset(summary: dict[str, Any]) -> str | None:
     data = summary["data"]
-    # A file or folder has no split, whatever it is called.
+    # A file or folder has no split, whatever its name.
     return HUB_DATASETS.get(data["source"]) if data["split"] else None
 
 
 def _facts(summary: dict[str, Any], version: str | None) -> dict[str, Any]:
-    """What another number must be the same in to compare with this one, and its interval."""
+    """The interval of the number, and the settings that comparable numbers share."""
     data, checkpoint = summary["data"], summary["checkpoint"]
     facts = {
         "half_width": summary["half_width"],
@@ -121,6 +121,6 @@ def _facts(summary: dict[str, Any], version: str | None) -> dict[str, Any]:
         "data_sha256": data["sha256"],
         "ddpmbench": version,
     }
-    # What estimator and goal came to is in the half width and the number of network evaluations.
+    # The half width and the number of network evaluations cover estimator and target.
     left_out = {"horvitz_thompson", "half_width_goal", "max_evaluations"}
     return {n: value for n, value in facts.items() if n not in left_out and value is not None}

@@ -1,4 +1,4 @@
-"""The likelihoods of one checkpoint side by side: their table, as it is printed and on its page."""
+"""The likelihoods of one checkpoint side by side: table, printed result and page."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,7 +37,7 @@ COLUMNS = {
     **dict.fromkeys(("num_evaluations", "num_vjps"), "int64"),
     **dict.fromkeys(("convention", "published", "absent"), "str"),
 }
-"""Of `likelihoods.csv`."""
+"""Columns of `likelihoods.csv`."""
 BOUND, CONSTANT, ODE = "variational bound", "best constant variance", "probability-flow ODE"
 FIGURES = {"likelihoods": "95 % intervals for these images (thick) and for their population (thin)"}
 """Captions of the figures, by name."""
@@ -46,11 +46,11 @@ _PUBLISHED = {"google/ddpm-cifar10-32": "<= 3.75 (Ho et al. 2020, table 1, L_sim
 
 
 def published_bound(hub_id: str, bound: Mapping[str, Any]) -> str:
-    """The published bound of a checkpoint of the hub; "" where none is known of these images.
+    """The published bound of a checkpoint of the hub; "" if unknown for these images.
 
     Args:
         hub_id: of the checkpoint.
-        bound: the object of `summary.json` of its `nll`.
+        bound: the object of `summary.json` of its run of `nll`.
     """
     data = bound["data"]
     if bound["conventions"].get("process", Process.VP) != Process.VP:
@@ -67,12 +67,11 @@ def likelihoods_frame(
     absent: Mapping[str, str | None],
     published: str,
 ) -> pd.DataFrame:
-    """One row a likelihood, in bits per dimension; `COLUMNS`, empty where not known.
+    """One row per likelihood, in bits per dimension; `COLUMNS`, empty if unknown.
 
-    `difference` is from the first row, of pairs: the same terms, or the same images. Evaluations
-    and vector-Jacobian products (`num_vjps`) are those of the row alone; the second and the third
-    use the terms of the first as well. A row that the checkpoint does not have says why in
-    `absent`.
+    `difference` is from the first row, paired by the same terms or images. Evaluations and
+    vector-Jacobian products (`num_vjps`) are those of a row alone; the second and the third row
+    also use the terms of the first. `absent` says why the checkpoint lacks a row.
 
     Args:
         bound: the object of `summary.json` of `nll`.
@@ -118,7 +117,7 @@ def _of_variance(variance: str) -> str:
 
 
 def _of_terms(rows: pd.DataFrame, num_evaluations: int) -> dict[str, Any]:
-    """What a row of `conventions.csv` has; empty where there is none."""
+    """The fields from a row of `conventions.csv`; empty without such a row."""
     if rows.empty:
         return {}
     known = {name: rows[name].iloc[0] for name in (*_VALUES[:2], *_DIFFERENCE)}
@@ -140,7 +139,7 @@ def _why_no_constant(bound: Mapping[str, Any]) -> str:
 
 
 def rows_of(frame: pd.DataFrame) -> list[dict[Any, Any]]:
-    """The rows of `likelihoods_frame` as `summary.json` has them: null where not known."""
+    """The rows of `likelihoods_frame` in `summary.json`: null if unknown."""
     known = frame.notna() & (frame != "")
     return frame.astype(object).where(known, None).to_dict("records")
 
@@ -148,7 +147,7 @@ def rows_of(frame: pd.DataFrame) -> list[dict[Any, Any]]:
 def printed_likelihoods(summary: dict[str, Any], frame: pd.DataFrame, output_format: str) -> str:
     """The likelihoods for standard output; see `printed`.
 
-    "csv" is `likelihoods_frame`, "quiet" its numbers alone, one a line, nan where there is none.
+    "csv" is `likelihoods_frame`, "quiet" only its numbers, one per line, nan if absent.
     """
     cells = [("likelihood", "bits/dim", "difference", "evaluations", "gradients", "convention")]
     absent = []
@@ -166,7 +165,7 @@ def printed_likelihoods(summary: dict[str, Any], frame: pd.DataFrame, output_for
 
 
 def likelihoods_card(summary: Mapping[str, Any], folder: Path | None) -> Card:
-    """What Python shows of the likelihoods."""
+    """The card of the likelihoods."""
     first, *others = summary["likelihoods"]
     known = {row["likelihood"]: _value(row) for row in others if row["absent"] is None}
     headline = bound_line(first["bits_per_dim"], first["half_width"])
@@ -175,7 +174,7 @@ def likelihoods_card(summary: Mapping[str, Any], folder: Path | None) -> Card:
 
 @drawing()
 def likelihoods_figure(frame: pd.DataFrame) -> Drawn:
-    """The likelihoods that there are, and their paired differences from the first.
+    """The available likelihoods, and their paired differences from the first.
 
     A thick bar is the 95 % interval for these images, a thin one that for their population.
 
@@ -183,7 +182,7 @@ def likelihoods_figure(frame: pd.DataFrame) -> Drawn:
         frame: see `likelihoods_frame`.
 
     Returns:
-        The figure, and one row a likelihood.
+        The figure, and one row per likelihood.
     """
     table = frame[frame.bits_per_dim.notna()].drop(columns=["published", "absent"])
     figure, (left, right) = axes_panels(2)
@@ -243,7 +242,7 @@ def _intervals(summary: Mapping[str, Any]) -> str:
 
 
 def _order(summary: Mapping[str, Any]) -> str:
-    """What theory says of the order of the rows, and no more."""
+    """The order of the rows that theory guarantees, in words."""
     variance = summary["conventions"]["variance"]
     if not variance.startswith("fixed"):
         return "none is known for a trained network"
@@ -251,7 +250,7 @@ def _order(summary: Mapping[str, Any]) -> str:
 
 
 def _facts(summary: Mapping[str, Any]) -> dict[str, str]:
-    """What makes the numbers comparable, by name."""
+    """The settings that comparable numbers share, by name."""
     ode, of_ode, conventions = summary["ode"], {}, summary["conventions"]
     if ode is not None:
         line = solver_line(ode, ode["solver_error"])

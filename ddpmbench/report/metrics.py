@@ -1,4 +1,4 @@
-"""The metrics of samples: the one table from which text, page, figure and checks derive."""
+"""The metrics of samples: one table for text, page, figure and checks."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,16 +7,16 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """How a metric is shown.
+    """The display of a metric.
 
     Attributes:
         label: its printed name. `{name}` is that of the Frechet distance, "FID" or "FD[...]"; for a
             network other than Inception `{network}` is " [...]" and `{kind}` "class".
         decimals: after the point.
-        meaning: one line for the page; `{splits}` says how many there are.
-        times: the printed value is that of `summary.json` times this.
-        higher_is_better: otherwise lower is.
-        has_reference: whether there is a value against each reference; otherwise there is one.
+        meaning: one line for the page; `{splits}` is the number of splits.
+        times: factor from the value in `summary.json` to the printed one.
+        higher_is_better: whether higher is better.
+        has_reference: whether there is one value per reference; else a single value.
         in_figure: whether the figure of a comparison shows it.
     """
 
@@ -62,7 +62,7 @@ METRICS = {
         in_figure=True,
     ),
 }
-"""By their names in `summary.json`, in its order; `samples.scores` computes them."""
+"""Metrics by their names in `summary.json`, in its order; computed by `samples.scores`."""
 AGAINST_REFERENCE = tuple(name for name, metric in METRICS.items() if metric.has_reference)
 WITHOUT_REFERENCE = tuple(name for name in METRICS if name not in AGAINST_REFERENCE)
 
@@ -74,14 +74,14 @@ def half_width_of(name: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """A value of a metric as it is shown.
+    """A value of a metric, as shown.
 
     Attributes:
         label: the metric's name in words.
-        value: in the unit of the label; None where it is not known.
+        value: in the unit of the label; None if unknown.
         half_width: of its 95 % interval; None where it is not known.
         decimals: after the point.
-        against: the reference, or what stands in its place.
+        against: the reference, or other text in its place.
     """
 
     label: str
@@ -100,7 +100,7 @@ class Score:
         *,
         against: str = "",
     ) -> "Score":
-        """A value and its half width as `summary.json` has them; None where not known.
+        """A value and its half width in the unit of `summary.json`; None if unknown.
 
         Args:
             metric: one of `METRICS`.
@@ -117,7 +117,7 @@ class Score:
 
     @classmethod
     def read(cls, metric: str, values: Mapping[str, Any], name: str, against: str = "") -> "Score":
-        """That of a summary, or of one of its references; see `of`."""
+        """The score in a summary, or in one of its references; see `of`."""
         return cls.of(metric, name, values[metric], values[half_width_of(metric)], against=against)
 
     @property
@@ -130,7 +130,7 @@ class Score:
 
 
 def label(metric: str, name: str) -> str:
-    """The printed name of one of `METRICS`; of a network other than Inception it says which.
+    """The printed name of one of `METRICS`, with the network if it is not Inception.
 
     Args:
         metric: its name in `summary.json`.

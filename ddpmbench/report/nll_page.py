@@ -1,4 +1,4 @@
-"""The page of a run of `nll`: a single file that loads nothing from elsewhere."""
+"""The page of a run of `nll`: a single self-contained file."""
 
 import math
 import re
@@ -67,7 +67,7 @@ _PARTS_OF_TIME = (
     "A part of continuous time ends at timestep u of the training and begins where the one before "
     "it ends; the network is evaluated at random places within. The first row is the decoder."
 )
-_MOST_ROWS = 4000  # of the table of timesteps
+_MOST_ROWS = 4000  # most rows of the table of timesteps
 _COLORS = {"prior": 3, "kl": 1, "decoder": 2}
 
 
@@ -108,8 +108,8 @@ def run_page(contents: RunContents, svgs: Mapping[str, str]) -> str:
     """The page of a finished run of `nll` or `rd`.
 
     Args:
-        contents: what its folder holds.
-        svgs: its figures by name, of `FIGURES` and `STRIPS`; those that are missing are left out.
+        contents: the contents of its folder.
+        svgs: its figures by name, of `FIGURES` and `STRIPS`; missing ones are left out.
     """
     tables = contents.tables
     summary, curve = tables.summary, tables.rate_distortion
@@ -139,7 +139,7 @@ def run_page(contents: RunContents, svgs: Mapping[str, str]) -> str:
         absent=_absent(summary),
         every_pair=every_pair,
         fewer=every_pair / summary["num_evaluations"],
-        # Of a long schedule those that a figure shows, so that the page stays small.
+        # For a long schedule the timesteps that a figure shows, to keep the page small.
         every_step=(steps if len(steps) <= _MOST_ROWS else steps.iloc[shown(len(steps))]).to_dict(
             "records"
         ),
@@ -156,7 +156,7 @@ def run_page(contents: RunContents, svgs: Mapping[str, str]) -> str:
 
 
 def _chance(summary: dict[str, Any]) -> str:
-    """What the interval for these images is due to."""
+    """The sources of error in the interval for these images."""
     if summary["estimator"] == "every-pair":
         return "the noise draws"
     if num_sampled_images(summary) < summary["num_images"]:
@@ -177,7 +177,7 @@ def _these(num_images: int) -> str:
 
 
 def _spread(summary: Mapping[str, Any]) -> float | None:
-    """The interval for these images in percent of that for their population."""
+    """The interval for these images, in percent of that for their population."""
     own, population = summary["half_width"], summary["half_width_population"]
     if own is None or not population:
         return None
@@ -199,16 +199,16 @@ def _bound_parts(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _typeset(text: str) -> Markup:
-    """L_{T-1} with its index where an index is."""
+    """The text with the index of L_{T-1} as a subscript."""
     return Markup(re.sub(r"_\{?([\w-]+)\}?", r"<sub>\1</sub>", str(escape(text))))
 
 
 def _half_by(steps: pd.DataFrame, prior: float, place: str) -> int | None:
-    """The timestep by which, from T down, the KL terms have sent half of what they send."""
+    """The timestep by which, from T down, the KL terms have sent half of their bits."""
     sent = steps.rate_bits_per_dim - prior
     if len(steps) < 3 or not sent.iloc[0] > 0:
         return None
-    # The rate at x_t is what the later timesteps have sent.
+    # The rate at x_t is the bits sent at later timesteps.
     return math.ceil(float(steps[place][sent <= sent.iloc[0] / 2].min()))
 
 
@@ -236,7 +236,7 @@ def _steps_text(summary: Mapping[str, Any]) -> str:
 
 
 def _absent(summary: Mapping[str, Any]) -> Markup | None:
-    """Why the bound in continuous time is not among the conventions; None where it is."""
+    """Why the bound in continuous time is not among the conventions; None if it is."""
     why = summary.get("continuous_absent")
     if why is None or summary.get("num_parts") is not None:
         return None
@@ -245,14 +245,14 @@ def _absent(summary: Mapping[str, Any]) -> Markup | None:
 
 
 def _conventions(tables: RunTables) -> list[tuple[str, list[dict[Any, Any]]]]:
-    """The table in groups: the same timesteps, and fewer."""
+    """The conventions in groups: all timesteps, and fewer."""
     table = tables.conventions
     rows: list[dict[Any, Any]] = table.assign(own=table.index == 0).to_dict("records")
     num_timesteps = tables.summary["num_timesteps"]
     same = [row for row in rows if row["num_timesteps"] == num_timesteps]
     fewer = [row for row in rows if row["num_timesteps"] != num_timesteps]
     groups = [("", same), ("Fewer timesteps: bounds of respaced models", fewer)]
-    # An interval that is not known is None in a page, and nan in a table.
+    # An unknown interval is None in a page, and nan in a table.
     for row in rows:
         for name in ("half_width", "difference_half_width"):
             row[name] = None if math.isnan(row[name]) else row[name]

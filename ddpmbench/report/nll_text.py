@@ -1,4 +1,4 @@
-"""A bound and its rate-distortion curve as they are printed, with what makes them comparable.
+"""A bound and its rate-distortion curve as printed, with the settings that matter to compare.
 
 A summary is the object of `summary.json`.
 """
@@ -33,7 +33,7 @@ PARTS = {
     "decoder": "L_0, the pixels",
 }
 LARGE_PRIOR = 0.1
-"""Bits per dimension of L_T that are worth a line."""
+"""Least L_T, in bits per dimension, that is worth a line."""
 
 
 def printed_nll(summary: dict[str, Any], output_format: str) -> str:
@@ -43,7 +43,7 @@ def printed_nll(summary: dict[str, Any], output_format: str) -> str:
 
 
 def bound_card(summary: Mapping[str, Any], folder: Path | None) -> Card:
-    """What Python shows of a run of `nll`."""
+    """The card of a run of `nll`."""
     numbers = {
         "for these images": _bound(summary, "half_width"),
         "for their population": _bound(summary, "half_width_population"),
@@ -71,7 +71,7 @@ def _parts(summary: Mapping[str, Any]) -> list[str]:
 
 
 def comparability(summary: Mapping[str, Any]) -> list[str]:
-    """What a number of `nll` must be the same in to compare with another, a line each."""
+    """The settings that comparable numbers of `nll` share, a line each."""
     fields = {"interval": _interval(summary)}
     if summary.get("continuous_bits_per_dim") is not None:
         value = with_interval(summary["continuous_bits_per_dim"], summary["continuous_half_width"])
@@ -89,7 +89,7 @@ def comparability(summary: Mapping[str, Any]) -> list[str]:
 
 
 def comparable_facts(summary: Mapping[str, Any]) -> dict[str, str]:
-    """What a number of `nll` must be the same in to compare with another, by its name."""
+    """The settings that comparable numbers of `nll` share, by name."""
     conventions = summary["conventions"]
     correction = correction_line(summary)
     return {
@@ -116,7 +116,7 @@ def _padding_line(summary: Mapping[str, Any]) -> dict[str, str]:
 
 
 def num_sampled_images(summary: Mapping[str, Any]) -> int:
-    """How many images the importance estimator evaluated."""
+    """The number of images that the importance estimator evaluated."""
     return int(summary["sampling"].get("num_sampled_images", summary["num_images"]))
 
 
@@ -160,7 +160,7 @@ PUBLISHED = {
     200: (0.00013, 60.97170),
     100: (0.00000, 67.60125),
 }
-"""Reverse steps to rate in bits per dimension and distortion on 0..255, of CIFAR-10's test images.
+"""Reverse steps to rate in bits per dimension and distortion on 0..255, for CIFAR-10's test set.
 
 Source: Ho, Jain & Abbeel 2020, table 4. The paper does not state whether the distortion
 is the mean RMSE or the root of the mean MSE.
@@ -168,7 +168,7 @@ is the mean RMSE or the root of the mean MSE.
 
 
 def curve_summary(curve: pd.DataFrame, run: dict[str, Any]) -> dict[str, Any]:
-    """The object of `--format json`: that of the run, and ten points of its curve."""
+    """The object of `--format json`: the run's summary, and ten points of its curve."""
     num_timesteps = len(curve)
     decoded = {round(num_timesteps * k / _POINTS) for k in range(1, _POINTS + 1)} - {0}
     points = curve[curve.num_decoded_steps.isin(decoded)].drop(columns="t")
@@ -182,7 +182,7 @@ def curve_summary(curve: pd.DataFrame, run: dict[str, Any]) -> dict[str, Any]:
 
 
 def curve_card(summary: Mapping[str, Any], folder: Path | None) -> Card:
-    """What Python shows of a rate-distortion curve."""
+    """The card of a rate-distortion curve."""
     shown = {
         f"{point['num_decoded_steps']:,} reverse steps": (
             f"{point['rate_bits_per_dim']:.4f} bits/dim",
@@ -203,10 +203,10 @@ def printed_rate_distortion(summary: dict[str, Any], curve: pd.DataFrame, form: 
     """The curve for standard output.
 
     Args:
-        summary: what `curve_summary` returns.
+        summary: from `curve_summary`.
         curve: every timestep; see `report.tables.rate_distortion`.
-        form: "table" with ten points for reading, "json" for the summary, "csv" for all of it,
-            "quiet" for the whole rate and the distortion at its end.
+        form: "table" for ten points, "json" for the summary, "csv" for the whole curve, "quiet" for
+            the total rate and the distortion at its end.
     """
     rows = summary["curve"]
     published = "published_rate_bits_per_dim" in rows[0]

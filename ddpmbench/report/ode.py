@@ -1,4 +1,4 @@
-"""The likelihood of an ODE as it is printed and on its page, with what makes it comparable."""
+"""The likelihood of an ODE as printed and on its page."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,7 +33,7 @@ def printed_ode(summary: dict[str, Any], output_format: str) -> str:
 
 
 def ode_card(summary: Mapping[str, Any], folder: Path | None) -> Card:
-    """What Python shows of a run of `ode`."""
+    """The card of a run of `ode`."""
     facts = _facts(summary)
     if folder is not None:
         facts["folder"] = str(folder)
@@ -59,7 +59,7 @@ def ode_page(
 
 
 def solver_line(settings: Mapping[str, Any], solver_error: float) -> str:
-    """How an ODE was solved, in one line; the settings are those of `OdeSettings.record`."""
+    """The solver of an ODE in one line; the settings are those of `OdeSettings.record`."""
     count, probes = settings["probes"], ""
     if settings["trace"] != "exact":
         probes = f", {count} probe{'s' if count > 1 else ''} an image"
@@ -75,13 +75,13 @@ def _headline(summary: Mapping[str, Any]) -> str:
 
 
 def _half_width(summary: Mapping[str, Any]) -> float | None:
-    """For these images; of a sample of them, that for their population."""
+    """Half width for these images; for a sample of them, that for their population."""
     own: float | None = summary["half_width"]
     return summary["half_width_population"] if own is None else own
 
 
 def _facts(summary: Mapping[str, Any]) -> dict[str, str]:
-    """What makes the number comparable, by name."""
+    """The settings that comparable numbers share, by name."""
     difference = summary["difference_from_bound"]
     prior = "N(0, s_T^2 I)" if summary["conventions"].get("process") == Process.VE else "N(0, I)"
     return {

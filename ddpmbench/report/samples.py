@@ -1,4 +1,4 @@
-"""Samples and their scores: as they are printed, and the page of a run of `fid`.
+"""Samples and their scores as printed, and the page of a run of `fid`.
 
 A summary is the object of `summary.json`.
 """
@@ -38,19 +38,19 @@ def printed_samples(summary: dict[str, Any], path: Path, output_format: str) -> 
 
 
 def samples_card(summary: dict[str, Any], folder: Path | None) -> Card:
-    """What Python shows of samples."""
+    """The card of samples."""
     return Card(samples_headline(summary), facts=in_folder(samples_facts(summary), folder))
 
 
 def samples_headline(summary: dict[str, Any]) -> str:
-    """How many samples of which size."""
+    """The number of samples and their size."""
     channels, height, width = summary["shape"]
     color = "gray" if channels == 1 else "RGB"
     return f"{summary['num_samples']:,} samples, {width}x{height} {color}"
 
 
 def samples_facts(summary: dict[str, Any]) -> dict[str, str]:
-    """What makes samples comparable, and how they were made, by name."""
+    """The settings of samples, by name."""
     speed = summary["images_per_second"]
     pace = f", {speed:.3g} images/s" if speed else ""
     return {
@@ -97,7 +97,7 @@ def sampler_line(sampler: Mapping[str, Any]) -> str:
 
 
 def scores(summary: Mapping[str, Any]) -> list[Score]:
-    """All scores of a run but its headline; with several references the headline's too."""
+    """All scores of a run but its headline's; with several references, all scores."""
     references, name = summary["references"], summary["name"]
     return [
         *(
@@ -114,14 +114,14 @@ def scores(summary: Mapping[str, Any]) -> list[Score]:
 
 
 def headline(summary: Mapping[str, Any]) -> str:
-    """The distance, its interval and its protocol, in one line."""
+    """The distance, its interval and protocol, in one line."""
     name, references = summary["name"], summary["references"]
     against = f" against {reference_name(references[0])}" if len(references) > 1 else ""
     return f"{name} {Score.read('fid', summary, name).text} ({summary['protocol']['id']}){against}"
 
 
 def comparable_only(summary: Mapping[str, Any]) -> str | None:
-    """That a score of another network is no FID; None where it is one."""
+    """A note that a score of another network is not an FID; None if it is."""
     if summary["name"] == "FID":
         return None
     network = summary["protocol"]["feature_network"]
@@ -132,7 +132,7 @@ def comparable_only(summary: Mapping[str, Any]) -> str | None:
 
 
 def printed_fidelity(summary: dict[str, Any], output_format: str) -> str:
-    """The summary of `fid` for standard output; "csv" has a row a reference."""
+    """The summary of `fid` for standard output; "csv" has one row per reference."""
     rows = [(score.label, score.text, score.against) for score in scores(summary)]
     table = aligned([("measure", "value", "against"), *rows], gap=2)
     only = comparable_only(summary)
@@ -142,13 +142,13 @@ def printed_fidelity(summary: dict[str, Any], output_format: str) -> str:
 
 
 def fidelity_card(summary: Mapping[str, Any], folder: Path | None) -> Card:
-    """What Python shows of a run of `fid`."""
+    """The card of a run of `fid`."""
     numbers = {f"{score.label}, {score.against}": score.text for score in scores(summary)}
     return Card(headline(summary), numbers, in_folder(joined(fidelity_facts(summary)), folder))
 
 
 def fidelity_facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What a score must be the same in to compare with another, and how it was made."""
+    """The settings that comparable scores share, and the run's other settings."""
     samples, checkpoint, sampler = summary["samples"], summary["checkpoint"], summary["sampler"]
     skipped = f"; {samples['skipped']:,} skipped" if samples["skipped"] else ""
     facts = [
@@ -196,13 +196,13 @@ def protocol_facts(protocol: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def splits_line(protocol: Mapping[str, Any]) -> str:
-    """In how many splits the classes were scored."""
+    """The splits of the Inception score, in one line."""
     number = protocol["inception_splits"]
     return "no splits" if number is None else counted(number, "split")
 
 
 def reference_line(reference: Mapping[str, Any]) -> str:
-    """How many images of which reference."""
+    """The reference and its number of images."""
     number = reference["num_reference"]
     many = "" if number is None else f"{number:,} of "
     return f"{many}{reference_name(reference)} ({reference['sha256'][:12]})"
@@ -261,8 +261,8 @@ def fid_page(contents: FidelityContents, svgs: Mapping[str, str]) -> str:
     """The page of a finished run of `fid`.
 
     Args:
-        contents: what its folder holds.
-        svgs: its figures by name, of `FIGURES` and `STRIPS`; those that are missing are left out.
+        contents: the contents of its folder.
+        svgs: its figures by name, of `FIGURES` and `STRIPS`; missing ones are left out.
     """
     summary = contents.tables.summary
     made_by = summary["checkpoint"] or summary["samples"]
@@ -284,7 +284,7 @@ def fid_page(contents: FidelityContents, svgs: Mapping[str, str]) -> str:
 
 
 def _rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One a metric: against each reference, then those without one."""
+    """One row per metric: against each reference, then those without one."""
     name = summary["name"]
     splits = splits_line(summary["protocol"])
     return [

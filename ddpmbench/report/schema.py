@@ -1,4 +1,4 @@
-"""What `summary.json` and `environment.json` hold, checked when a folder is read."""
+"""The schemas of `summary.json` and `environment.json`, checked when a folder is read."""
 
 import re
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from ddpmbench.errors import InputError
 from ddpmbench.report.metrics import AGAINST_REFERENCE, METRICS, half_width_of
 
 STRICT = "fp32"
-"""The precision that needs no correction."""
+"""The precision without a correction."""
 
 
 class Data(Struct):
@@ -32,7 +32,7 @@ class Checkpoint(Struct):
 
 
 class Range(Struct, kw_only=True):
-    """The data range; results of earlier versions do not have it, and are of the default one."""
+    """The data range; results of earlier versions lack it, and have the default range."""
 
     data_range: str = ""
     levels: int = 0
@@ -53,12 +53,12 @@ class Correction(Struct):
     """`precision_correction` of a run in low precision.
 
     Attributes:
-        bits_per_dim: what was added to the bound.
-        half_width: of its 95 % interval, which is part of the bound's.
-        num_evaluations: of the network, in both precisions; part of the run's.
-        uncorrected_bits_per_dim: the bound as the terms in low precision have it.
-        kl: what of it was added to the timesteps t = 2..T.
-        decoder: what of it was added to t = 1.
+        bits_per_dim: the amount added to the bound.
+        half_width: of its 95 % interval, included in the bound's.
+        num_evaluations: network evaluations in both precisions, included in the run's.
+        uncorrected_bits_per_dim: the bound from the terms in low precision.
+        kl: the part added to the timesteps t = 2..T.
+        decoder: the part added to t = 1.
     """
 
     bits_per_dim: float
@@ -80,11 +80,11 @@ class SanityCheck(Struct, kw_only=True):
 
 
 class Comparability(Struct, kw_only=True):
-    """What makes a bound comparable: the part of `summary.json` that no network enters.
+    """The part of `summary.json` that states what a bound is of, independent of the network.
 
     Attributes:
-        num_timesteps: T; of a run in continuous time, that of the training.
-        num_parts: of continuous time, over which the bound is a sum; None at timesteps.
+        num_timesteps: T; in continuous time, that of the training.
+        num_parts: parts of continuous time that the bound is a sum over; None in discrete time.
     """
 
     num_images: int
@@ -128,7 +128,7 @@ class Run(Comparability, kw_only=True):
 
 
 class NetworkRun(Struct, kw_only=True):
-    """What the summaries of `ode`, `likelihoods` and `score` have in common."""
+    """The common part of the summaries of `ode`, `likelihoods` and `score`."""
 
     num_timesteps: int
     num_evaluations: int
@@ -206,16 +206,16 @@ class Difference(Struct):
 
 
 class SetComparison(Struct):
-    """What the scores of a second image set (B) say beside those of the first (A).
+    """The scores of a second image set (B) compared to those of the first (A).
 
     Attributes:
         name: "generalization gap" where the model was trained on A.
-        difference: of the means, B less A, bits per dimension.
+        difference: of the means, B minus A, bits per dimension.
         half_width: of its 95 % interval for the populations; None where a set has one image.
         p_value: two-sided, Welch's test.
-        corrected: the same of the bits per dimension less the code length.
-        auroc: of B against A by bits per dimension; `auroc_corrected` less the code length, and
-            `auroc_nearest` by the distance to the nearest other image of A, None where A has one.
+        corrected: the same for the bits per dimension minus the code length.
+        auroc: of B against A by bits per dimension; `auroc_corrected` minus the code length, and
+            `auroc_nearest` by the distance to the nearest other image of A, None if A has one.
         copies: images of B that are also in A.
     """
 
@@ -279,7 +279,7 @@ class FeatureNetwork(Struct):
 
 
 class Protocol(Struct):
-    """What two scores must have in common to be comparable."""
+    """The settings that comparable scores share."""
 
     id: str
     resize: str
@@ -339,7 +339,7 @@ class Sampler(Range):
 
 
 class Sampled(Struct, kw_only=True):
-    """`summary.json` of what sampled a checkpoint."""
+    """The common part of the summaries of runs that sample a checkpoint."""
 
     checkpoint: Checkpoint
     sampler: Sampler
@@ -356,7 +356,7 @@ class SampleRun(Sampled, kw_only=True):
 
 
 class Fidelity(_scores(*METRICS)):  # type: ignore[misc]
-    """`summary.json` of a run of `fid`; of given samples the checkpoint may be unknown."""
+    """`summary.json` of a run of `fid`; for given samples the checkpoint may be unknown."""
 
     name: str
     num_generated: int
@@ -380,13 +380,13 @@ class FidelityDifference(Struct):
 
     Attributes:
         measure: the name of the metric.
-        reference: what it is against; "" for a metric without a reference.
+        reference: the reference; "" for a metric without one.
         baseline: the value of the baseline.
-        value: that of the run.
-        difference: of them; None where one is not known, as is what follows.
+        value: the value of the run.
+        difference: value minus baseline; None if one is unknown, as are the fields below.
         half_width: of its 95 % interval.
-        half_width_unpaired: that of two runs that share nothing.
-        how: what `half_width` is.
+        half_width_unpaired: that of two independent runs.
+        how: the kind of `half_width`.
     """
 
     measure: str
@@ -477,13 +477,13 @@ def check(record: object, kind: type[Struct], path: Path) -> None:
 
 
 def sanity_check_warning(summary: Mapping[str, Any]) -> str | None:
-    """The warning of the sanity check before a run, of its summary; None if there is none."""
+    """The warning of the sanity check in a summary, if any."""
     record = summary.get("check")
     return None if record is None else record["warning"]
 
 
 def _where(error: str) -> str:
-    """A message of msgspec as `conventions.labels: missing`."""
+    """A message of msgspec in the form `conventions.labels: missing`."""
     match = _PLACE.fullmatch(error)
     assert match is not None
     problem, place = match["problem"], match["place"] or ""

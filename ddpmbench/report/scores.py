@@ -1,4 +1,4 @@
-"""The scores of images: their tables, as they are printed, and their page."""
+"""The scores of images: tables, printed result and page."""
 
 import dataclasses
 import math
@@ -46,13 +46,13 @@ PER_IMAGE_COLUMNS = {
     "image_id": "str",
     **dict.fromkeys(("bits_per_dim", "standard_error", "code_length"), "float64"),
 }
-"""Of `per_image.csv`, in every run."""
+"""Columns of `per_image.csv` in every run."""
 OPTIONAL_COLUMNS = {"nearest_distance": "float64", "label": "Int64"}
-"""The first where there are two image sets, the other where one has labels."""
-_LEAST_P = 1e-99  # smaller ones are shown as below it
+"""The first if there are two image sets, the second if one has labels."""
+_LEAST_P = 1e-99  # smaller p-values are shown as below it
 NEAREST = "RMSE of the pixels to the nearest other image of A, mean, on 0..255"
 GAP, DIFFERENCE = "generalization gap", "difference"
-"""What the difference of the means is called: the first where training images come first."""
+"""Names of the difference of the means: the first if the first set is the training set."""
 SIMPLE_IMAGES = (
     "raw bits/dim rank simple images as likely, also those of other data (Nalisnick et al. 2019); "
     "less the code length they do so less (Serra et al. 2020)"
@@ -61,14 +61,14 @@ SIMPLE_IMAGES = (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scored:
-    """An image set with what is known of each image.
+    """An image set with the scores of each image.
 
     Attributes:
         images: the set.
         scores: the bound of each image.
         code_length: (N,) of each, nats per dimension.
-        nearest_distance: (N,) to the nearest other image of the first set, NaN where there is none;
-            None in a run of one set.
+        nearest_distance: (N,) to the nearest other image of the first set, NaN without one; None in
+            a run of one set.
     """
 
     images: ImageSet
@@ -119,12 +119,12 @@ def set_record(scored: Scored) -> dict[str, Any]:
 
 
 def comparison_record(per_image: pd.DataFrame, *, is_gap: bool, copies: int) -> dict[str, Any]:
-    """`comparison` of `summary.json`: the second set beside the first.
+    """`comparison` in `summary.json`: the second set compared to the first.
 
     Args:
-        per_image: one row an image.
+        per_image: one row per image.
         is_gap: whether the model was trained on the first set, and the second is of the same kind.
-        copies: images of the second set that are in the first one, too.
+        copies: images of the second set that are also in the first.
     """
     first, second = (per_image[per_image.set == name] for name in SETS)
     raw = [rows.bits_per_dim.to_numpy() for rows in (first, second)]
@@ -150,7 +150,7 @@ def _known(value: float) -> float | None:
 def printed_scores(summary: dict[str, Any], per_image: pd.DataFrame, output_format: str) -> str:
     """The result of `score` for standard output; see `printed`.
 
-    "csv" has a row an image, "quiet" the mean of each set, a line each.
+    "csv" has one row per image, "quiet" the mean of each set, a line each.
     """
     rows = [["set", "images", "bits/dim", "population", "an image", "code length", "nearest"]]
     for name, scored in zip(SETS, summary["sets"], strict=False):
@@ -182,7 +182,7 @@ def printed_scores(summary: dict[str, Any], per_image: pd.DataFrame, output_form
 
 
 def score_card(summary: Mapping[str, Any], folder: Path | None) -> Card:
-    """What Python shows of the scores."""
+    """The card of the scores."""
     numbers = {
         f"set {name}": bound_line(scored["bits_per_dim"], scored["half_width"])
         for name, scored in zip(SETS, summary["sets"], strict=False)
@@ -199,7 +199,7 @@ def headline(summary: Mapping[str, Any]) -> str:
 
 
 def compared(comparison: Mapping[str, Any]) -> dict[str, str]:
-    """What `comparison` of a summary says, by name."""
+    """`comparison` of a summary in words, by name."""
     named = f": {GAP}" if comparison["name"] == GAP else ""
     nearest = comparison["auroc_nearest"]
     return {
@@ -212,10 +212,10 @@ def compared(comparison: Mapping[str, Any]) -> dict[str, str]:
 
 
 def verdict(comparison: Mapping[str, Any]) -> str:
-    """What the difference of the means says, in a sentence.
+    """The conclusion from the difference of the means, in a sentence.
 
-    A generalization gap is judged less the code length: if one set is simpler by chance, the raw
-    difference has that in it, and its interval is wider.
+    A generalization gap is judged after subtracting the code length: if one set is simpler by
+    chance, the raw difference includes that, and its interval is wider.
     """
     is_gap = comparison["name"] == GAP
     judged = comparison["corrected"] if is_gap else comparison
@@ -245,7 +245,7 @@ def _is_beyond_chance(means: Mapping[str, Any]) -> bool:
 
 
 def score_warnings(summary: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the images or the model, in sentences."""
+    """Warnings about the images or the model, in sentences."""
     first, comparison = summary["sets"][0], summary["comparison"]
     raw = raw_pixels_warning({**first, "conventions": summary["conventions"]})
     lines = [] if raw is None else [f"{images_name(first)}: {raw}"]
@@ -274,7 +274,7 @@ def _area(area: Mapping[str, float] | None) -> str:
 
 
 def score_facts(summary: Mapping[str, Any]) -> dict[str, str]:
-    """What makes the scores comparable, by name."""
+    """The settings that comparable scores share, by name."""
     sets = summary["sets"]
     return {
         **{
@@ -302,7 +302,7 @@ FIGURES = {
 def score_figures(
     per_image: pd.DataFrame, summary: Mapping[str, Any], folder: Path | None
 ) -> dict[str, Draw]:
-    """The figures of a run of `score` by name; one that is kept in memory has no pictures.
+    """The figures of a run of `score` by name; a run in memory has no pictures.
 
     Raises:
         InputError: the pictures are damaged.
@@ -342,7 +342,7 @@ def score_page(summary: Mapping[str, Any], folder: Path, svgs: Mapping[str, str]
 
 
 def _rows(comparison: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any] | None, Any]]:
-    """One a score: what it is, the difference of the means, and the area under the ROC curve."""
+    """One row per score: name, difference of the means, and area under the ROC curve."""
     nearest = "distance to the nearest other image of A, without the model"
     corrected = comparison["corrected"]
     return [

@@ -24,7 +24,7 @@ NO_CORRECTION = schema.Correction(0.0, 0.0, 0, math.nan, 0.0, 0.0)
 
 
 def in_bits(correction: Correction | None, *, uncorrected: float) -> schema.Correction | None:
-    """A correction of a bound in nats per dimension; None where there is none."""
+    """A correction of a bound in nats per dimension, in bits, if any."""
     if correction is None:
         return None
     return schema.Correction(
@@ -38,14 +38,14 @@ def in_bits(correction: Correction | None, *, uncorrected: float) -> schema.Corr
 
 
 def widened(half_width: float | None, correction: schema.Correction) -> float | None:
-    """A half width in nats, in bits and with that of the correction, independent of it."""
+    """A half width in nats as bits, combined with the independent one of the correction."""
     return (
         None if half_width is None else math.hypot(half_width / NATS_PER_BIT, correction.half_width)
     )
 
 
 def correction_line(summary: Mapping[str, Any]) -> str | None:
-    """What was corrected, in one line; None where nothing was."""
+    """The correction in one line, if any."""
     correction = summary.get("precision_correction")
     if correction is None:
         return None
@@ -57,7 +57,7 @@ def correction_line(summary: Mapping[str, Any]) -> str | None:
 
 
 def uncorrected_note(summary: Mapping[str, Any]) -> str | None:
-    """What the correction does not reach, in words; None where there is none."""
+    """The numbers without the correction, in words; None if there is none."""
     if summary.get("precision_correction") is None:
         return None
     return (
@@ -91,16 +91,16 @@ def summary(
     continuous: Correction | None = None,
     absent: str | None = None,
 ) -> dict[str, Any]:
-    """The object of `summary.json`: the bound in bits per dimension, and what it is of.
+    """The object of `summary.json`: the bound in bits per dimension, and its settings.
 
-    Where there is a correction, bound, parts and intervals have it. The bound in continuous time is
-    that of the run and the difference from it.
+    Any correction is included in bound, parts and intervals. The bound in continuous time is the
+    run's plus the difference.
 
     Args:
         bound: in nats.
-        comparability: what it is of.
+        comparability: its settings.
         continuous: the difference of the bound in continuous time, nats.
-        absent: why there is none.
+        absent: the reason if there is none.
     """
     correction = comparability.precision_correction or NO_CORRECTION
     record: dict[str, Any] = {
@@ -138,14 +138,14 @@ def _continuous(
 
 
 def continuous_frame(difference: ContinuousDifference | None) -> pd.DataFrame | None:
-    """One row a term that was evaluated at timestep t and at u, between t - 1 and t."""
+    """One row per term that was evaluated at timestep t and at u, between t - 1 and t."""
     if difference is None:
         return None
     return pd.DataFrame({name: getattr(difference, name) for name in CONTINUOUS_COLUMNS})
 
 
 def sampling(run: LikelihoodRun, options: dict[str, object]) -> dict[str, object]:
-    """Which terms there are: the options that say so and what became of them."""
+    """The sampling of terms: its options and their outcome."""
     if not isinstance(run.bound, SampledBound) or run.horvitz_thompson is None:
         return options
     plain = run.horvitz_thompson
@@ -164,18 +164,18 @@ def sampling(run: LikelihoodRun, options: dict[str, object]) -> dict[str, object
 
 
 PLACE_COLUMNS = ("u", "log_snr")
-"""Of `per_timestep` in continuous time: where the part of time of a row ends."""
+"""Columns of `per_timestep` in continuous time: the end of a row's part."""
 
 
 def per_timestep(
     bound: BoundEstimate | SampledBound, schedule: NoiseSchedule | None = None
 ) -> pd.DataFrame:
-    """One row a timestep t = 1..T; terms in bits per dimension, errors in the model's numbers.
+    """One row per timestep t = 1..T; terms in bits per dimension, errors in the model's units.
 
-    Of a sampled bound every term is unbiased and they sum to the bound; an error is empty where
-    it is unknown. In continuous time t counts the parts of time: that of a row ends at timestep
-    `u` of the training, with a signal-to-noise ratio of exp `log_snr`, and begins where that of
-    the row before it ends. The first is timestep 1 itself.
+    The terms of a sampled bound are unbiased and sum to the bound; an error is empty if unknown. In
+    continuous time t counts the parts: that of a row ends at timestep `u` of the training, with a
+    signal-to-noise ratio of exp `log_snr`, and begins at the end of the previous row's. The first
+    row is timestep 1 itself.
 
     Args:
         bound: of a run, or the difference of two.
@@ -201,10 +201,10 @@ def per_timestep(
 
 
 def rate(bound: BoundEstimate | SampledBound) -> pd.DataFrame:
-    """One row a timestep t = 1..T: the bits per dimension sent to a receiver that holds x_t.
+    """One row per timestep t = 1..T: the bits per dimension sent to a receiver that holds x_t.
 
-    `num_decoded_steps` counts its network evaluations, the one that predicts x_start from x_t among
-    them, as the reverse steps of Ho, Jain & Abbeel 2020, table 4, do.
+    `num_decoded_steps` counts its network evaluations, including the one that predicts x_start from
+    x_t, like the reverse steps of Ho, Jain & Abbeel 2020, table 4.
     """
     t = np.arange(1, len(bound.term) + 1)
     return pd.DataFrame(
@@ -222,15 +222,15 @@ def rate_distortion(
     distortion: Distortion,
     data_range: DataRange = UNIT_RANGE,
 ) -> pd.DataFrame:
-    """`rate`, and the distortion of what the receiver shows, on 0..255.
+    """`rate`, and the distortion of the receiver's image, on 0..255.
 
-    It is the mean of the images' root mean squared errors, and the root of the mean of their
-    squared errors, from which the `psnr` is.
+    The distortion is the mean of the images' root mean squared errors, and the root of the mean of
+    their squared errors, which gives the `psnr`.
 
     Args:
         bound: of a run.
-        distortion: of the same run, in the numbers that its model has.
-        data_range: which those are.
+        distortion: of the same run, in the model's units.
+        data_range: of the model.
     """
     levels_a_unit = data_range.levels_a_unit
     root = levels_a_unit * np.sqrt(distortion.mse)
@@ -243,10 +243,10 @@ def rate_distortion(
 
 
 def per_image(bound: BoundEstimate | SampledBound, ids: Sequence[str]) -> pd.DataFrame:
-    """One row an image, in bits per dimension.
+    """One row per image, in bits per dimension.
 
-    Of a sampled bound `kl` and `bits_per_dim` are empty: the totals of single images cannot be
-    estimated from a few of their timesteps. So is `decoder` of the images that are not sampled.
+    For a sampled bound `kl` and `bits_per_dim` are empty: the totals of single images cannot be
+    estimated from a few timesteps. So is `decoder` of images that were not sampled.
     """
     if isinstance(bound, SampledBound):
         unknown = np.full(len(ids), np.nan)

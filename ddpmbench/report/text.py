@@ -1,4 +1,4 @@
-"""Words and numbers that several results share."""
+"""Formatting of words and numbers, shared by several results."""
 
 import json
 import math
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from ddpmbench.execution.features import Cost
 
 MOST_DIGITS = 4
-"""After the point, of bits per dimension."""
+"""Decimals of bits per dimension."""
 
 
 # ---- numbers
 
 
 def digits_by(half_width: float | None, most: int = MOST_DIGITS) -> int:
-    """Digits after the point with which a half width has three that count, at most `most`."""
+    """Decimals that give a half width three significant digits, at most `most`."""
     if half_width is None or not 0 < half_width < math.inf:
         return most
     return min(most, max(0, 2 - math.floor(math.log10(half_width))))
@@ -30,7 +30,7 @@ def digits_by(half_width: float | None, most: int = MOST_DIGITS) -> int:
 def with_interval(
     value: float, half_width: float | None, *, sign: str = "", most: int = MOST_DIGITS
 ) -> str:
-    """A number and its half width, both with the same digits: `1,465.7 +- 18.8`."""
+    """A number and its half width, with the same decimals: `1,465.7 +- 18.8`."""
     digits = digits_by(half_width, most)
     interval = "" if half_width is None else f" +- {half_width:,.{digits}f}"
     return f"{value:{sign},.{digits}f}{interval}"
@@ -52,13 +52,13 @@ def duration(seconds: float) -> str:
     return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.1f} days"
 
 
-def counted(number: int, what: str) -> str:
-    """So many of a thing."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+def counted(number: int, noun: str) -> str:
+    """A number of things, in words."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def timesteps_of(visited: int, trained: int) -> str:
-    """How many timesteps a model visits: `50 of 1,000`, or `2,000 for 1,000`."""
+    """The number of timesteps that a model visits: `50 of 1,000`, or `2,000 for 1,000`."""
     if visited == trained:
         return f"{visited:,}"
     return f"{visited:,} {'of' if visited < trained else 'for'} {trained:,}"
@@ -67,7 +67,7 @@ def timesteps_of(visited: int, trained: int) -> str:
 # ---- lines of what is printed
 
 LABEL, INDENT = 12, " " * 12
-"""Columns of a name, and what stands in their place below it."""
+"""Width of the column of names, and its blanks on further lines."""
 
 
 def printed(
@@ -84,14 +84,14 @@ def printed(
         summary: the object of `summary.json`.
         output_format: "table" for reading, "json" for the summary, "csv" or "quiet".
         table: the lines of "table".
-        csv: None for one row of the summary, with nested names joined by dots.
+        csv: None for the summary as one row, with nested names joined by dots.
         quiet: None for `bits_per_dim`.
     """
     match output_format:
         case "json":
             return json.dumps(summary, indent=2)
         case "csv":
-            import pandas as pd  # not before: `inspect` needs no tables
+            import pandas as pd  # here, since `inspect` needs no tables
 
             frame = pd.json_normalize(summary) if csv is None else csv
             return frame.to_csv(index=False).rstrip()
@@ -101,7 +101,7 @@ def printed(
 
 
 def fact(name: str, value: str, width: int) -> list[str]:
-    """A name and its value, whose further lines stand below their first."""
+    """A name and its value, with further lines aligned below the first."""
     return textwrap.wrap(
         value,
         width,
@@ -113,12 +113,12 @@ def fact(name: str, value: str, width: int) -> list[str]:
 
 
 def fact_lines(facts: Iterable[tuple[str, str]]) -> list[str]:
-    """Names and their values, a line each."""
+    """Names and values, a line each."""
     return [f"{name:<{LABEL}}{value}" for name, value in facts]
 
 
 def aligned(rows: Sequence[Sequence[str]], *, right: bool = False, gap: int = 3) -> list[str]:
-    """Columns some spaces apart."""
+    """Aligned columns, some spaces apart."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         (" " * gap)
@@ -132,7 +132,7 @@ def aligned(rows: Sequence[Sequence[str]], *, right: bool = False, gap: int = 3)
 
 
 def joined(facts: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """Facts by name; those of one name, and those without, belong to what is before them."""
+    """Facts by name; those of one name, or without a name, are joined to the one before."""
     together: dict[str, str] = {}
     last = ""
     for name, text in facts:
@@ -142,22 +142,22 @@ def joined(facts: Sequence[tuple[str, str]]) -> dict[str, str]:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names as they are written in a sentence."""
+    """Names, joined for a sentence."""
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
-# ---- what makes a number comparable; a summary is the object of `summary.json`
+# ---- settings that comparable numbers share; a summary is the object of `summary.json`
 
 
 def checkpoint_line(checkpoint: Mapping[str, Any]) -> str:
-    """Where a checkpoint came from, its family, which weights it has if known, and its checksum."""
+    """The source, family, kind of weights if known, and checksum of a checkpoint."""
     kind = checkpoint.get("weights")
     kinds = [checkpoint["family"], *([kind] if kind else []), checkpoint["sha256"][:12]]
     return f"{checkpoint['source']} ({', '.join(kinds)})"
 
 
 def device_line(summary: Mapping[str, Any]) -> str:
-    """The devices and the engine of a run; where no network of a checkpoint ran, its precision."""
+    """The devices and the engine of a run; its precision if no checkpoint's network ran."""
     # In a summary of fid, `precision` is the score of that name.
     precision = summary.get("compute_precision") or summary["precision"]
     return f"{summary['device']}, {summary.get('engine') or precision}"
@@ -170,7 +170,7 @@ def images_name(summary: Mapping[str, Any]) -> str:
 
 
 def images_line(summary: Mapping[str, Any]) -> str:
-    """How many images of which set."""
+    """The image set and its number of images."""
     sha256 = summary["data"]["sha256"][:12]
     return f"{summary['num_images']:,} of {images_name(summary)} ({sha256})"
 
@@ -188,7 +188,7 @@ def process_line(summary: Mapping[str, Any]) -> str:
 
 
 def conventions_line(conventions: Mapping[str, Any]) -> str:
-    """The conventions in which two bounds of one network can differ."""
+    """The conventions that can differ between two bounds of one network."""
     parts = [
         conventions["prediction"],
         conventions["variance"],
@@ -200,12 +200,12 @@ def conventions_line(conventions: Mapping[str, Any]) -> str:
 
 
 def with_data_range(record: Mapping[str, Any]) -> dict[str, Any]:
-    """`conventions` of a run or `sampler` of samples; results of earlier versions name no range."""
+    """`conventions` of a run or `sampler` of samples, with the default range if none is stated."""
     return {**UNIT_RANGE.record, **record}
 
 
 def data_range_words(record: Mapping[str, Any]) -> list[str]:
-    """The range, see `with_data_range`; nothing where it is [-1, 1] with 256 levels."""
+    """The range, see `with_data_range`; empty for [-1, 1] with 256 levels."""
     conventions = with_data_range(record)
     if all(conventions[name] == value for name, value in UNIT_RANGE.record.items()):
         return []
@@ -215,8 +215,8 @@ def data_range_words(record: Mapping[str, Any]) -> list[str]:
 def unpadded(summary: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """A bound per dimension of the images before they were padded; None if they were not.
 
-    The bits of a padded image are those of the image and of its border, so that they bound the
-    image's: b' = b (H_pad W_pad) / (H W).
+    The bits of a padded image include its border, so that they bound the image's: b' = b (H_pad
+    W_pad) / (H W).
     """
     padding = summary["data"].get("padding")
     if padding is None:
@@ -232,8 +232,8 @@ def unpadded(summary: Mapping[str, Any]) -> Mapping[str, Any] | None:
 def is_worse_than_raw_pixels(summary: Mapping[str, Any]) -> bool:
     """Whether the lower end of a bound's interval is above log2(levels) bits/dim.
 
-    For padded images, the bound per dimension of the original images counts: a constant border
-    costs nothing.
+    For padded images the bound per dimension of the original images counts, since a constant border
+    costs no bits.
     """
     bound = unpadded(summary) or summary
     raw = _raw_bits_per_dim(summary)
@@ -261,7 +261,7 @@ _STEPS, _SAMPLES = (250, 100, 50), (10_000, 5_000)
 
 
 def cost_lines(cost: "Cost") -> list[str]:
-    """What a run costs and cheaper ones would, in lines; none for a short run."""
+    """The cost of a run and of cheaper ones, in lines; empty for a short run."""
     from ddpmbench.execution.features import WORTH_SAYING
 
     if cost.seconds < WORTH_SAYING:
