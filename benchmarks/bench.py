@@ -1,4 +1,4 @@
-"""What all rows of a session share: the device, networks, engines, and the peaks of the device."""
+"""Shared state of all rows of a session: device, networks, engines, and peak performance."""
 
 import contextlib
 import dataclasses
@@ -27,16 +27,16 @@ TOLERANCE = {
     Precision.FP16: 3e-3,
     Precision.BF16: 2e-2,
 }
-"""Root mean square error of a network's output over that output's root mean square."""
+"""Largest RMS error of a network's output, relative to the output's RMS."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Inputs:
-    """What a network is called with.
+    """The inputs of a network.
 
     Attributes:
         x_t: (B, C, H, W) images with noise.
-        t: (B,) steps from 1 to T, spread evenly.
+        t: (B,) timesteps from 1 to T, evenly spaced.
         labels: (B,) classes; None if there are none.
     """
 
@@ -47,7 +47,7 @@ class Inputs:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PreparedEngine:
-    """An engine that was called, so that nothing is left to compile.
+    """An engine after its first call, so that nothing is left to compile.
 
     Attributes:
         engine: of the whole checkpoint.
@@ -61,13 +61,13 @@ class PreparedEngine:
 
 
 class Bench:
-    """Prepares what rows need, once a session.
+    """Prepares the inputs of rows, once per session.
 
     Attributes:
-        device: where all is measured.
-        quick: whether few rounds do.
-        smoke: whether all is as small as it can be, so that every row runs and none means anything.
-        ckpt: what takes the place of the models, or None.
+        device: where rows are measured.
+        quick: whether few rounds suffice.
+        smoke: whether all sizes are minimal, to see that every row runs; its numbers mean nothing.
+        ckpt: the checkpoint in place of the models, or None.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Bench:
         self.device, self.quick, self.smoke = device, quick, smoke
         self.ckpt = ckpt
         self._engines: dict[Case, PreparedEngine] = {}
-        # What is prepared once a session, by its arguments.
+        # Prepared once per session, by arguments.
         self.checkpoint = functools.cache(self._checkpoint)
         self.inputs = functools.cache(self._inputs)
         self.reference = functools.cache(self._reference)
@@ -93,16 +93,16 @@ class Bench:
         return load_subject(model, self.ckpt).to(self.device)
 
     def name(self, model: str) -> str:
-        """What the rows say they measured."""
+        """The name of the model in the rows."""
         return model if self.ckpt is None else str(self.ckpt)
 
     def _inputs(self, model: str, batch: int) -> Inputs:
-        """Images with noise at steps from 1 to T."""
+        """Images with noise at timesteps from 1 to T."""
         checkpoint = self.checkpoint(model)
         images = images_for(checkpoint, batch)
         last = checkpoint.schedule.num_timesteps
-        steps = np.linspace(1, last, batch) if batch > 1 else np.array([last / 2])
-        t = torch.from_numpy(np.rint(steps).astype(np.int64)).to(self.device)
+        timesteps = np.linspace(1, last, batch) if batch > 1 else np.array([last / 2])
+        t = torch.from_numpy(np.rint(timesteps).astype(np.int64)).to(self.device)
         pixels = torch.tensor(images.pixels, device=self.device)
         x_start = checkpoint.data_range.to_model(pixels, torch.float64)
         index = torch.arange(batch, device=self.device)
@@ -114,7 +114,7 @@ class Bench:
         return Inputs(x_t.float(), t, labels)
 
     def engine(self, case: Case) -> PreparedEngine:
-        """The engine of a row, called before; each batch has its own, so that none is filled up."""
+        """The engine of a row after its first call; one per batch, so that none pads."""
         key = dataclasses.replace(case, quick=False)
         if key not in self._engines:
             inputs = self.inputs(case.model, case.batch)
@@ -131,7 +131,7 @@ class Bench:
     def chains(
         self, case: Case, num_timesteps: int, choice: SamplerChoice | None = None
     ) -> Callable[[], Tensor]:
-        """What makes one batch of samples of `subjects.shortened(checkpoint, num_timesteps)`."""
+        """A function that samples one batch of `subjects.shortened(checkpoint, num_timesteps)`."""
         engine, inputs = self.engine(case).engine, self.inputs(case.model, case.batch)
         model = shortened(self.checkpoint(case.model), num_timesteps)
         sampler = (choice or SamplerChoice()).prepare(
@@ -155,19 +155,19 @@ class Bench:
             return checkpoint.model_output(inputs.x_t, inputs.t, inputs.labels)
 
     def peak(self, precision: Precision) -> float:
-        """FLOP/s of the matrix product in this precision on this device, in this session."""
-        # A product in TF32 is of float32 matrices; its peak is not that of strict float32.
+        """FLOP/s of the matrix product in a precision, on this device in this session."""
+        # TF32 multiplies float32 matrices, but its peak is not that of strict float32.
         if precision is Precision.TF32:
             return float("nan")
         return self._peak_of(precision.dtype)
 
     def _measured_peak(self, dtype: torch.dtype) -> float:
-        # The best of a few: what else the machine does can only make it less.
+        # The best of a few: other load on the machine can only reduce it.
         seconds, repeats = (0.001, 1) if self.smoke else (0.2, 4)
         return max(matmul_peak(self.device, dtype, at_least=seconds) for _ in range(repeats))
 
     def _flop(self, model: str) -> int:
-        """Of a network call for one image."""
+        """FLOP of a network evaluation for one image."""
         checkpoint, inputs = self.checkpoint(model), self.inputs(model, 1)
         arguments = [inputs.x_t, checkpoint.network_time(inputs.t)]
         if inputs.labels is not None:
@@ -176,7 +176,7 @@ class Bench:
             return flop_per_call(checkpoint.network, *arguments)
 
     def peak_memory(self, work: Callable[[], object]) -> int | None:
-        """Bytes that the work has allocated at most, in a pass of its own; None off CUDA."""
+        """Most bytes that the work allocates, in a separate pass; None without CUDA."""
         if self.device.type != "cuda":
             return None
         torch.cuda.reset_peak_memory_stats(self.device)
@@ -185,14 +185,14 @@ class Bench:
         return torch.cuda.max_memory_allocated(self.device)
 
 
-def relative_error(found: Tensor, expected: Tensor) -> float:
-    """Root mean square of the difference over that of what is expected."""
-    difference = (found.double() - expected.double()).square().mean()
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """RMS of the difference over the RMS of the expected values."""
+    difference = (actual.double() - expected.double()).square().mean()
     return float((difference / expected.double().square().mean()).sqrt())
 
 
 @contextlib.contextmanager
 def running(engine: Engine):
-    """Inside, the engine's precision holds and nothing is kept for gradients."""
+    """Context with the engine's precision and without gradients."""
     with engine.running(), torch.inference_mode():
         yield

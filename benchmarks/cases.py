@@ -1,4 +1,4 @@
-"""The rows of the suites: which network, how many images a call, how it is called, and where."""
+"""The rows of the suites: network, images per call, engine and device."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -22,9 +22,9 @@ class Case:
     Attributes:
         model: one of `MODELS`; `--ckpt` takes the place of both.
         where: "cpu" or "cuda".
-        batch: images a call.
-        choice: how the network is called.
-        quick: whether `--quick` has it.
+        batch: images per call.
+        choice: how the network is evaluated.
+        quick: whether `--quick` includes it.
     """
 
     model: str
@@ -40,12 +40,12 @@ class Case:
     def missing(
         self, device: torch.device, *, has_ckpt: bool = False, emulated: bool = False
     ) -> str | None:
-        """Why there is no such row on this device; None if there is one.
+        """Why there is no such row on a device; None if there is one.
 
         Args:
             device: where rows are measured.
             has_ckpt: whether a checkpoint takes the place of both models.
-            emulated: whether bfloat16 may be computed by other means than the device's own.
+            emulated: whether bfloat16 may be emulated.
         """
         if self.where != device.type:
             if self.where == "cuda":
@@ -66,22 +66,22 @@ def _has_bf16(device: torch.device) -> bool:
 
 
 def eager(precision: Precision = FP32) -> EngineChoice:
-    """As PyTorch comes."""
+    """PyTorch by default."""
     return EngineChoice(precision)
 
 
 def channels_last(precision: Precision = FP32) -> EngineChoice:
-    """Not compiled."""
+    """Channels last, not compiled."""
     return EngineChoice(precision, channels_last=True)
 
 
 def compiled(precision: Precision = FP32) -> EngineChoice:
-    """With channels last."""
+    """Compiled, with channels last."""
     return EngineChoice(precision, channels_last=True, compiled=True)
 
 
 def graphed(precision: Precision = FP32) -> EngineChoice:
-    """Compiled, and launched as one graph."""
+    """Compiled, and launched as one CUDA graph."""
     return EngineChoice(precision, channels_last=True, compiled=True, cuda_graph=True)
 
 
@@ -93,12 +93,12 @@ def cases(
     *,
     quick: bool = False,
 ) -> list[Case]:
-    """Every batch with every choice."""
+    """All combinations of batches and choices."""
     chosen = list(choices)
     return [Case(model, where, batch, choice, quick) for batch in batches for choice in chosen]
 
 
 def one_of_each_kind(rows: Iterable[Case]) -> list[Case]:
-    """The first row of each device and choice, with two images a call: what `--smoke` runs."""
+    """The rows of `--smoke`: the first of each device and choice, with two images per call."""
     kinds = {(row.where, row.choice): row for row in reversed(list(rows))}
     return [dataclasses.replace(row, batch=2, quick=True) for row in reversed(kinds.values())]

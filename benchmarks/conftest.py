@@ -1,4 +1,4 @@
-"""Options of the benchmarks, and what their rows share.
+"""Options and shared fixtures of the benchmarks.
 
 pytest benchmarks/ --benchmark-only [--quick | --smoke] [--device cuda] [--ckpt CKPT]
 """
@@ -46,10 +46,10 @@ def pytest_configure(config):
     except InputError as error:
         raise pytest.UsageError(str(error)) from error
     if config.getoption("--smoke"):
-        # Here and in the processes that rows start.
+        # In this process and in those that rows start.
         torch._dynamo.config.disable = True
         os.environ["TORCHDYNAMO_DISABLE"] = "1"
-    # What an earlier session compiled would make the seconds of compiling those of reading.
+    # With an earlier session's cache, compiling would only time reading it.
     config.bench_cache = tempfile.TemporaryDirectory(prefix="ddpmbench-inductor-")
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = config.bench_cache.name
 
@@ -99,7 +99,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope="session")
 def bench(request) -> Bench:
-    """What all rows share."""
+    """Shared by all rows."""
     config = request.config
     return Bench(
         config.bench_device,

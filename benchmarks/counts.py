@@ -1,9 +1,9 @@
-"""What a network call and a step are made of, counted: FLOP, bytes, operations. No clock.
+"""FLOP, bytes and operations of a network evaluation and of a step: counted, not timed.
 
     python benchmarks/counts.py
 
-Counted on the CPU by PyTorch's dispatcher, of one image, uncompiled: every operation that computes
-is one launch on a device, and reads and writes whole tensors. Views cost nothing.
+PyTorch's dispatcher counts them on the CPU, for one image, uncompiled: every operation that
+computes is one launch on a device, and reads and writes whole tensors. Views are free.
 """
 
 import dataclasses
@@ -28,14 +28,14 @@ from ddpmbench.unet.unet import UNet
 
 @dataclasses.dataclass
 class Operations(TorchDispatchMode):
-    """Counts the operations within it.
+    """Context that counts the operations inside it.
 
     Attributes:
-        launched: those that compute or copy.
+        launched: operations that compute or copy.
         moved: bytes of the tensors that they read and write.
-        read_back: single numbers that were fetched, for which a device must be waited for.
-        copies: from one device to another.
-        names: how often each operation was called, views among them.
+        read_back: single numbers that were read, each of which waits for the device.
+        copies: copies between devices.
+        names: number of calls of each operation, including views.
     """
 
     launched: int = 0
@@ -68,16 +68,16 @@ class Operations(TorchDispatchMode):
 
 
 def is_view(func: Any) -> bool:
-    """Whether an operation computes nothing: its result is part of its argument."""
+    """Whether an operation computes nothing, since its result is part of its argument."""
     names = ("empty", "detach", "lift_fresh", "_unsafe_view")
     return bool(func.is_view) or func.overloadpacket.__name__ in names
 
 
 class NetworkCounts(NamedTuple):
-    """A call of a network for one image.
+    """An evaluation of a network for one image.
 
-    A multiplication with its addition are two FLOP; the bytes `moved` that its operations
-    (`launched`) read and write are in float32, weights left out.
+    A multiplication and its addition are two FLOP; `moved` are the bytes that the operations
+    (`launched`) read and write, in float32, without weights.
     """
 
     parameters: int
@@ -88,7 +88,7 @@ class NetworkCounts(NamedTuple):
 
 @torch.no_grad()
 def network_counts(network: UNet, size: int) -> NetworkCounts:
-    """Counted with attention as the products that it is, which fused kernels hide."""
+    """Counts with attention as separate products, which fused kernels hide."""
     weights = sum(x.numel() * x.element_size() for x in network.parameters())
     x_t = torch.zeros(1, network.config.in_channels, size, size)
     time = torch.zeros(1)
@@ -105,7 +105,7 @@ def network_counts(network: UNet, size: int) -> NetworkCounts:
 
 @functools.cache
 def networks() -> dict[str, NetworkCounts]:
-    """The two networks that speed is measured on."""
+    """Counts of the two networks of the speed benchmarks."""
     shipped = db.load_checkpoint()
     assert isinstance(shipped.network, UNet)
     return {
@@ -116,7 +116,7 @@ def networks() -> dict[str, NetworkCounts]:
 
 @torch.no_grad()
 def diffusers_step() -> Operations:
-    """One `DDPMScheduler.step` of diffusers as it comes.
+    """One `DDPMScheduler.step` of diffusers with default settings.
 
     Raises:
         ModuleNotFoundError: diffusers is not installed.
@@ -125,16 +125,16 @@ def diffusers_step() -> Operations:
 
     scheduler = DDPMScheduler()
     x_t, eps = torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 32, 32)
-    # A pipeline's loop takes its steps from a tensor.
-    step = torch.tensor(500)
+    # A pipeline's loop takes its timesteps from a tensor.
+    timestep = torch.tensor(500)
     with Operations() as operations:
-        scheduler.step(eps, step, x_t)
+        scheduler.step(eps, timestep, x_t)
     return operations
 
 
 @torch.no_grad()
 def terms_counts() -> Operations:
-    """What a batch of rows at t >= 2 takes besides its network call, noise included."""
+    """The operations of a batch of terms at t >= 2 without the network, including the noise."""
     checkpoint = db.load_checkpoint()
     images = db.load_images("fashion-mnist:test", num_images=4)
     terms_pass = TermsPass(
@@ -146,15 +146,15 @@ def terms_counts() -> Operations:
         model_output=lambda x_t, t, labels=None: x_t,
     )
     image = np.arange(4)
-    rows = TermIndex(image=image, t=2 + image, draw=image)
+    index = TermIndex(image=image, t=2 + image, draw=image)
     with Operations() as operations:
-        terms_pass.terms(rows)
+        terms_pass.terms(index)
     return operations
 
 
 @torch.no_grad()
 def noise_counts() -> Operations:
-    """The noise of such a batch alone."""
+    """The operations of such a batch's noise."""
     index = torch.arange(4)
     with Operations() as operations:
         normal_noise(index, index + 2, index, shape=(1, 28, 28), seed=0)
@@ -166,10 +166,10 @@ def main() -> None:
     """Print what is counted, in markdown."""
     click.echo("| of one image | parameters | FLOP a call | operations | bytes moved, fp32 |")
     click.echo("|---|---|---|---|---|")
-    for name, of in networks().items():
+    for name, counts in networks().items():
         click.echo(
-            f"| {name} | {of.parameters:,} | {of.flop / 1e9:.3f} G | {of.launched} | "
-            f"{of.moved / 1e6:.0f} MB |"
+            f"| {name} | {counts.parameters:,} | {counts.flop / 1e9:.3f} G | {counts.launched} | "
+            f"{counts.moved / 1e6:.0f} MB |"
         )
     click.echo()
     try:

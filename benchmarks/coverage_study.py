@@ -1,11 +1,10 @@
-"""Do the 95 % intervals hold the truth? Every kind of interval, over many image sets and seeds.
+"""Coverage of the 95 % intervals: every kind of interval, over many image sets and seeds.
 
     python benchmarks/coverage_study.py --out results/coverage
 
-The denoiser is linear, the best one of normal data, and images are normal with more or with less
-contrast than those: so the bound of an image, that of its population, and the likelihood of the ODE
-are known in closed form. What is studied are the designs, passes and estimators of the package as
-commands use them.
+The denoiser is linear, the best one for normal data; the images are normal with more or less
+contrast. So the bound of an image, that of its population, and the likelihood of the ODE are known
+in closed form. The designs, passes and estimators are those of the package's commands.
 """
 
 import dataclasses
@@ -48,7 +47,7 @@ from ddpmbench.likelihood.terms import TermIndex, TermsPass, TermTable
 SHAPE, LEVELS = (1, 4, 4), 256
 VARIANCE = np.random.default_rng(1).permutation(np.geomspace(1e-3, 0.5, 16)).reshape(SHAPE)
 CONTRASTS = 0.3, 1.7
-"""Of the images, equally likely; times the variance."""
+"""Factors of the images' variance, equally likely."""
 SCHEDULE = NoiseSchedule.linear(200)
 NUM_IMAGES, NUM_ODE_IMAGES, NUM_SCORED, EVALUATIONS = 100, 20, 16, 64
 CONTINUOUS_TERMS = 100
@@ -58,14 +57,14 @@ _CPU = torch.device("cpu")
 
 
 class LinearDenoiser(nn.Module):
-    """The best predictor of the noise in normal data, at any timestep and between them."""
+    """The best predictor of the noise for normal data, at and between timesteps."""
 
     def __init__(self) -> None:
         super().__init__()
         self.time, self.variance = ContinuousTime(SCHEDULE), torch.from_numpy(VARIANCE)
 
     def forward(self, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
-        """The noise in x at a time from 0 to T - 1."""
+        """The predicted noise in x, at a time from 0 to T - 1."""
         log_snr = torch.from_numpy(self.time.log_snr(time.double().numpy() + 1))[
             :, None, None, None
         ]
@@ -91,22 +90,22 @@ MODEL = Checkpoint(
 
 @dataclasses.dataclass(frozen=True)
 class Truth:
-    """A bound in closed form, a sum over pixels of a function of position and level.
+    """A bound in closed form, a mean over pixels of a function of position and level.
 
     Attributes:
-        table: (D, 256) nats per dimension if every pixel were alike.
+        table: (D, 256) nats by position and level.
     """
 
     table: np.ndarray
 
     def of_images(self, pixels: np.ndarray) -> np.ndarray:
-        """(N,) of 8-bit images."""
+        """(N,) bounds of 8-bit images, nats per dimension."""
         flat = pixels.reshape(len(pixels), -1)
         return self.table[np.arange(flat.shape[1]), flat].mean(1)
 
     @property
     def of_population(self) -> float:
-        """Of the distribution that the images are rounded from."""
+        """Expected bound under the distribution of the images."""
         edges = (np.arange(1, LEVELS) - 0.5) / 127.5 - 1
         scales = [np.sqrt(contrast * VARIANCE.reshape(-1, 1)) for contrast in CONTRASTS]
         below = np.mean([norm.cdf(edges / scale) for scale in scales], axis=0)
@@ -114,9 +113,9 @@ class Truth:
 
 
 def truths() -> dict[str, Truth]:
-    """The bound at the timesteps, in continuous time, and of the ODE."""
+    """The discrete bound, the bound in continuous time, and that of the ODE."""
     x, v = np.arange(LEVELS) / 127.5 - 1, VARIANCE.reshape(-1, 1)
-    snr, kept = SCHEDULE.snr.numpy(), SCHEDULE.alphas_cumprod.numpy()
+    snr, signal = SCHEDULE.snr.numpy(), SCHEDULE.alphas_cumprod.numpy()
 
     def antiderivative(r: float) -> np.ndarray:
         """Half of the squared error of x_start, integrated over the signal-to-noise ratio."""
@@ -125,15 +124,15 @@ def truths() -> dict[str, Truth]:
     t = np.arange(2, len(snr) + 1)
     weight = Transitions(SCHEDULE).weight(Variance.FIXED_SMALL, t - 1, t)
     error = [(x**2 + r * v**2) / (1 + r * v) ** 2 for r in snr[1:]]
-    last = kept[-1]
+    last = signal[-1]
     prior = 0.5 * (last * x**2 + (1 - last) - 1 - np.log1p(-last)) + 0 * v
     first = prior + _decoder()
     growth = (v + 1 / snr[-1]) / (v + 1 / snr[0])
-    # x_T = g x_1 with x_1 = a x_0 + s eps, and N(0, 1) of it.
-    of_x_1 = last / kept[0] * growth
-    square = of_x_1 * (kept[0] * x**2 + 1 - kept[0])
+    # x_T = g x_1 with x_1 = a x_0 + s eps, and its density under N(0, 1).
+    of_x_1 = last / signal[0] * growth
+    square = of_x_1 * (signal[0] * x**2 + 1 - signal[0])
     log_p = -0.5 * (square + math.log(2 * math.pi)) + 0.5 * np.log(of_x_1)
-    log_q = -0.5 * (1 + math.log(2 * math.pi) + math.log(1 - kept[0]))
+    log_q = -0.5 * (1 + math.log(2 * math.pi) + math.log(1 - signal[0]))
     return {
         "discrete": Truth(first + np.tensordot(weight, error, 1)),
         "continuous": Truth(first + antiderivative(snr[0]) - antiderivative(snr[-1])),
@@ -142,12 +141,12 @@ def truths() -> dict[str, Truth]:
 
 
 def _decoder() -> np.ndarray:
-    """(D, 256) expectation of the decoder's term, by quadrature over the noise."""
+    """(D, 256) expectation of the decoder term, by quadrature over the noise."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(80)
     x, v = (np.arange(LEVELS) / 127.5 - 1)[:, None], VARIANCE.reshape(-1, 1, 1)
-    kept, scale = float(SCHEDULE.alphas_cumprod[0]), float(SCHEDULE.posterior_variance[1]) ** 0.5
-    x_1 = math.sqrt(kept) * x + math.sqrt(1 - kept) * nodes
-    mean = math.sqrt(kept) * v / (kept * v + 1 - kept) * x_1
+    signal, scale = float(SCHEDULE.alphas_cumprod[0]), float(SCHEDULE.posterior_variance[1]) ** 0.5
+    x_1 = math.sqrt(signal) * x + math.sqrt(1 - signal) * nodes
+    mean = math.sqrt(signal) * v / (signal * v + 1 - signal) * x_1
     low = np.where(x > x[0], (x - mean - 1 / 255) / scale, -np.inf)
     high = np.where(x < x[-1], (x - mean + 1 / 255) / scale, np.inf)
     flip = low > 0
@@ -156,11 +155,11 @@ def _decoder() -> np.ndarray:
     return -(log_p @ weights) / weights.sum()
 
 
-# ---- what the package finds
+# ---- the package's estimates
 
 
 def images_of(count: int, seed: int) -> ImageSet:
-    """8-bit images of the data."""
+    """8-bit images from the population."""
     generator = np.random.default_rng(seed)
     contrast = generator.choice(CONTRASTS, size=(count, 1, 1, 1))
     numbers = generator.normal(size=(count, *SHAPE)) * np.sqrt(contrast * VARIANCE)
@@ -169,7 +168,7 @@ def images_of(count: int, seed: int) -> ImageSet:
 
 
 def tables_of(terms_pass: TermsPass, designs: Iterable, offsets: Iterable[int]) -> list[TermTable]:
-    """The terms of designs on images from their offsets on, evaluated together."""
+    """The terms of designs, each on the images from its offset on, evaluated together."""
     indices = [design.index(0, len(design)) for design in designs]
     places = [
         (index.image + offset, index.t, index.draw)
@@ -206,8 +205,8 @@ def sampled_bounds(
     ]
     bounds = []
     tables = tables_of(terms_pass, designs, offsets)
-    for design, table, of, offset in zip(designs, tables, pixels, offsets, strict=True):
-        features = FeatureTable.of(GaussianFeatures.fit(of, schedule), of, design)
+    for design, table, images, offset in zip(designs, tables, pixels, offsets, strict=True):
+        features = FeatureTable.of(GaussianFeatures.fit(images, schedule), images, design)
         prior = terms_pass.prior(np.arange(offset, offset + num_images))
         bounds.append(regression_estimate(design, prior, [table], features, clip=False))
     return bounds
@@ -230,7 +229,7 @@ def image_scores(
 
 
 def study(replications: int, *, seed: int = 0) -> pd.DataFrame:
-    """Every interval of every replication, whose images and noise are its own.
+    """Every interval of every replication, each with its own images and noise.
 
     Returns:
         `interval`, `of` (these images, or their population), `replication`, `error` of the
@@ -252,16 +251,17 @@ def study(replications: int, *, seed: int = 0) -> pd.DataFrame:
     rows = []
 
     def add(interval: str, k: int, error: float, half_width: float, *, population: bool) -> None:
-        of = "population" if population else "these images"
-        rows.append((interval, of, k, error / NATS_PER_BIT, half_width / NATS_PER_BIT))
+        target = "population" if population else "these images"
+        rows.append((interval, target, k, error / NATS_PER_BIT, half_width / NATS_PER_BIT))
 
     def add_both(interval: str, truth: str, k: int, nats: float, own: float, all_: float) -> None:
         add(interval, k, nats - of_images[truth][k].mean(), own, population=False)
         add(interval, k, nats - of_population[truth], all_, population=True)
 
     bounds = sampled_bounds(discrete, pixels, offsets)
-    for name, of in (("discrete", bounds), ("continuous", sampled_bounds(alone, pixels, offsets))):
-        for k, bound in enumerate(of):
+    continuous_bounds = sampled_bounds(alone, pixels, offsets)
+    for name, estimates in (("discrete", bounds), ("continuous", continuous_bounds)):
+        for k, bound in enumerate(estimates):
             widths = bound.half_width, bound.half_width_population
             add_both(name, name, k, bound.nats, *widths)
     ode = _ode(images, offsets, seed)
@@ -289,8 +289,8 @@ def study(replications: int, *, seed: int = 0) -> pd.DataFrame:
             add("score of an image", k, error, NORMAL * of_one, population=False)
         other = scores[(k + 1) % len(scores)]
         difference = mean_difference(score.total, other.total)
-        of = difference.difference, difference.half_width
-        add("difference of two sets", k, *of, population=True)
+        interval = difference.difference, difference.half_width
+        add("difference of two sets", k, *interval, population=True)
     return pd.DataFrame(rows, columns=["interval", "of", "replication", "error", "half_width"])
 
 
@@ -310,25 +310,24 @@ def _ode(images: ImageSet, offsets: list[int], seed: int) -> list[tuple[np.ndarr
 
 
 def coverage(intervals: pd.DataFrame) -> pd.DataFrame:
-    """One row a kind of interval: how many hold the truth, and how wide they are.
+    """One row per kind of interval: its coverage and width.
 
     Args:
-        intervals: of `study`.
+        intervals: from `study`.
 
     Returns:
         `interval`, `of`, `replications`, `coverage` and its `standard_error` (intervals of one
-        replication are one), `mean_half_width`, and `measured`, 1.96 times the root mean square of
-        the errors.
+        replication count as one), `mean_half_width`, and `measured`, 1.96 times the RMS error.
     """
     holds = intervals.error.abs() <= intervals.half_width
     groups = intervals.assign(holds=holds).groupby(["interval", "of"], sort=False)
     rows = []
-    for (interval, of), group in groups:
+    for (interval, target), group in groups:
         shares = group.groupby("replication").holds.mean()
         rows.append(
             {
                 "interval": interval,
-                "of": of,
+                "of": target,
                 "replications": len(shares),
                 "coverage": shares.mean(),
                 "standard_error": shares.std() / math.sqrt(len(shares)),
@@ -345,11 +344,11 @@ def coverage(intervals: pd.DataFrame) -> pd.DataFrame:
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
 def main(out: Path, replications: int, seed: int) -> None:
     """Measure the coverage of every interval on a model whose bound is known."""
-    portion = 500  # whose terms are in memory at once
+    portion = 500  # replications whose terms are in memory at once
     intervals = []
     for start in range(0, replications, portion):
-        of = study(min(portion, replications - start), seed=seed + start)
-        intervals.append(of.assign(replication=of.replication + start))
+        part = study(min(portion, replications - start), seed=seed + start)
+        intervals.append(part.assign(replication=part.replication + start))
     table = coverage(pd.concat(intervals))
     out.mkdir(parents=True, exist_ok=True)
     table.to_csv(out / "coverage.csv", index=False)

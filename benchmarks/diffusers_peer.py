@@ -1,4 +1,4 @@
-"""diffusers' network and pipeline with the weights of a checkpoint of ours."""
+"""diffusers' network and pipeline with the weights of our checkpoints."""
 
 import contextlib
 import warnings
@@ -15,7 +15,7 @@ from ddpmbench.diffusion.process import Prediction, Variance
 from ddpmbench.unet.unet import UNet, UNetConfig
 
 with warnings.catch_warnings():
-    # What diffusers' own imports warn of is not ours to mend.
+    # Warnings from diffusers' own imports.
     warnings.simplefilter("ignore")
     from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
@@ -25,8 +25,8 @@ _NOISE = (
 )
 
 
-def unlike(checkpoint: Checkpoint) -> str | None:
-    """Why diffusers has no such model as its pipeline runs it; None if it has."""
+def unsupported(checkpoint: Checkpoint) -> str | None:
+    """Why diffusers' pipeline cannot run a model; None if it can."""
     network = checkpoint.network
     if not isinstance(network, UNet) or network.config.num_classes:
         return "its network is not an unconditional UNet2DModel"
@@ -48,10 +48,10 @@ def unlike(checkpoint: Checkpoint) -> str | None:
 
 
 def pipeline(checkpoint: Checkpoint, num_timesteps: int) -> DDPMPipeline:
-    """DDPMPipeline as it comes, of `subjects.shortened(checkpoint, num_timesteps)`.
+    """diffusers' DDPMPipeline for `subjects.shortened(checkpoint, num_timesteps)`.
 
     Args:
-        checkpoint: the model; see `unlike`.
+        checkpoint: the model; see `unsupported`.
         num_timesteps: T.
     """
     betas = checkpoint.schedule.respaced(num_timesteps).betas
@@ -61,9 +61,9 @@ def pipeline(checkpoint: Checkpoint, num_timesteps: int) -> DDPMPipeline:
         variance_type="fixed_large",
         clip_sample=True,
     )
-    found = DDPMPipeline(network(checkpoint), scheduler)
-    found.set_progress_bar_config(disable=True)
-    return found
+    result = DDPMPipeline(network(checkpoint), scheduler)
+    result.set_progress_bar_config(disable=True)
+    return result
 
 
 def network(checkpoint: Checkpoint) -> UNet2DModel:
@@ -100,12 +100,12 @@ def _settings(config: UNetConfig) -> dict[str, object]:
 
 @contextlib.contextmanager
 def noise_from(noise: Iterator[Tensor]):
-    """Inside, the pipeline draws these in turn: x_T, and what each step but the last adds."""
+    """Context in which the pipeline draws this noise: x_T, then that of all steps but the last."""
 
     def draw(shape, generator=None, device=None, dtype=None, layout=None):
-        found = next(noise)
-        assert found.shape == torch.Size(shape)
-        return found.to(device=device, dtype=dtype)
+        eps = next(noise)
+        assert eps.shape == torch.Size(shape)
+        return eps.to(device=device, dtype=dtype)
 
     with contextlib.ExitStack() as stack:
         for name in _NOISE:

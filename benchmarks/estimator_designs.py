@@ -1,4 +1,4 @@
-"""The designs of the estimator study: ways to choose rows of which every term is known."""
+"""The designs of the estimator study: ways to choose among known terms."""
 
 import abc
 import dataclasses
@@ -22,7 +22,7 @@ from ddpmbench.likelihood.terms import VALUE_COLUMNS, TermIndex, TermTable
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Setting:
-    """What a design's cost and error depend on beside its size and the variance of its rows.
+    """Parameters of a design's cost and error besides its size and the variance per term.
 
     Attributes:
         num_images: N.
@@ -38,22 +38,22 @@ class Setting:
         return len(self.noise)
 
     @property
-    def pilot_calls(self) -> int:
-        """Network calls of the pilot."""
+    def pilot_evaluations(self) -> int:
+        """Network evaluations of the pilot."""
         return len(PilotDesign(self.num_images, self.num_timesteps, 0))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Population:
-    """Images of which every term was computed, with at least two draws of the noise.
+    """Images with every term computed, with at least two draws of the noise.
 
-    A row that is drawn has one of the stored draws at random. They are moved apart about their
-    mean, by sqrt(K / (K - 1)), so that their variance is that of the noise, without bias.
+    A sampled term is one of the stored draws at random. These are scaled about their mean by
+    sqrt(K / (K - 1)), so that their variance is an unbiased estimate of that of the noise.
 
     Attributes:
         computed: (N, T, K) every term at t = 1..T, nats per dimension.
         prior: (N,) L_T of each image.
-        features: what the regression knows of the rows of a design.
+        features: from a design to the features of its regression.
     """
 
     computed: np.ndarray
@@ -81,34 +81,34 @@ class Population:
         return mean + math.sqrt(draws / (draws - 1)) * (self.computed - mean)
 
     def nats(self, image, t, generator):
-        """The terms of rows, each with one of the draws."""
+        """The terms of image and timestep pairs, each with a random draw."""
         return self._terms[image, t - 1, generator.integers(self._terms.shape[2], size=len(t))]
 
-    def table(self, rows: TermIndex, generator) -> TermTable:
-        """The same as a table; the errors of the network's predictions are not studied."""
+    def table(self, index: TermIndex, generator) -> TermTable:
+        """The terms as a table; the errors of the network's predictions are not studied."""
         return TermTable(
-            rows, dict.fromkeys(VALUE_COLUMNS, self.nats(rows.image, rows.t, generator))
+            index, dict.fromkeys(VALUE_COLUMNS, self.nats(index.image, index.t, generator))
         )
 
     def decoder(self, generator) -> float:
-        """Mean of the decoder's terms, computed once on every image."""
+        """Mean of the decoder terms, one draw of every image."""
         image = np.arange(len(self.prior))
         return self.nats(image, np.ones_like(image), generator).mean()
 
     def density(self, generator):
-        """What a pilot finds."""
+        """The proposal density from a pilot."""
         pilot = PilotDesign(len(self.prior), self.computed.shape[1], _seed(generator))
         return proposal_density(pilot, [self.table(pilot.index(0, len(pilot)), generator)])
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """What one seed finds, nats per dimension.
+    """The estimate from one seed, nats per dimension.
 
     Attributes:
         nats: the bound.
-        num_evaluations: network calls.
-        noise: the part of the error that is the noise of rows which are not sampled.
+        num_evaluations: network evaluations.
+        noise: the part of the error from the noise of terms that are not sampled.
         half_width: of the interval; NaN where none is stated.
     """
 
@@ -119,12 +119,12 @@ class Estimate:
 
 
 class Design(abc.ABC):
-    """A way to choose rows; the variance of its estimates is per-row variance * share + noise.
+    """A way to choose terms; the variance of an estimate is variance per term * share + noise.
 
     Attributes:
-        name: as in the tables.
-        unit: what its size counts.
-        settled: the size from which the per-row variance depends on the size no more.
+        name: the name in the tables.
+        unit: the unit of its size.
+        settled: the size from which the variance per term does not depend on the size.
     """
 
     name: str
@@ -133,11 +133,11 @@ class Design(abc.ABC):
 
     @abc.abstractmethod
     def estimate(self, population: Population, size: int, generator) -> Estimate:
-        """Draw rows and estimate the bound from them."""
+        """Sample terms and estimate the bound from them."""
 
     @abc.abstractmethod
     def num_evaluations(self, size: float, setting: Setting) -> float:
-        """Network calls, those of the pilot included."""
+        """Network evaluations, including those of the pilot."""
 
     @abc.abstractmethod
     def variance(self, size: float, setting: Setting) -> tuple[float, float]:
@@ -149,17 +149,17 @@ class Design(abc.ABC):
 
 
 class EveryPair(Design):
-    """Every step of some images, one draw; the images are drawn without replacement."""
+    """Every timestep of some images, one draw; the images are drawn without replacement."""
 
     name, unit = "every-pair", "images"
 
     def estimate(self, population, size, generator):
         chosen = generator.permutation(len(population.prior))[:size]
-        steps = population.setting.num_timesteps
-        image, t = np.repeat(chosen, steps), np.tile(np.arange(1, steps + 1), size)
+        num_timesteps = population.setting.num_timesteps
+        image, t = np.repeat(chosen, num_timesteps), np.tile(np.arange(1, num_timesteps + 1), size)
         nats = population.nats(image, t, generator).sum() / size
         noise = nats - population.mean[chosen].sum() / size
-        return Estimate(population.prior.mean() + nats, size * steps, noise)
+        return Estimate(population.prior.mean() + nats, size * num_timesteps, noise)
 
     def num_evaluations(self, size, setting):
         return size * setting.num_timesteps
@@ -169,15 +169,17 @@ class EveryPair(Design):
 
 
 class UniformSteps(Design):
-    """Each row an image and a step t = 1..T at random; t = 1 is a step like any other."""
+    """Each term has a random image and timestep t = 1..T; t = 1 is treated like any other."""
 
     name, unit = "uniform t", "rows"
 
     def estimate(self, population, size, generator):
         image = generator.integers(len(population.prior), size=size)
-        steps = population.setting.num_timesteps
-        nats = population.nats(image, generator.integers(1, steps + 1, size=size), generator)
-        return Estimate(population.prior.mean() + steps * nats.mean(), size)
+        num_timesteps = population.setting.num_timesteps
+        nats = population.nats(
+            image, generator.integers(1, num_timesteps + 1, size=size), generator
+        )
+        return Estimate(population.prior.mean() + num_timesteps * nats.mean(), size)
 
     def num_evaluations(self, size, setting):
         return size
@@ -187,11 +189,11 @@ class UniformSteps(Design):
 
 
 class StratifiedSteps(Design):
-    """The decoder on every image, and rows at t = 2..T of random images.
+    """The decoder term of every image, and terms at t = 2..T of random images.
 
-    The rows' steps are stratified: m rows divide the distribution function of a density into m
-    equal cells, one each, so that step t has m p(t) of them, rounded at random. The density is
-    uniform, or that of a pilot, in proportion to the standard deviations s_t.
+    The timesteps are stratified: each of m terms draws from one of m equal strata of the
+    distribution function of a density, so that timestep t has m p(t) terms, rounded at random. The
+    density is uniform, or a pilot's, proportional to the standard deviations s_t.
     """
 
     unit, settled = "rows", 10_000
@@ -201,42 +203,42 @@ class StratifiedSteps(Design):
         self.name = "Neyman" if neyman else "stratified t"
 
     def estimate(self, population, size, generator):
-        steps = population.setting.num_timesteps
-        density = np.full(steps - 1, 1 / (steps - 1))
+        num_timesteps = population.setting.num_timesteps
+        density = np.full(num_timesteps - 1, 1 / (num_timesteps - 1))
         if self.neyman:
             density = population.density(generator)
         position = (np.arange(size) + generator.random(size)) / size
-        step = np.searchsorted(np.cumsum(density)[:-1], position, side="right")
+        later = np.searchsorted(np.cumsum(density)[:-1], position, side="right")
         image = generator.integers(len(population.prior), size=size)
-        kl = (population.nats(image, step + 2, generator) / density[step]).mean()
+        kl = (population.nats(image, later + 2, generator) / density[later]).mean()
         decoder = population.decoder(generator)
-        calls = self.num_evaluations(size, population.setting)
+        num_evaluations = self.num_evaluations(size, population.setting)
         noise = decoder - population.mean[:, 0].mean()
-        return Estimate(population.prior.mean() + decoder + kl, calls, noise)
+        return Estimate(population.prior.mean() + decoder + kl, num_evaluations, noise)
 
     def num_evaluations(self, size, setting):
-        return size + setting.num_images + self.neyman * setting.pilot_calls
+        return size + setting.num_images + self.neyman * setting.pilot_evaluations
 
     def variance(self, size, setting):
         return 1 / size, setting.noise[0] / setting.num_images
 
 
 class Importance(Design):
-    """The package's importance design, from its own pilot, by either of its estimators."""
+    """The package's importance design, with its own pilot, and either estimator."""
 
     unit = "num_replicates"
 
     def __init__(self, *, regression: bool):
         self.regression = regression
         self.name = "importance GREG" if regression else "importance HT"
-        # The regression for a replicate learns from the others: at 10,000 images from 10,000 rows
-        # in the least, at 200 images and 32 replicates from 6,200.
+        # The regression of a replicate is fitted to the others: with 10,000 images to at least
+        # 10,000 terms, with 200 images and 32 replicates to 6,200.
         self.settled = 32 if regression else 2
 
     def estimate(self, population, size, generator):
         density = population.density(generator)
-        images, steps = population.computed.shape[:2]
-        design = ImportanceDesign(images, steps, density, _seed(generator), size)
+        images, num_timesteps = population.computed.shape[:2]
+        design = ImportanceDesign(images, num_timesteps, density, _seed(generator), size)
         tables = [population.table(design.index(0, len(design)), generator)]
         if self.regression:
             bound = regression_estimate(
@@ -244,13 +246,13 @@ class Importance(Design):
             )
         else:
             bound = horvitz_thompson(design, population.prior, tables)
-        calls = population.setting.pilot_calls + len(design)
+        num_evaluations = population.setting.pilot_evaluations + len(design)
         noise = bound.decoder - population.mean[:, 0].mean()
-        return Estimate(bound.nats, calls, noise, bound.half_width)
+        return Estimate(bound.nats, num_evaluations, noise, bound.half_width)
 
     def num_evaluations(self, size, setting):
-        rows = setting.num_images * (size + decoder_draws(int(size)))
-        return setting.pilot_calls + rows + _redrawn(setting.num_images)
+        terms = setting.num_images * (size + decoder_draws(int(size)))
+        return setting.pilot_evaluations + terms + _redrawn(setting.num_images)
 
     def variance(self, size, setting):
         draws = decoder_draws(int(size))
@@ -259,7 +261,7 @@ class Importance(Design):
         return 1 / (setting.num_images * size), setting.noise[0] * share / setting.num_images
 
     def whole(self, size):
-        return max(2, math.ceil(size))  # the error of a single replicate cannot be known
+        return max(2, math.ceil(size))  # the error of a single replicate is unknown
 
 
 DESIGNS: tuple[Design, ...] = (

@@ -1,9 +1,9 @@
-"""How wide the interval is for how many network evaluations: six designs, each over many seeds.
+"""Half width of the interval against network evaluations: six designs, many seeds each.
 
     python benchmarks/estimator_study.py --run RUN --out results/estimator
 
 RUN is a finished folder of `ddpmbench nll --estimator every-pair --draws 2`. It holds every term of
-its images, so that an estimate is a matter of looking up terms, and its error is known.
+its images, so that estimates only look up terms, and their errors are known.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ SIZES = {
     "num_replicates": (2, 4, 8, 16, 32, 64),
 }
 QUANTILE = 1.96
-NUM_IMAGES, HALF_WIDTH = 10_000, 0.005  # what the evaluations are counted for
+NUM_IMAGES, HALF_WIDTH = 10_000, 0.005  # the target of the needed evaluations
 
 # Okabe & Ito's colors, which the color-blind tell apart; markers and dashes do without color.
 STYLES = {
@@ -73,8 +73,8 @@ def read_population(run: Path) -> Population:
     """The terms of a finished run, its images' priors and their features.
 
     Raises:
-        InputError: the folder holds no finished run of every pair with two draws, or another
-            than its summary says, or the images or the checkpoint are not at hand.
+        InputError: the folder does not hold a finished run of every pair with two draws that
+            matches its summary, or the images or the checkpoint are not available.
     """
     try:
         summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
@@ -107,12 +107,12 @@ def read_population(run: Path) -> Population:
 
 
 def study(population: Population, *, seeds: int, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """What every design was measured to err by, and the evaluations it would need.
+    """The measured errors of every design, and the evaluations it would need.
 
     Args:
         population: the images.
-        seeds: how often each design is run at each size.
-        seed: all else follows from it. Designs of one unit and size share their generators.
+        seeds: runs of each design at each size.
+        seed: determines the result. Designs of one unit and size share their generators.
 
     Returns:
         `half_width.csv` and `calls_needed.csv`, see `results/estimator/README.md`.
@@ -129,25 +129,27 @@ def study(population: Population, *, seeds: int, seed: int) -> tuple[pd.DataFram
         for design, size in jobs:
             update(len(rows) * seeds, len(jobs) * seeds, f"{design.name}, {size:,} {design.unit}")
             generators = [np.random.default_rng([seed, size, trial]) for trial in range(seeds)]
-            found = [design.estimate(population, size, generator) for generator in generators]
-            rows.append(measured_row(design, size, found, population))
+            estimates = [design.estimate(population, size, generator) for generator in generators]
+            rows.append(measured_row(design, size, estimates, population))
     measured = pd.DataFrame(rows)
     needed = [needed_row(design, measured, setting) for design in DESIGNS]
     return measured, pd.DataFrame(needed)
 
 
 def in_bits(setting: Setting) -> Setting:
-    """The same with the noise in bits squared."""
+    """The setting with the noise in bits squared."""
     return dataclasses.replace(setting, noise=setting.noise / NATS_PER_BIT**2)
 
 
-def measured_row(design: Design, size: int, found: list[Estimate], population: Population) -> dict:
+def measured_row(
+    design: Design, size: int, estimates: list[Estimate], population: Population
+) -> dict:
     """A row of `half_width.csv`: the errors of one design at one size."""
-    error = (np.array([one.nats for one in found]) - population.truth) / NATS_PER_BIT
-    stated = np.array([one.half_width for one in found]) / NATS_PER_BIT
-    sampling = error - np.array([one.noise for one in found]) / NATS_PER_BIT
+    error = (np.array([estimate.nats for estimate in estimates]) - population.truth) / NATS_PER_BIT
+    stated = np.array([estimate.half_width for estimate in estimates]) / NATS_PER_BIT
+    sampling = error - np.array([estimate.noise for estimate in estimates]) / NATS_PER_BIT
     share, _ = design.variance(size, population.setting)
-    (square, of_square), (per_row, of_per_row), (bias, of_bias) = (
+    (square, square_error), (per_row, per_row_error), (bias, bias_error) = (
         (values.mean(), values.std(ddof=1) / math.sqrt(len(values)))
         for values in (np.square(error), np.square(sampling) / (share or math.nan), error)
     )
@@ -156,21 +158,21 @@ def measured_row(design: Design, size: int, found: list[Estimate], population: P
         "size": size,
         "unit": design.unit,
         "num_images": len(population.prior),
-        "num_evaluations": found[0].num_evaluations,
+        "num_evaluations": estimates[0].num_evaluations,
         "half_width": QUANTILE * math.sqrt(square),
-        "half_width_standard_error": QUANTILE * of_square / (2 * math.sqrt(square)),
+        "half_width_standard_error": QUANTILE * square_error / (2 * math.sqrt(square)),
         "mean_reported_half_width": stated.mean(),
         "coverage": math.nan if np.isnan(stated).any() else (np.abs(error) <= stated).mean(),
         "mean_error": bias,
-        "mean_error_standard_error": of_bias,
+        "mean_error_standard_error": bias_error,
         "per_row_variance": per_row,
-        "per_row_variance_standard_error": of_per_row,
+        "per_row_variance_standard_error": per_row_error,
         "seeds": len(error),
     }
 
 
 def needed_row(design: Design, measured: pd.DataFrame, setting: Setting) -> dict:
-    """A row of `calls_needed.csv`: the measured variance of a row, and what follows from it."""
+    """A row of `calls_needed.csv`: the measured variance per term, and the numbers that follow."""
     rows = measured[(measured["design"] == design.name) & (measured["size"] >= design.settled)]
     rows = rows[rows["per_row_variance"].notna()]
     per_row = rows["per_row_variance"].mean()
@@ -179,17 +181,17 @@ def needed_row(design: Design, measured: pd.DataFrame, setting: Setting) -> dict
     size = size_needed(design, per_row, target)
     low, high = (size_needed(design, per_row + sign * error, target) for sign in (-1, 1))
     whole = design.whole(size)
-    calls = functools.partial(design.num_evaluations, setting=target)
+    evaluations = functools.partial(design.num_evaluations, setting=target)
     return {
         "design": design.name,
         "num_images": NUM_IMAGES,
         "half_width": HALF_WIDTH,
         "size": size,
         "unit": design.unit,
-        "num_evaluations": round(calls(size)),
-        "num_evaluations_standard_error": round((calls(high) - calls(low)) / 2),
+        "num_evaluations": round(evaluations(size)),
+        "num_evaluations_standard_error": round((evaluations(high) - evaluations(low)) / 2),
         "whole_size": whole,
-        "whole_num_evaluations": calls(whole),
+        "whole_num_evaluations": evaluations(whole),
         "whole_half_width": scaled_half_width(design, whole, per_row, target),
         "per_row_variance": per_row,
         "per_row_variance_standard_error": error,
@@ -197,7 +199,7 @@ def needed_row(design: Design, measured: pd.DataFrame, setting: Setting) -> dict
 
 
 def scaled_half_width(design: Design, size: float, per_row: float, setting: Setting) -> float:
-    """What the variance of a row makes of the half width at a size and a number of images."""
+    """The half width at a size and a number of images, from the variance per term."""
     share, noise = design.variance(size, setting)
     return QUANTILE * math.sqrt(max(0.0, per_row * share + noise))
 
@@ -214,15 +216,15 @@ def size_needed(design: Design, per_row: float, setting: Setting) -> float:
 def setting_of(needed: pd.DataFrame) -> Setting:
     """The setting at `NUM_IMAGES` images, from `calls_needed.csv`.
 
-    The noise is what the variance of the terms leaves of a half width: of all timesteps for
-    every-pair, of the decoder for Neyman. No design depends on how the others share it.
+    The noise is the part of a half width beyond the variance per term: of all timesteps for
+    every-pair, of the decoder for Neyman. No design depends on its division among the others.
     """
     rows = needed.set_index("design")
     pairs, neyman = rows.loc["every-pair"], rows.loc["Neyman"]
     num_timesteps = round(pairs["whole_num_evaluations"] / pairs["whole_size"])
     whole, decoder = (
-        of["whole_half_width"] ** 2 / QUANTILE**2 - of["per_row_variance"] * share
-        for of, share in (
+        row["whole_half_width"] ** 2 / QUANTILE**2 - row["per_row_variance"] * share
+        for row, share in (
             (pairs, 1 / pairs["whole_size"] - 1 / NUM_IMAGES),
             (neyman, 1 / neyman["whole_size"]),
         )
@@ -233,7 +235,7 @@ def setting_of(needed: pd.DataFrame) -> Setting:
 
 
 def draw(measured: pd.DataFrame, needed: pd.DataFrame, out: Path) -> None:
-    """The figure of the two tables, as svg and as png: measured, and scaled to more images."""
+    """The figure of both tables, as svg and png: measured, and scaled to more images."""
     matplotlib.use("Agg")
     matplotlib.rcParams.update({"font.size": 10, "svg.hashsalt": "ddpmbench"})
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 5.2), sharey=True, layout="constrained")
@@ -268,7 +270,7 @@ def draw(measured: pd.DataFrame, needed: pd.DataFrame, out: Path) -> None:
 
 
 def curve_sizes(design: Design) -> np.ndarray:
-    """The sizes that the curve of a design goes through at `NUM_IMAGES` images."""
+    """The sizes on the curve of a design at `NUM_IMAGES` images."""
     if design.unit == "num_replicates":
         return np.arange(2, 65)
     if design.unit == "images":

@@ -1,7 +1,7 @@
-"""A peer in a process of its own, where nothing that our engine has set is in force.
+"""A peer in its own process, without any setting of our engine.
 
-On a CPU the engine tells the C library to keep freed memory, which would make peers in the same
-process faster than they come. The two processes take turns: one waits while the other works.
+On a CPU the engine tells the C library to keep freed memory, which would also speed up peers in the
+same process. The two processes take turns: one waits while the other works.
 """
 
 import dataclasses
@@ -24,12 +24,12 @@ _DONE = "done"
 
 @dataclasses.dataclass(frozen=True)
 class Peer:
-    """Which work of a peer.
+    """The work of a peer.
 
     Attributes:
         kind: `LOOP` or `PIPELINE`.
         model: one of `cases.MODELS`.
-        ckpt: what `--ckpt` names in its place, or None.
+        ckpt: the value of `--ckpt` in place of the model, or None.
         batch: images.
         num_timesteps: of the shortened model.
         checkout: of improved-diffusion, or None.
@@ -43,7 +43,7 @@ class Peer:
     checkout: str | None = None
 
     def work(self) -> Callable[[], object]:
-        """What is timed, on the CPU, as it comes."""
+        """The timed function, on the CPU, with the peer's defaults."""
         checkpoint = load_subject(self.model, self.ckpt)
         if self.kind == PIPELINE:
             from diffusers_peer import pipeline
@@ -66,10 +66,10 @@ class Peer:
 
 
 class OwnProcess:
-    """Does a peer's work whenever it is called, and returns when it is done."""
+    """Callable that does a peer's work once and returns when it is done."""
 
     def __init__(self, peer: Peer) -> None:
-        """Start the process; its first work is done and has warmed it up."""
+        """Start the process, and do the work once to warm up."""
         self._process = subprocess.Popen(
             [sys.executable, __file__, json.dumps(dataclasses.asdict(peer))],
             stdin=subprocess.PIPE,
@@ -89,20 +89,20 @@ class OwnProcess:
     def __enter__(self) -> "OwnProcess":
         return self
 
-    def __exit__(self, *of_error: object) -> None:
+    def __exit__(self, *error: object) -> None:
         self._process.stdin.close()
         self._process.wait()
         self._process.stdout.close()
 
 
 def main() -> None:
-    """Work once for each line that comes in."""
-    # What libraries print goes elsewhere.
-    answers, sys.stdout = sys.stdout, sys.stderr
+    """Work once per line of standard input."""
+    # Libraries may print; standard output is for the signal alone.
+    pipe, sys.stdout = sys.stdout, sys.stderr
     work = Peer(**json.loads(sys.argv[1])).work()
     for _ in sys.stdin:
         work()
-        print(_DONE, file=answers, flush=True)
+        print(_DONE, file=pipe, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """The bound as improved-diffusion's `calc_bpd_loop` computes it, or that loop itself.
 
-`PerStepLoop` is NOT the authors' code. It is a plain re-implementation of its sequence of
-operations, each as often as there, which a test counts, so that their cost can be measured where
-their code is not installed: coefficients are float64 numpy tables of which each use copies one to
-the device and looks it up; all images of a batch share a step; the decoder's term is computed at
-every step and thrown away at all but the first; the mean squared errors are computed along the
-way. `--improved-diffusion PATH` measures their own class.
+`PerStepLoop` is NOT the authors' code. It is a plain re-implementation with the same operations, in
+the same numbers (a test counts them), to measure their cost where the original is not installed:
+coefficients are float64 numpy tables, copied to the device for each look-up; all images of a batch
+share a timestep; the decoder term is computed at every timestep and discarded at all but the first;
+the mean squared errors are computed along the way. `--improved-diffusion PATH` measures the
+authors' class.
 """
 
 import importlib
@@ -22,14 +22,14 @@ from ddpmbench.errors import InputError
 
 BPD = math.log(2.0)
 COPIES_A_STEP = 16
-"""Tables copied to the device, besides the step itself."""
+"""Tables copied to the device per timestep, besides the timestep itself."""
 
 Network = Callable[[Tensor, Tensor], Tensor]
-"""x_t and the step, counted from 0, to the predicted noise."""
+"""From x_t and the timestep, counted from 0, to the predicted noise."""
 
 
 class PerStepLoop:
-    """A model that predicts noise, with the variance "fixed_large", clipped, and the tanh decoder.
+    """The loop for predicted noise, variance "fixed_large", clipping, and the tanh decoder.
 
     Source: Nichol & Dhariwal 2021, improved_diffusion/gaussian_diffusion.py, `calc_bpd_loop`,
     `_vb_terms_bpd`, `p_mean_variance` and `_extract_into_tensor`.
@@ -53,7 +53,7 @@ class PerStepLoop:
         self.log_model_variance = np.log(self.model_variance)
 
     def calc_bpd_loop(self, network: Network, x_start: Tensor) -> dict[str, Tensor]:
-        """The terms of all steps, and what they sum to.
+        """The terms of all timesteps, and their sum.
 
         Args:
             network: the model.
@@ -61,11 +61,11 @@ class PerStepLoop:
 
         Returns:
             "total_bpd" and "prior_bpd" (B,), "vb", "xstart_mse" and "mse" (B, T), from the last
-            step to the first; bits per dimension.
+            timestep to the first; bits per dimension.
         """
         terms, x_start_errors, eps_errors = [], [], []
-        for step in reversed(range(self.num_timesteps)):
-            t = torch.tensor([step] * len(x_start), device=x_start.device)
+        for timestep in reversed(range(self.num_timesteps)):
+            t = torch.tensor([timestep] * len(x_start), device=x_start.device)
             eps = torch.randn_like(x_start)
             x_t = _at(self.signal, t, x_start) * x_start + _at(self.noise, t, x_start) * eps
             with torch.no_grad():
@@ -89,7 +89,7 @@ class PerStepLoop:
     ) -> tuple[Tensor, Tensor]:
         true_mean, _, true_log_variance = self._posterior(x_start, x_t, t)
         output = network(x_t, t)
-        _at(self.model_variance, t, x_t)  # looked up there too, and used by samplers alone
+        _at(self.model_variance, t, x_t)  # also looked up by the authors; only samplers use it
         log_variance = _at(self.log_model_variance, t, x_t)
         eps_part = _at(self.noise_to_signal, t, x_t) * output
         pred_x_start = (_at(self.inverse_signal, t, x_t) * x_t - eps_part).clamp(-1, 1)
@@ -115,7 +115,7 @@ def improved_diffusion(checkout: Path, betas: np.ndarray):
     """The authors' own class for these variances, from a checkout of improved-diffusion.
 
     Raises:
-        InputError: there is none.
+        InputError: the checkout lacks it.
     """
     sys.path.insert(0, str(checkout))
     try:
@@ -138,7 +138,7 @@ def improved_diffusion(checkout: Path, betas: np.ndarray):
 
 
 def _at(table: np.ndarray, t: Tensor, like: Tensor) -> Tensor:
-    """The entries of a table at (B,) steps, of the shape of `like`."""
+    """The entries of a table at (B,) timesteps, in the shape of `like`."""
     values = torch.from_numpy(table).to(device=t.device)[t].float()
     while values.ndim < like.ndim:
         values = values[..., None]

@@ -4,7 +4,7 @@
     python benchmarks/process_study.py draw --runs . --out results/processes
 
 `split` writes train.npz, the first 9,000 test images of Fashion-MNIST, and test.npz, the other
-1,000. What is run in between stands in `results/processes/README.md`.
+1,000. For the runs in between see `results/processes/README.md`.
 """
 
 import json
@@ -19,7 +19,7 @@ import ddpmbench as db
 
 NUM_TRAINING = 9000
 MODELS = {"vp": "VP", "ve": "VE", "ve-sliced": "VE, sliced score matching"}
-"""Models by the name of their folder."""
+"""Models by the names of their folders."""
 BIN = 0.5
 """Width of a bin of log SNR in which the integrand is averaged."""
 COLORS = dict(zip(MODELS, ("#1f77b4", "#d62728", "#9467bd"), strict=True))
@@ -123,10 +123,10 @@ def _draw(table: pd.DataFrame, integrand: pd.DataFrame, path: Path) -> None:
         rows = table[table.unit == unit]
         names = list(dict.fromkeys(rows.quantity))
         for k, name in enumerate(models):
-            of = rows[rows.model == name].set_index("quantity").reindex(names)
+            own = rows[rows.model == name].set_index("quantity").reindex(names)
             place = np.arange(len(names)) + 0.16 * (k - (len(models) - 1) / 2)
             axes.errorbar(
-                place, of.value, of.half_width, fmt="o", ms=4, color=COLORS[name], capsize=3
+                place, own.value, own.half_width, fmt="o", ms=4, color=COLORS[name], capsize=3
             )
         labels = [name.replace(" ", "\n") for name in names]
         axes.set_xticks(range(len(names)), labels, fontsize=8)

@@ -3,8 +3,8 @@
     pytest benchmarks/ --benchmark-only --benchmark-json FILE.json
     python benchmarks/report.py FILE.json --out results/throughput
 
-Of each device that there are rows of: DEVICE.csv, DEVICE.md, DEVICE.json (where and when), and the
-figures, each with its numbers. A row is a benchmark; its `extra_info` are columns beside the times.
+For each device with rows: DEVICE.csv, DEVICE.md, DEVICE.json (where and when), and figures, each
+with its numbers. A row is a benchmark, with columns for the times and its `extra_info`.
 """
 
 import json
@@ -31,40 +31,40 @@ COLUMNS = (
     *("images_per_second", "evaluations_per_second", "ms_per_step"),
     *("flop_per_call", "tflops", "share_of_peak"),
 )
-"""The first columns; those that only some benchmarks have follow, in the order they come."""
+"""The first columns; those of only some benchmarks follow, in order of appearance."""
 _RENAMED = {"batch": "batch_size", "calls_per_second": "evaluations_per_second"}
 _FLAGS = ("channels_last", "compiled", "cuda_graph")
 _FORWARD = "forward"
-"""`what` of a row that times network calls alone."""
+"""`what` of rows that time network evaluations alone."""
 _AGAINST_BATCH = (_FORWARD, "sampler")
-"""`what` of the rows whose speed is shown against the batch size."""
+"""`what` of rows whose speed is shown against the batch size."""
 
 
 def read_benchmarks(path: Path) -> dict[str, Any]:
-    """What `pytest --benchmark-json` wrote.
+    """The output of `pytest --benchmark-json`.
 
     Raises:
-        InputError: the file is not there, or is something else.
+        InputError: the file is missing, or something else.
     """
     advice = "write it with pytest benchmarks/ --benchmark-only --benchmark-json FILE"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        results = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read; {advice}") from error
     except ValueError as error:
         raise InputError(f"{path}: is no JSON; {advice}") from error
-    if not isinstance(found, dict) or not found.get("benchmarks"):
+    if not isinstance(results, dict) or not results.get("benchmarks"):
         raise InputError(f"{path}: holds no benchmarks; {advice}")
-    return found
+    return results
 
 
-def throughput_frame(found: Mapping[str, Any]) -> pd.DataFrame:
-    """One row a benchmark, in the order they ran: `COLUMNS`, and what else is in `extra_info`.
+def throughput_frame(results: Mapping[str, Any]) -> pd.DataFrame:
+    """One row per benchmark, in order of execution: `COLUMNS`, and the rest of `extra_info`.
 
-    `device` is the CPU where a benchmark names none; what else it does not say is empty.
+    `device` is the CPU if a benchmark names none; other missing values are empty.
     """
     rows = []
-    for benchmark in found["benchmarks"]:
+    for benchmark in results["benchmarks"]:
         stats, extra = benchmark["stats"], benchmark["extra_info"]
         rows.append(
             {
@@ -75,7 +75,7 @@ def throughput_frame(found: Mapping[str, Any]) -> pd.DataFrame:
                     for name, value in extra.items()
                     if not isinstance(value, dict | list)
                 },
-                "device": _device(extra, found),
+                "device": _device(extra, results),
                 "engine": _engine(extra),
                 "median_seconds": stats["median"],
                 "iqr_seconds": stats["iqr"],
@@ -87,53 +87,53 @@ def throughput_frame(found: Mapping[str, Any]) -> pd.DataFrame:
     return frame[[*known, *(name for name in frame if name not in COLUMNS)]]
 
 
-def parts_frame(found: Mapping[str, Any]) -> pd.DataFrame:
-    """`device`, `row`, `precision` and milliseconds of each part, where a benchmark has parts."""
+def parts_frame(results: Mapping[str, Any]) -> pd.DataFrame:
+    """`device`, `row`, `precision` and milliseconds of each part, of benchmarks with parts."""
     return pd.DataFrame(
         {
-            "device": _device(extra, found),
+            "device": _device(extra, results),
             "row": f"{extra.get('what', benchmark['name'])}, {extra.get('model', '')}",
             "precision": extra.get("precision", ""),
             **{name: 1000 * seconds for name, seconds in extra["part_seconds"].items()},
         }
-        for benchmark in found["benchmarks"]
+        for benchmark in results["benchmarks"]
         if "part_seconds" in (extra := benchmark["extra_info"])
     )
 
 
 def speeds_against_batch(frame: pd.DataFrame) -> pd.DataFrame:
-    """Images/s, or calls/s, of the network alone and of samplers timed at several batch sizes.
+    """Images/s, or network evaluations/s, of rows timed at several batch sizes.
 
     Returns:
         `panel`, `engine`, `batch_size`, `per_second`.
     """
     columns = ["panel", "engine", "batch_size", "per_second"]
     full = frame.reindex(columns=list(COLUMNS))
-    found = full.assign(
+    timed = full.assign(
         panel=full.what.astype(str) + ", " + full.model.astype(str),
         per_second=full.images_per_second.astype(float).fillna(full.evaluations_per_second),
     ).dropna(subset=["what", "model", *columns])
-    found = found[found.what.isin(_AGAINST_BATCH)].astype({"batch_size": "int64"})
-    sizes = found.groupby("panel").batch_size.transform("nunique")
-    return found.loc[sizes > 1, columns].reset_index(drop=True)
+    timed = timed[timed.what.isin(_AGAINST_BATCH)].astype({"batch_size": "int64"})
+    sizes = timed.groupby("panel").batch_size.transform("nunique")
+    return timed.loc[sizes > 1, columns].reset_index(drop=True)
 
 
 def shares_of_peak(frame: pd.DataFrame) -> pd.DataFrame:
-    """`panel` (the model), `engine`, `batch_size` and `share_of_peak` of network calls alone."""
+    """`panel` (the model), `engine`, `batch_size` and `share_of_peak` of network evaluations."""
     columns = ["panel", "engine", "batch_size", "share_of_peak"]
     if not {"what", "model", *columns[1:]} <= set(frame):
         return pd.DataFrame(columns=columns)
-    found = frame[(frame.what == _FORWARD) & frame.share_of_peak.notna()]
-    found = found.assign(panel=found.model).astype({"batch_size": "int64"})
-    return found[columns].reset_index(drop=True)
+    forward = frame[(frame.what == _FORWARD) & frame.share_of_peak.notna()]
+    forward = forward.assign(panel=forward.model).astype({"batch_size": "int64"})
+    return forward[columns].reset_index(drop=True)
 
 
 @drawing()
 def peak_figure(shares: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
-    """The share of the measured matrix product that a network call reaches, a bar an engine.
+    """The share of the measured peak that a network evaluation reaches, one bar per engine.
 
     Returns:
-        The figure, and one row a bar: of each panel and engine the best batch.
+        The figure, and one row per bar: the best batch of each panel and engine.
     """
     best = shares.groupby(["panel", "engine"], sort=False).share_of_peak.idxmax()
     numbers = shares.loc[best, ["panel", "engine", "batch_size", "share_of_peak"]]
@@ -152,9 +152,9 @@ def peak_figure(shares: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     return figure, numbers
 
 
-def machine_record(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Where and when the benchmarks ran, and of which revision; nothing that names the machine."""
-    machine, commit = found.get("machine_info", {}), found.get("commit_info", {})
+def machine_record(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Where, when and at which revision the benchmarks ran; nothing identifies the machine."""
+    machine, commit = results.get("machine_info", {}), results.get("commit_info", {})
     cpu = machine.get("cpu", {})
     return {
         "cpu": cpu.get("brand_raw"),
@@ -165,20 +165,22 @@ def machine_record(found: Mapping[str, Any]) -> dict[str, Any]:
         "versions": machine.get("versions"),
         "git_revision": commit.get("id"),
         "changed_since": commit.get("dirty"),
-        "pytest_benchmark": found.get("version"),
-        "datetime": found.get("datetime"),
+        "pytest_benchmark": results.get("version"),
+        "datetime": results.get("datetime"),
     }
 
 
 def device_slug(device: str) -> str:
-    """A device's name as a file's."""
+    """The name of a device in file names."""
     return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
 
 
 def markdown(frame: pd.DataFrame, record: Mapping[str, Any]) -> str:
-    """The rows of one device as tables, one a suite; a ratio with its 95 % interval."""
-    made = f"{record['datetime'] or 'unknown time'}, revision {record['git_revision'] or 'unknown'}"
-    blocks = [f"# {frame.device.iloc[0]}", f"{made}{'+' if record['changed_since'] else ''}"]
+    """The rows of one device as tables, one per suite; ratios with 95 % intervals."""
+    origin = (
+        f"{record['datetime'] or 'unknown time'}, revision {record['git_revision'] or 'unknown'}"
+    )
+    blocks = [f"# {frame.device.iloc[0]}", f"{origin}{'+' if record['changed_since'] else ''}"]
     for suite, rows in frame.groupby("suite", sort=False):
         blocks += [f"## {str(suite).replace('_', ' ')}", _table(rows)]
     return "\n\n".join(blocks) + "\n"
@@ -252,13 +254,13 @@ def _engine(extra: Mapping[str, Any]) -> object:
     return ", ".join([str(extra["precision"]), *(flag for flag in _FLAGS if extra.get(flag))])
 
 
-def _device(extra: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    """The CPU by what it is and how many threads, if the benchmarks say how many."""
+def _device(extra: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+    """The device; a CPU with its brand and, if known, its number of threads."""
     name = str(extra.get("device", "cpu"))
     if not name.startswith("cpu"):
         return name
-    brand = found.get("machine_info", {}).get("cpu", {}).get("brand_raw") or "CPU"
-    named = [str(b["extra_info"].get("device", "cpu")) for b in found["benchmarks"]]
+    brand = results.get("machine_info", {}).get("cpu", {}).get("brand_raw") or "CPU"
+    named = [str(b["extra_info"].get("device", "cpu")) for b in results["benchmarks"]]
     threads = next((n.partition(", ")[2] for n in named if n.startswith("cpu, ")), "")
     return f"{brand}, {threads}" if threads else str(brand)
 
@@ -269,8 +271,12 @@ def _device(extra: Mapping[str, Any], found: Mapping[str, Any]) -> str:
 def main(file, out):
     """Write the tables and figures of what pytest-benchmark wrote into FILE."""
     try:
-        found = read_benchmarks(file)
-        frame, parts, record = throughput_frame(found), parts_frame(found), machine_record(found)
+        results = read_benchmarks(file)
+        frame, parts, record = (
+            throughput_frame(results),
+            parts_frame(results),
+            machine_record(results),
+        )
         with writing_to(out):
             out.mkdir(parents=True, exist_ok=True)
         for device, rows in frame.groupby("device", sort=False):
@@ -291,7 +297,7 @@ def write(place, text):
 
 
 def figures(rows: pd.DataFrame, parts: pd.DataFrame):
-    """Those that there are numbers for, each with its name."""
+    """The figures that have numbers, each with its name."""
     speeds = speeds_against_batch(rows)
     if len(speeds):
         yield "batch", batch_figure(speeds, unit="images/s")

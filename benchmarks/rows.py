@@ -1,4 +1,4 @@
-"""One row of the results: steady rounds, its columns, and ratios of works taken in turn."""
+"""One row of the results: steady rounds, columns, and ratios of alternating runs."""
 
 import contextlib
 import dataclasses
@@ -15,24 +15,24 @@ from ddpmbench.execution.devices import device_name
 from ddpmbench.execution.timing import timer
 
 LEAST_SECONDS = 0.02
-"""What is timed at once takes at least so long."""
+"""Least seconds of one timed round."""
 _RESAMPLES = 2000
 
 
 _ROUNDS = range(3, 21)
-_SECONDS = 1.5  # for which rounds are measured, where so many are enough
+_SECONDS = 1.5  # total seconds of all rounds of a row, if there is a choice
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What a timed call does.
+    """The work of a timed call.
 
     Attributes:
-        what: in a word.
-        calls: network calls, one an image.
-        steps: of the chain or the loop, one batch each.
-        images: that are ready after it; None if none is.
-        num_timesteps: of the model that was sampled or evaluated; None where a step is alone.
+        what: the name of the work.
+        calls: network evaluations, one per image.
+        steps: steps of the chain or the loop, one batch each.
+        images: images finished by it; None if none is.
+        num_timesteps: of the model that is sampled or evaluated; None for a single step.
     """
 
     what: str
@@ -43,7 +43,7 @@ class Work:
 
 
 def steady(benchmark, bench: Bench, work: Callable[[], object]) -> float:
-    """Time the work in rounds of at least 20 ms, after two calls that warm up: median seconds."""
+    """Median seconds of the work, in rounds of at least 20 ms after two warm-up calls."""
     clock = timer(bench.device)
     work()
     begin = clock()
@@ -64,9 +64,9 @@ def measure(
     compute: Callable[[], object],
     within: AbstractContextManager[None] | None = None,
 ) -> float:
-    """Time the work of a row, put its columns beside the times, and return its median seconds.
+    """Time the work of a row, record its columns, and return its median seconds.
 
-    It fails where the network's error is too large. `within` is entered once, around all rounds.
+    It fails if the network's error is too large. `within` is entered once, around all rounds.
     """
     with within or contextlib.nullcontext():
         seconds = steady(benchmark, bench, compute)
@@ -103,39 +103,39 @@ def measure(
 
 
 def few(bench: Bench, case: Case) -> int:
-    """How many pairs a ratio is made of."""
+    """The number of pairs for a ratio."""
     is_slow = bench.device.type == "cpu" and bench.flop(case.model) * case.batch > 2e10
     return 3 if bench.quick or is_slow else 10
 
 
 def check_error(bench: Bench, case: Case) -> None:
-    """Fail a row whose network is further from strict float32 than its precision allows."""
+    """Fail a row whose network differs from strict float32 by more than its precision allows."""
     error, tolerance = bench.engine(case).error, TOLERANCE[case.choice.precision]
     assert error <= tolerance, f"{case}: error {error:.2e} against strict float32 > {tolerance}"
 
 
-def record_ratio(benchmark, name: str, found: "PairedRatio") -> None:
-    """Put a ratio with its interval, and the seconds of either side, into columns of this name."""
-    columns = {f"{name}_{field}": value for field, value in dataclasses.asdict(found).items()}
+def record_ratio(benchmark, name: str, measured: "PairedRatio") -> None:
+    """Record a ratio, its interval and both sides' seconds in columns of this name."""
+    columns = {f"{name}_{field}": value for field, value in dataclasses.asdict(measured).items()}
     benchmark.extra_info.update({name: columns.pop(f"{name}_ratio"), **columns})
 
 
 def _or_none(value: float) -> float | None:
-    """JSON has no NaN."""
+    """The value if finite, since JSON has no NaN."""
     return value if math.isfinite(value) else None
 
 
 @dataclasses.dataclass(frozen=True)
 class PairedRatio:
-    """How many times faster one work is than another, timed in turn.
+    """The speed of one work relative to another, timed alternately.
 
     Attributes:
-        ratio: the median of the ratios of neighbors.
-        low: where its 95 % interval begins.
-        high: where it ends.
+        ratio: median of the ratios of pairs.
+        low: lower end of its 95 % interval.
+        high: upper end.
         rounds: pairs.
-        slow_seconds: the median of the first.
-        fast_seconds: the median of the second.
+        slow_seconds: median of the slow work.
+        fast_seconds: median of the fast work.
     """
 
     ratio: float
@@ -153,15 +153,15 @@ def paired_ratio(
     *,
     rounds: int = 10,
 ) -> PairedRatio:
-    """The seconds of one work over those of another, from runs that take turns.
+    """The seconds of one work over those of another, from alternating runs.
 
-    Whatever else the machine does meets both alike.
+    Other load on the machine affects both alike.
 
     Args:
         slow: the work in the numerator.
         fast: the work in the denominator.
-        device: where both are done.
-        rounds: pairs; each after one round that warms up.
+        device: where both run.
+        rounds: number of pairs, after one warm-up round of each.
     """
     clock = timer(device)
     repeats = []
@@ -172,7 +172,7 @@ def paired_ratio(
         repeats.append(max(1, int(np.ceil(LEAST_SECONDS / max(clock() - begin, 1e-9)))))
     seconds = np.empty((rounds, 2))
     for row in range(rounds):
-        # Neither is always the first.
+        # Alternate the first.
         for which in (0, 1) if row % 2 == 0 else (1, 0):
             begin = clock()
             for _ in range(repeats[which]):
@@ -187,7 +187,7 @@ def paired_ratio(
 
 
 def _interval_of_median(values: np.ndarray) -> tuple[float, float]:
-    """95 %, by the bootstrap."""
+    """95 % interval of the median, by the bootstrap."""
     generator = np.random.default_rng(0)
     drawn = generator.choice(values, (_RESAMPLES, len(values)))
     low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])

@@ -1,10 +1,10 @@
-"""How good are samples of how many network evaluations? Every sampler, the model in the package.
+"""Sample quality against network evaluations: every sampler, with the model in the package.
 
     python benchmarks/sampler_study.py --work runs/samplers --out results/samplers
 
-Each sampler makes the same number of samples from the same noise at the start, for 10 to 1,000
-network evaluations a sample. They are scored by the Frechet distance to the shipped images in the
-features of EfficientNet-lite0, with the jackknife's interval. The same command resumes a study.
+Each sampler makes the same number of samples from the same initial noise, with 10 to 1,000 network
+evaluations per sample. The score is the Frechet distance to the shipped images in features of
+EfficientNet-lite0, with a jackknife interval. The same command resumes a study.
 """
 
 import dataclasses
@@ -47,7 +47,7 @@ class Cell:
     """One sampler with one number of timesteps.
 
     Attributes:
-        name: of the line in the figure.
+        name: the line in the figure.
         choice: the sampler.
         timesteps: of the model; None for all.
     """
@@ -63,7 +63,7 @@ class Cell:
 
     @property
     def num_evaluations(self) -> int:
-        """Of the network, for each sample."""
+        """Network evaluations per sample."""
         return self.choice.num_evaluations(self.checkpoint().schedule)
 
     @property
@@ -75,7 +75,7 @@ class Cell:
 def cells() -> list[Cell]:
     """Every sampler at about 10 to 100 evaluations, the cheapest first.
 
-    At 1,000 there are ancestral samples alone, which the published run has made.
+    At 1,000 there are only the ancestral samples of the published run.
     """
     langevin = db.SamplerChoice("langevin", langevin_steps=1, step_size=0.9)
     corrector = db.SamplerChoice("predictor-corrector")
@@ -116,14 +116,14 @@ def main(
     pixels = db.load_images("fashion-mnist:test").pixels[: REFERENCE + num_samples]
     network = db.load_feature_network(EFFICIENTNET)
     real = features_of(network, pixels, work / "reference")
-    # The images after the reference stand for samples of a perfect model.
+    # The images after the reference serve as samples of a perfect model.
     reference = db.feature_statistics(real[:REFERENCE])
     perfect = leave_one_out(real[REFERENCE:], reference).estimate
     rows = [row_of((REAL, "", None, 0, num_samples), perfect)]
-    made = None if samples_of is None else load_samples(samples_of)
+    existing = None if samples_of is None else load_samples(samples_of)
     out.mkdir(parents=True, exist_ok=True)
     for cell in cells():
-        pixels = samples_of_cell(cell, num_samples, work, made, batch_size)
+        pixels = samples_of_cell(cell, num_samples, work, existing, batch_size)
         features = features_of(network, pixels, work / f"features-{cell.folder}")
         estimate = leave_one_out(features, reference).estimate
         settings = ", ".join(f"{name}={value}" for name, value in cell.choice.record.items())
@@ -146,13 +146,13 @@ def samples_of_cell(
     cell: Cell,
     num_samples: int,
     work: Path,
-    made: tuple[ImageSet, MadeBy | None] | None,
+    existing: tuple[ImageSet, MadeBy | None] | None,
     batch_size: int,
 ) -> np.ndarray:
-    """(N, C, H, W) the first samples of a sampler, from a run that has made them or anew."""
+    """(N, C, H, W) the first samples of a sampler, from an existing run or generated."""
     settings, checkpoint = db.SampleSettings(sampler=cell.choice), cell.checkpoint()
-    if made is not None and is_of(made[1], MadeBy.of(Generation(checkpoint, settings))):
-        return made[0].pixels[:num_samples]
+    if existing is not None and is_same(existing[1], MadeBy.of(Generation(checkpoint, settings))):
+        return existing[0].pixels[:num_samples]
     report = db.generate_samples(
         checkpoint,
         num_samples,
@@ -164,20 +164,20 @@ def samples_of_cell(
     return report.images.pixels
 
 
-def is_of(made: MadeBy | None, wanted: MadeBy) -> bool:
-    """Whether samples are those of a model and a sampler."""
-    if made is None:
+def is_same(origin: MadeBy | None, wanted: MadeBy) -> bool:
+    """Whether samples are from a given model and sampler."""
+    if origin is None:
         return False
     return (
-        made.checkpoint["sha256"] == wanted.checkpoint["sha256"]
-        and all(wanted.sampler[name] == value for name, value in made.sampler.items())
-        and (made.seed, made.eight_bit, made.precision)
+        origin.checkpoint["sha256"] == wanted.checkpoint["sha256"]
+        and all(wanted.sampler[name] == value for name, value in origin.sampler.items())
+        and (origin.seed, origin.eight_bit, origin.precision)
         == (wanted.seed, wanted.eight_bit, wanted.precision)
     )
 
 
 def features_of(network: db.FeatureNetwork, pixels: np.ndarray, folder: Path) -> np.ndarray:
-    """(N, D), kept in a folder as they are computed."""
+    """(N, D) features, stored in a folder as they are computed."""
     folder.mkdir(parents=True, exist_ok=True)
     parts = []
     for start in range(0, len(pixels), _CHUNK):

@@ -1,7 +1,7 @@
 """Images of `results/score`: drawn digits, and the first training images of Fashion-MNIST.
 
-The digits look like MNIST from afar, but are drawn: a digit in a font that comes with matplotlib,
-of a random size, turned and moved a little, white on black.
+The digits resemble MNIST but are drawn: white on black in a font of matplotlib, with a random size,
+rotation and shift.
 """
 
 from pathlib import Path

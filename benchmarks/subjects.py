@@ -1,4 +1,4 @@
-"""What is measured: the two networks, images for them, and models of a few steps."""
+"""The measured subjects: two networks, images for them, and models with few timesteps."""
 
 import dataclasses
 from pathlib import Path
@@ -15,7 +15,7 @@ from ddpmbench.unet.unet import UNet, UNetConfig
 
 
 def cifar10_config(width: int = 128) -> UNetConfig:
-    """The architecture of google/ddpm-cifar10-32, which has the width 128."""
+    """The architecture of google/ddpm-cifar10-32, whose width is 128."""
     return UNetConfig(
         in_channels=3,
         out_channels=3,
@@ -36,7 +36,7 @@ def load_subject(model: str, ckpt: Path | str | None = None) -> Checkpoint:
 
     Args:
         model: one of `cases.MODELS`.
-        ckpt: what `--ckpt` names, in the place of either.
+        ckpt: the value of `--ckpt`, in place of either.
     """
     if ckpt is not None:
         return db.load_checkpoint(str(ckpt))
@@ -44,7 +44,7 @@ def load_subject(model: str, ckpt: Path | str | None = None) -> Checkpoint:
 
 
 def cifar10_checkpoint(width: int = 128) -> Checkpoint:
-    """The architecture with seeded random weights, which its speed does not depend on."""
+    """The architecture with seeded random weights, which do not affect the speed."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = UNet(cifar10_config(width)).eval().requires_grad_(False)
@@ -58,7 +58,7 @@ def cifar10_checkpoint(width: int = 128) -> Checkpoint:
 
 
 def images_for(checkpoint: Checkpoint, count: int) -> ImageSet:
-    """The shipped images where they fit, and otherwise random pixels."""
+    """The shipped images if they fit, else random pixels."""
     if fits_shipped_images(checkpoint):
         return db.load_images("fashion-mnist:test", num_images=count)
     generator = np.random.default_rng(0)
@@ -74,7 +74,7 @@ def images_for(checkpoint: Checkpoint, count: int) -> ImageSet:
 
 
 def fits_shipped_images(checkpoint: Checkpoint) -> bool:
-    """Whether it is a model of 28x28 gray images without classes."""
+    """Whether the model is of 28x28 gray images without classes."""
     return (
         checkpoint.channels == 1
         and checkpoint.image_size in (None, 28)
@@ -84,9 +84,9 @@ def fits_shipped_images(checkpoint: Checkpoint) -> bool:
 
 
 def shortened(checkpoint: Checkpoint, num_timesteps: int) -> Checkpoint:
-    """A model of so few steps, whose network is given t - 1 at step t.
+    """A model with few timesteps, whose network gets t - 1 at timestep t.
 
-    Its samples are of no use; peers have a model of the same arithmetic, step for step.
+    Its samples are useless; peers do the same arithmetic, timestep by timestep.
     """
     schedule = checkpoint.schedule.respaced(num_timesteps)
     return dataclasses.replace(

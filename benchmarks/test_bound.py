@@ -1,4 +1,4 @@
-"""The bound: the terms of every pair, and what an interval of a given width takes."""
+"""The bound: the terms of every pair, and the cost of an interval of a given width."""
 
 import math
 
@@ -50,21 +50,21 @@ def test_every_pair(benchmark, bench, case):
         model_output=engine.model_output,
     )
     num_batches = 1 if bench.device.type == "cpu" and case.model == CIFAR10 else 8
-    # Spread over the design, the first of it, with t = 1, among them.
+    # Spread over the design, including its beginning, with t = 1.
     starts = [i * len(design) // num_batches for i in range(num_batches)]
     batches = [design.index(start, start + case.batch) for start in starts]
 
     def compute():
-        return [terms_pass.terms(rows) for rows in batches]
+        return [terms_pass.terms(index) for index in batches]
 
-    calls = case.batch * num_batches
-    work = Work("every pair", calls, steps=num_batches)
+    num_evaluations = case.batch * num_batches
+    work = Work("every pair", num_evaluations, steps=num_batches)
     seconds = measure(benchmark, bench, case, work, compute, running(engine))
     before = terms_pass.num_evaluations
     with running(engine):
         assert all(math.isfinite(table.values["nats"].sum()) for table in compute())
-    assert terms_pass.num_evaluations - before == calls
-    hours = NUM_IMAGES * design.num_timesteps * seconds / calls / 3600
+    assert terms_pass.num_evaluations - before == num_evaluations
+    hours = NUM_IMAGES * design.num_timesteps * seconds / num_evaluations / 3600
     benchmark.extra_info["about_hours_of_10000_images"] = hours
 
 
@@ -83,18 +83,18 @@ def test_goal(benchmark, bench, monkeypatch, num_images, half_width):
     checkpoint = bench.checkpoint(SHIPPED)
     if not fits_shipped_images(checkpoint):
         pytest.skip("--ckpt: does not fit the shipped images; ddpmbench speed says what it takes")
-    check = None  # made before a long run, whose time contains it
+    check = None  # the sanity check before a long run, included in its time
     if bench.smoke:
         check = num_images > 100
         num_images, half_width = 16 if check else 4, 5.0
     images, counted = db.load_images("fashion-mnist:test", num_images=num_images), []
 
     class CountingPass(TermsPass):
-        """Of the run alone: the check has passes of its own."""
+        """Counts the run only: the check has its own passes."""
 
-        def terms(self, rows):
-            counted.append(len(rows))
-            return super().terms(rows)
+        def terms(self, index):
+            counted.append(len(index))
+            return super().terms(index)
 
     monkeypatch.setattr("ddpmbench.likelihood.continuous.TermsPass", CountingPass)
     summary = benchmark.pedantic(

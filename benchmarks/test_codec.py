@@ -1,6 +1,6 @@
-"""The codec: images a second of either direction, and the share of the time outside the network.
+"""The codec: images per second in both directions, and the share of time outside the network.
 
-A chain of a few evenly spaced timesteps is as fast a timestep as one of many.
+A chain of a few evenly spaced timesteps is as fast per timestep as one of many.
 """
 
 import copy
@@ -26,7 +26,7 @@ TIMESTEPS, LANES = 10, 512
 
 
 class Measured:
-    """A chain that knows how long its network took."""
+    """A chain that measures the time of its network."""
 
     def __init__(self, bench, case):
         checkpoint, engine = bench.checkpoint(case.model), bench.engine(case).engine
@@ -40,8 +40,11 @@ class Measured:
 
         schedule = checkpoint.schedule
         steps = schedule.evenly_spaced(min(TIMESTEPS, schedule.num_timesteps))
-        kept = schedule.subset(steps)
-        variances = [float(kept.log_decoder_variance.exp()), *kept.posterior_variance[1:].tolist()]
+        respaced = schedule.subset(steps)
+        variances = [
+            float(respaced.log_decoder_variance.exp()),
+            *respaced.posterior_variance[1:].tolist(),
+        ]
         process = ReverseProcess(tuple(steps), tuple(variances))
         chain = Chain(checkpoint, process, device=bench.device, model_output=model_output)
         self.engine, self.num_timesteps = engine, len(steps)

@@ -1,7 +1,7 @@
-"""What is paid before the first number: each row starts a Python of its own.
+"""The cost before the first number: each row starts its own Python.
 
-`inspect_seconds` is the time of `inspect` beyond importing torch. All but lucidrains' file hold the
-network of google/ddpm-cifar10-32, or one as large.
+`inspect_seconds` is the time of `inspect` beyond importing torch. All files but lucidrains' hold
+the network of google/ddpm-cifar10-32, or one as large.
 """
 
 import contextlib
@@ -54,8 +54,8 @@ print(json.dumps(seconds))
 """
 
 
-def started(benchmark, bench, what, arguments, *, rounds):
-    """Time whole processes, each with an empty cache of the compiler; gives what the last wrote."""
+def started(benchmark, bench, name, arguments, *, rounds):
+    """Time whole processes, each with an empty compiler cache; return the last one's output."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
@@ -67,36 +67,36 @@ def started(benchmark, bench, what, arguments, *, rounds):
         ).stdout
 
     rounds = 1 if bench.smoke else rounds
-    written = benchmark.pedantic(start, rounds=rounds, warmup_rounds=0 if rounds == 1 else 1)
+    output = benchmark.pedantic(start, rounds=rounds, warmup_rounds=0 if rounds == 1 else 1)
     benchmark.group = "cold start"
-    benchmark.extra_info.update(what=what, device=device_name(bench.device))
-    return written
+    benchmark.extra_info.update(what=name, device=device_name(bench.device))
+    return output
 
 
-def printed_here(option, what, *arguments):
-    """What Python with these arguments prints, run in this process."""
+def printed_here(option, target, *arguments):
+    """The output of Python with these arguments, run in this process."""
     with (
         contextlib.redirect_stdout(io.StringIO()) as printed,
-        mock.patch.object(sys, "argv", [what, *arguments]),
+        mock.patch.object(sys, "argv", [target, *arguments]),
         contextlib.suppress(SystemExit),
     ):
         if option == "-m":
-            runpy.run_module(what, run_name="__main__")
+            runpy.run_module(target, run_name="__main__")
         else:
-            exec(what, {"__name__": "__main__"})
+            exec(target, {"__name__": "__main__"})
     return printed.getvalue()
 
 
 def test_help(benchmark, bench):
-    written = started(benchmark, bench, "--help", ["-m", "ddpmbench", "--help"], rounds=5)
-    assert "nll" in written
+    output = started(benchmark, bench, "--help", ["-m", "ddpmbench", "--help"], rounds=5)
+    assert "nll" in output
 
 
 @pytest.mark.full
 def test_import(benchmark, bench):
     script = "import ddpmbench, sys; print(sorted(sys.modules))"
-    written = started(benchmark, bench, "import", ["-c", script], rounds=3)
-    assert "'ddpmbench'" in written
+    output = started(benchmark, bench, "import", ["-c", script], rounds=3)
+    assert "'ddpmbench'" in output
 
 
 @pytest.mark.full
@@ -105,10 +105,10 @@ def test_first_call(benchmark, bench, request, tmp_path, monkeypatch, how):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     ckpt = request.config.getoption("--ckpt")
     arguments = ["-c", FIRST_CALL, str(bench.device), how, *([ckpt] if ckpt else [])]
-    # What a second process would find compiled is no cold start.
+    # With a second process's warm cache it would not be a cold start.
     rounds = 1 if how == "compiled" else 3
-    written = started(benchmark, bench, f"first call, {how}", arguments, rounds=rounds)
-    seconds = json.loads(written.splitlines()[-1])
+    output = started(benchmark, bench, f"first call, {how}", arguments, rounds=rounds)
+    seconds = json.loads(output.splitlines()[-1])
     assert list(seconds)[-1] == "second_call"
     benchmark.extra_info.update(
         model="shipped" if ckpt is None else ckpt,
@@ -120,7 +120,7 @@ def test_first_call(benchmark, bench, request, tmp_path, monkeypatch, how):
 
 # ---- inspect
 
-LOOK = """
+INSPECT = """
 import sys, time
 begin = time.perf_counter()
 import torch
@@ -160,7 +160,7 @@ def diffusers(folder, width):
 def pesser(folder, width):
     from peers import pesser_weights
 
-    # Files of that repository are known by their sizes.
+    # Files of that repository are identified by their sizes.
     name = folder / "ema_cifar10.ckpt"
     torch.save(pesser_weights(cifar10_checkpoint(WIDTH).network), name)
     return [name]
@@ -175,7 +175,7 @@ def openai(folder, width, *flags):
 
 
 def openai_with_flags(folder, width):
-    # A preset, which has its width.
+    # A preset with its width.
     return openai(folder, WIDTH, "--model-flags", "cifar10_uncond_50M_500K")
 
 
@@ -196,9 +196,9 @@ def own(folder, width):
 FAMILIES = (native, diffusers, pesser, openai_with_flags, openai, lucidrains, own)
 
 
-def look(benchmark, bench, what, arguments):
-    written = started(benchmark, bench, what, ["-c", LOOK, *map(str, arguments)], rounds=5)
-    *text, last = written.splitlines()
+def inspected(benchmark, bench, name, arguments):
+    output = started(benchmark, bench, name, ["-c", INSPECT, *map(str, arguments)], rounds=5)
+    *text, last = output.splitlines()
     status, torch_seconds, seconds = last.split()
     summary = json.loads("\n".join(text))
     assert status == "0"
@@ -213,13 +213,13 @@ def look(benchmark, bench, what, arguments):
 
 
 def test_look_at_the_shipped_checkpoint(benchmark, bench):
-    assert look(benchmark, bench, "inspect, shipped", [])["settled"]
+    assert inspected(benchmark, bench, "inspect, shipped", [])["settled"]
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
 def test_look(benchmark, bench, tmp_path, family):
     arguments = family(tmp_path, 32 if bench.smoke else WIDTH)
-    summary = look(benchmark, bench, f"inspect, {family.__name__}", arguments)
+    summary = inspected(benchmark, bench, f"inspect, {family.__name__}", arguments)
     assert summary["settled"] == (family is not openai)
     assert summary["network"]["parameters"] > (1e6 if bench.smoke else 35e6)

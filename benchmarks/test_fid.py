@@ -1,7 +1,7 @@
-"""What `fid` does besides sampling: features, the Frechet distance, and all outside the networks.
+"""The work of `fid` besides sampling: features, Frechet distance, all outside the networks.
 
-The distance is measured at 2048 features, beside SciPy's root of the product, in one run; the
-ratios and errors are in the extra columns of `--benchmark-json FILE`.
+The distance is measured with 2048 features, beside SciPy's root of the product, in one run; ratios
+and errors are in the extra columns of `--benchmark-json FILE`.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from feature_networks import write_network
 
 BATCH = 64
-TOLERANCE = {"cpu": 1e-5, "cuda": 1e-2}  # as a run of fid has them: TF32 where that is the default
+TOLERANCE = {"cpu": 1e-5, "cuda": 1e-2}  # as in a run of fid: TF32 where it is the default
 
 
 def test_features(benchmark, bench):
@@ -41,10 +41,10 @@ def test_features(benchmark, bench):
     batch = 2 if bench.smoke else 16 if bench.quick else BATCH
     pixels = db.load_images("fashion-mnist:test", num_images=batch).pixels
     seconds = steady(benchmark, bench, lambda: network(pixels))
-    found = torch.from_numpy(network(pixels).features)
+    features = torch.from_numpy(network(pixels).features)
     with strict_float32():
         expected = torch.from_numpy(network(pixels).features)
-    error = float((found - expected).square().mean().sqrt() / expected.square().mean().sqrt())
+    error = float((features - expected).square().mean().sqrt() / expected.square().mean().sqrt())
     with FlopCounterMode(display=False) as counter:
         network(pixels[:1])
     flop, peak = counter.get_total_flops(), bench.peak(Precision.FP32)
@@ -77,14 +77,14 @@ NUM_REFERENCE = 5000
 
 
 def features_of(n, seed, size):
-    """With a spectrum that falls as that of Inception's features does, other axes a seed."""
+    """Features with a spectrum like that of Inception's, with other axes for each seed."""
     generator = np.random.default_rng(seed)
     spectrum = np.roll(np.arange(1, size + 1) ** -0.75, seed)
     return (generator.normal(size=(n, size)) * spectrum + 0.01 * seed).astype(np.float32)
 
 
 def of_sqrtm(one, other):
-    """The distance as published code has it, and the seconds that it took."""
+    """The distance by the published method, and its seconds."""
     begin = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -95,13 +95,13 @@ def of_sqrtm(one, other):
 
 @pytest.fixture(scope="module")
 def scale(bench):
-    """By what all sizes are divided."""
+    """The divisor of all sizes."""
     return 32 if bench.smoke else 1
 
 
 @pytest.fixture(scope="module")
 def reference(scale):
-    """Gives a new record each time, so that its factor is computed anew."""
+    """Return a new record each time, so that its factor is computed again."""
     one = feature_statistics(features_of(NUM_REFERENCE // scale, 1, SIZE // scale))
     return lambda: FeatureGaussian(one.mean, one.covariance)
 
@@ -109,10 +109,10 @@ def reference(scale):
 @pytest.mark.full
 @pytest.mark.parametrize("n", [5000, 1000])
 def test_distance_against_sqrtm(benchmark, reference, scale, n):
-    features, found = features_of(n // scale, 2, SIZE // scale), []
+    features, distances = features_of(n // scale, 2, SIZE // scale), []
 
     def measure():
-        found.append(frechet_distance(feature_statistics(features), reference()))
+        distances.append(frechet_distance(feature_statistics(features), reference()))
 
     benchmark.pedantic(measure, rounds=3, warmup_rounds=1)
     expected, seconds = of_sqrtm(feature_statistics(features), reference())
@@ -121,10 +121,10 @@ def test_distance_against_sqrtm(benchmark, reference, scale, n):
         what=f"Frechet distance of {n}",
         sqrtm_seconds=seconds,
         ratio=ratio,
-        relative_difference=found[-1] / expected - 1,
+        relative_difference=distances[-1] / expected - 1,
     )
-    # SciPy's own error is 5e-5 where the features are not of full rank.
-    assert found[-1] == pytest.approx(expected, rel=1e-6 if n > SIZE else 1e-3)
+    # SciPy's own error is 5e-5 for features without full rank.
+    assert distances[-1] == pytest.approx(expected, rel=1e-6 if n > SIZE else 1e-3)
 
 
 @pytest.mark.parametrize("n", [pytest.param(5000, marks=pytest.mark.full), 1000])
@@ -133,21 +133,21 @@ def test_interval_against_distance(benchmark, reference, scale, n):
 
     def distance():
         begin = time.perf_counter()
-        found = frechet_distance(feature_statistics(features), reference())
+        distance = frechet_distance(feature_statistics(features), reference())
         seconds.append(time.perf_counter() - begin)
-        return found
+        return distance
 
     expected = [distance() for _ in range(2)][-1]
-    found = benchmark.pedantic(
+    estimate = benchmark.pedantic(
         lambda: leave_one_out(features, reference()), rounds=2, warmup_rounds=0
     )
     benchmark.extra_info.update(
         what=f"Frechet distance of {n} with its interval",
         distance_seconds=min(seconds),
         ratio=benchmark.stats.stats.min / min(seconds),
-        relative_difference=found.distance / expected - 1,
+        relative_difference=estimate.distance / expected - 1,
     )
-    assert found.distance == pytest.approx(expected, rel=1e-6)
+    assert estimate.distance == pytest.approx(expected, rel=1e-6)
 
 
 # ---- all outside the networks, which are small: the largest share that a user could meet
@@ -157,7 +157,7 @@ NUM_SAMPLES, NUM_TIMESTEPS, NUM_FEATURES = 2000, 20, 64
 
 @contextlib.contextmanager
 def timed(kind, name, seconds):
-    """Adds up what calls of a method take."""
+    """Add up the time of a method's calls."""
     real = getattr(kind, name)
 
     def call(*arguments, **options):

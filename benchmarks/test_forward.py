@@ -1,7 +1,7 @@
-"""The network alone: batch, precision, and how it is called.
+"""The network alone, by batch, precision and engine.
 
-Every row but the eager one in float32 has its ratio to that one, taken in turn; a compiled row also
-how long compiling took, and after how many calls that is won back.
+Every row but the eager float32 one has its ratio to that one, timed alternately; a compiled row
+also has the seconds of compiling, and the number of evaluations that earn them back.
 """
 
 import pytest
@@ -53,9 +53,9 @@ def test_forward(benchmark, bench, case):
 
 
 def compare_with_eager(benchmark, bench, case, call):
-    """The ratio to the eager network in float32, and what compiling costs and gains.
+    """The ratio to the eager network in float32, and the cost and gain of compiling.
 
-    What is won back is counted against the same precision without compilation.
+    The gain is relative to the same precision without compilation.
     """
     inputs = bench.inputs(case.model, case.batch)
 
@@ -74,8 +74,8 @@ def compare_with_eager(benchmark, bench, case, call):
             call()
 
     rounds = few(bench, case)
-    found = paired_ratio(calls(eager()), fast, bench.device, rounds=rounds)
-    record_ratio(benchmark, "ratio_to_eager", found)
+    ratio = paired_ratio(calls(eager()), fast, bench.device, rounds=rounds)
+    record_ratio(benchmark, "ratio_to_eager", ratio)
     if not case.choice.compiled:
         return
     plain = channels_last(case.choice.precision)

@@ -1,6 +1,6 @@
-"""The field of the ODE: an evaluation of the network, and the gradient that its divergence takes.
+"""The field of the ODE: a network evaluation, and the gradient for its divergence.
 
-The ratio is to the network alone, taken in turn.
+The ratio is to the network alone, timed alternately.
 """
 
 import math
@@ -40,5 +40,5 @@ def test_divergence(benchmark, bench, case):
 
     work = Work("divergence", case.batch, images=case.batch)
     measure(benchmark, bench, case, work, divergence)
-    found = paired_ratio(divergence, network, bench.device, rounds=few(bench, case))
-    record_ratio(benchmark, "ratio_to_network", found)
+    ratio = paired_ratio(divergence, network, bench.device, rounds=few(bench, case))
+    record_ratio(benchmark, "ratio_to_network", ratio)

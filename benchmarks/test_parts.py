@@ -1,7 +1,7 @@
-"""What a row of a likelihood evaluation and a step of a sample spend their time on.
+"""The parts of the time of a likelihood term and of a sampler step.
 
-A row's `part_seconds` are what one image takes of the network, of the noise, and of all else; they
-add up to it.
+`part_seconds` are the seconds per image in the network, in the noise, and in all else; they sum to
+the total.
 """
 
 import pytest
@@ -43,7 +43,7 @@ def test_parts(benchmark, bench, case, kind):
     measure(benchmark, bench, case, Work(kind, case.batch), work, running(engine))
     least = 0.01 if bench.smoke else 0.1 if bench.quick else 1.0
     with running(engine):
-        found = part_seconds(kind, work, probe, engine, at_least=least)
-    parts = {name: getattr(found, name) for name in ("network", "noise", "rest")}
+        timing = part_seconds(kind, work, probe, engine, at_least=least)
+    parts = {name: getattr(timing, name) for name in ("network", "noise", "rest")}
     benchmark.extra_info["part_seconds"] = parts
-    assert sum(parts.values()) == pytest.approx(found.seconds)
+    assert sum(parts.values()) == pytest.approx(timing.seconds)

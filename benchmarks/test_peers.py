@@ -1,6 +1,6 @@
-"""Peers in the same run, with the same weights, taken in turn; results agree, or the row fails.
+"""Peers in the same run, with the same weights, timed alternately; results must agree.
 
-Peers run as they come: on a CPU in a process of their own (see `own_process`), on a GPU in ours.
+Peers run with their defaults: on a CPU in their own process (see `own_process`), on a GPU in ours.
 """
 
 import contextlib
@@ -54,7 +54,8 @@ PIPELINE = [
     *cases(CIFAR10, "cuda", [1, 512], [eager(), graphed(FP16), compiled(FP16)]),
 ]
 LEVELS = {TF32: 0.5, FP16: 0.5, BF16: 2.0}
-"""By how many of 255 levels samples may differ, root mean square; in float32 no pixel by one."""
+"""Largest RMS difference of samples, in levels of 255; in float32 no pixel may differ by more than
+one."""
 
 
 @pytest.mark.cases(LOOP)
@@ -65,7 +66,7 @@ def test_every_pair_against_the_loop(benchmark, bench, request, case):
         pytest.skip("--ckpt: the loop is of eps, fixed_large and clip, without classes")
     if checkpoint.data_range != UNIT_RANGE:
         pytest.skip("--ckpt: the loop is of data in [-1, 1] with 256 levels")
-    # At t = 1 a row has terms that the loop has not; it is to be a rare one, as in a real run.
+    # At t = 1 we compute decoders that the loop lacks; such terms must be rare, as in a real run.
     num_timesteps = steps_of(bench, case, many=25)
     model = shortened(checkpoint, num_timesteps)
     images = images_for(checkpoint, case.batch)
@@ -83,7 +84,7 @@ def test_every_pair_against_the_loop(benchmark, bench, request, case):
 
     def ours():
         with running(engine):
-            return [terms_pass.terms(rows).values["nats"] for rows in batches]
+            return [terms_pass.terms(index).values["nats"] for index in batches]
 
     betas, checkout = model.schedule.betas.numpy(), request.config.getoption("--improved-diffusion")
     loop = improved_diffusion(Path(checkout), betas) if checkout else PerStepLoop(betas)
@@ -97,8 +98,8 @@ def test_every_pair_against_the_loop(benchmark, bench, request, case):
     work = Work("every pair against the loop", len(design), num_timesteps, None, num_timesteps)
     measure(benchmark, bench, case, work, ours)
     with as_it_comes(bench, case, own_process.LOOP, num_timesteps, theirs, checkout) as peer:
-        found = paired_ratio(peer, ours, bench.device, rounds=min(few(bench, case), 5))
-    record_ratio(benchmark, "ratio", found)
+        ratio = paired_ratio(peer, ours, bench.device, rounds=min(few(bench, case), 5))
+    record_ratio(benchmark, "ratio", ratio)
     error = terms_error(terms_pass, ours, theirs, num_timesteps)
     benchmark.extra_info.update(peer=loop.label, terms_error=error)
     tolerance = benchmark.extra_info["eps_tolerance"]  # of the network
@@ -106,7 +107,7 @@ def test_every_pair_against_the_loop(benchmark, bench, request, case):
 
 
 def terms_error(terms_pass, ours, theirs, num_timesteps):
-    """The largest difference of a term, both of the same noise, over the mean bound of an image."""
+    """The largest difference of a term, with the same noise, over the mean bound of an image."""
     shape = terms_pass.images.pixels.shape
     image = torch.arange(shape[0], device=terms_pass.device)
     zero = torch.zeros_like(image)
@@ -117,15 +118,15 @@ def terms_error(terms_pass, ours, theirs, num_timesteps):
     with mock.patch("torch.randn_like", side_effect=lambda like: next(noise)), strict_float32():
         expected = theirs()["vb"].double().flip(1).cpu()
     nats = torch.cat([torch.from_numpy(values) for values in ours()])
-    found = nats.view(shape[0], num_timesteps) / BPD
-    return float((found - expected).abs().max() / expected.sum(1).mean().abs())
+    terms = nats.view(shape[0], num_timesteps) / BPD
+    return float((terms - expected).abs().max() / expected.sum(1).mean().abs())
 
 
 @pytest.mark.cases(PIPELINE)
 def test_sampler_against_the_pipeline(benchmark, bench, case):
     peer = pytest.importorskip("diffusers_peer", reason="diffusers is not installed")
     checkpoint, engine = bench.checkpoint(case.model), bench.engine(case).engine
-    if (reason := peer.unlike(checkpoint)) is not None:
+    if (reason := peer.unsupported(checkpoint)) is not None:
         pytest.skip(f"--ckpt: {reason}")
     num_timesteps = steps_of(bench, case)
     pipeline = peer.pipeline(checkpoint, num_timesteps)
@@ -141,12 +142,14 @@ def test_sampler_against_the_pipeline(benchmark, bench, case):
             batch_size=case.batch, num_inference_steps=num_timesteps, output_type="np"
         ).images
 
-    calls = case.batch * num_timesteps
-    work = Work("sampler against the pipeline", calls, num_timesteps, case.batch, num_timesteps)
+    evaluations = case.batch * num_timesteps
+    work = Work(
+        "sampler against the pipeline", evaluations, num_timesteps, case.batch, num_timesteps
+    )
     measure(benchmark, bench, case, work, ours)
     with as_it_comes(bench, case, own_process.PIPELINE, num_timesteps, theirs) as alone:
-        found = paired_ratio(alone, ours, bench.device, rounds=few(bench, case))
-    record_ratio(benchmark, "ratio", found)
+        ratio = paired_ratio(alone, ours, bench.device, rounds=few(bench, case))
+    record_ratio(benchmark, "ratio", ratio)
     inputs = bench.inputs(case.model, case.batch)
     index = torch.arange(case.batch, device=bench.device)
     draw, shape = torch.full_like(index, SAMPLE_DRAW), tuple(inputs.x_t.shape[1:])
@@ -175,20 +178,20 @@ def test_sampler_against_the_pipeline(benchmark, bench, case):
 
 @contextlib.contextmanager
 def as_it_comes(bench, case, kind, num_timesteps, theirs, checkout=None):
-    """The peer's work where it is timed."""
+    """Context with the peer's work, in the process where it is timed."""
     ckpt = None if bench.ckpt is None else str(bench.ckpt)
     peer = Peer(kind, case.model, ckpt, case.batch, num_timesteps, checkout)
     if bench.device.type != "cpu":
         yield theirs
     elif bench.smoke and (case.choice.compiled or kind == own_process.PIPELINE):
-        yield peer.work()  # one process is enough to see that it starts
+        yield peer.work()  # one peer process is enough for a smoke test
     else:
         with OwnProcess(peer) as alone:
             yield alone
 
 
 def steps_of(bench, case, *, many=8):
-    """Of the model that both go through."""
+    """Number of timesteps of the model that both run."""
     if bench.device.type == "cpu":
         return 8 if case.model == CIFAR10 or bench.quick else many
     return 50

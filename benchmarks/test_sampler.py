@@ -1,4 +1,4 @@
-"""The sampler: a step of it in steady state, and whole chains from noise to images."""
+"""The sampler: a step in steady state, and whole chains from noise to images."""
 
 import pytest
 import torch
@@ -63,15 +63,15 @@ def test_other_samplers(benchmark, bench, case, method):
     measure_chain(benchmark, bench, case, f"sampler {method}", 4 if bench.quick else 20, choice)
 
 
-def measure_chain(benchmark, bench, case, what, num_timesteps, choice=SamplerChoice()):  # noqa: B008
+def measure_chain(benchmark, bench, case, name, num_timesteps, choice=SamplerChoice()):  # noqa: B008
     engine = bench.engine(case).engine
     sample = bench.chains(case, num_timesteps, choice)
     model = shortened(bench.checkpoint(case.model), num_timesteps)
     work = Work(
-        what,
+        name,
         calls=case.batch * choice.num_evaluations(model.schedule),
         steps=num_timesteps,
-        images=None if what == "sampler step" else case.batch,
+        images=None if name == "sampler step" else case.batch,
         num_timesteps=num_timesteps,
     )
     measure(benchmark, bench, case, work, sample, running(engine))

@@ -111,7 +111,7 @@ def rich_model(small_model):
 @pytest.mark.parametrize("which", ["small_model", "rich_model"])
 def test_the_network_of_diffusers_has_our_weights(which, request):
     model = request.getfixturevalue(which)
-    assert diffusers_peer.unlike(model) is None
+    assert diffusers_peer.unsupported(model) is None
     x_t, t = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(1, 4)
     with torch.inference_mode():
         expected = model.model_output(x_t, t)
@@ -143,11 +143,11 @@ def test_samples_of_the_pipeline_are_ours(model, small_model):
 def test_what_diffusers_does_not_compute_is_no_peer(small_model):
     pooled = dataclasses.replace(small_model.network.config, resampling="pool")
     network = type(small_model.network)(pooled)
-    assert diffusers_peer.unlike(dataclasses.replace(small_model, network=network))
-    assert diffusers_peer.unlike(small_model.with_conventions(clip=False))
-    assert diffusers_peer.unlike(small_model.with_conventions(variance="fixed_small"))
+    assert diffusers_peer.unsupported(dataclasses.replace(small_model, network=network))
+    assert diffusers_peer.unsupported(small_model.with_conventions(clip=False))
+    assert diffusers_peer.unsupported(small_model.with_conventions(variance="fixed_small"))
     other = dataclasses.replace(small_model, data_range=DataRange(0, 1))
-    assert diffusers_peer.unlike(other) == "its data are [0, 1], 256 levels"
+    assert diffusers_peer.unsupported(other) == "its data are [0, 1], 256 levels"
 
 
 def test_images_of_a_conditional_network_have_classes(small_model):
