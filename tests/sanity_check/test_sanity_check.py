@@ -22,6 +22,8 @@ from ddpmbench.sanity_check.check import Checker, Outcome, SanityCheck
 from ddpmbench.sanity_check.run import Evaluator, check_parameterization
 from ddpmbench.sanity_check.scores import NUM_IMAGES
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 LINEAR, COSINE = NoiseSchedule.linear(1000), NoiseSchedule.cosine(1000)
 HALF, BYTES = DataRange(-0.5, 0.5), DataRange(0, 255)
