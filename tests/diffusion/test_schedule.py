@@ -1,6 +1,7 @@
 """Noise schedules: closed forms, round trips, respacing and the digits that a bound needs."""
 
 import math
+from decimal import Decimal, localcontext
 from functools import partial
 
 import numpy as np
@@ -22,6 +23,14 @@ NAMED = {
     "warmup": NoiseSchedule.warmup,
     "cosine_betas": NoiseSchedule.cosine_betas,
 }
+TABLES = (
+    "betas",
+    "log_alphas_cumprod",
+    "alphas_cumprod",
+    "one_minus_alphas_cumprod",
+    "snr",
+    "posterior_variance",
+)
 every_schedule = pytest.mark.parametrize("name", NAMED)
 lengths = pytest.mark.parametrize("num_timesteps", [50, 1000, 4000])
 
@@ -38,6 +47,29 @@ def test_a_schedule_only_adds_noise(name, num_timesteps):
     assert (s.snr > 0).all()
     assert s.posterior_variance[0] == 0
     assert ((s.posterior_variance[1:] > 0) & (s.posterior_variance <= s.betas)[1:]).all()
+
+
+@every_schedule
+def test_the_tables_follow_from_the_variances_in_float64(name):
+    s = NAMED[name](200)
+    assert {getattr(s, table).dtype for table in TABLES} == {torch.float64}
+    alphas_cumprod = np.cumprod(1 - s.betas.numpy())
+    previous = np.append(1.0, alphas_cumprod[:-1])
+    assert_allclose(s.alphas_cumprod, alphas_cumprod, rtol=1e-12)
+    assert_allclose(s.one_minus_alphas_cumprod, 1 - alphas_cumprod, rtol=1e-10)
+    assert_allclose(s.snr, alphas_cumprod / (1 - alphas_cumprod), rtol=1e-10)
+    posterior = s.betas.numpy() * (1 - previous) / (1 - alphas_cumprod)
+    assert_allclose(s.posterior_variance, posterior, rtol=1e-9)
+
+
+def exact_linear(num_timesteps: int) -> Decimal:
+    with localcontext() as context:
+        context.prec = 50
+        start, end = Decimal("0.1") / num_timesteps, Decimal(20) / num_timesteps
+        product = Decimal(1)
+        for i in range(num_timesteps):
+            product *= 1 - (start + (end - start) * i / (num_timesteps - 1))
+        return product
 
 
 STEP = np.arange(1000)
@@ -103,6 +135,8 @@ def test_linear_scales_to_the_same_amount_of_noise(num_timesteps):
     s = NoiseSchedule.linear(num_timesteps)
     betas = np.linspace(0.1 / num_timesteps, 20 / num_timesteps, num_timesteps)
     assert_allclose(s.betas, betas, rtol=1e-12)
+    exact = float(exact_linear(num_timesteps))
+    assert s.alphas_cumprod[-1].item() == pytest.approx(exact, rel=1e-11)
     # log alphas_cumprod tends to minus the integral of beta, -(0.1 + 20) / 2, as steps shorten.
     assert s.log_alphas_cumprod[-1].item() == pytest.approx(-10.05, abs=80 / num_timesteps)
 
