@@ -345,7 +345,7 @@ class Reader:
     def _header(self) -> Header:
         magic = self._file.read(len(MAGIC))
         if magic[:-1] != MAGIC[:-1]:
-            raise self._refused("is no file of ddpmbench compress")
+            raise self._refused("is no file of ddpmbench compress; name a file that it wrote")
         if magic != MAGIC:
             raise self._refused(
                 f"has version {magic[-1]} of the format, and this is version {MAGIC[-1]}; "
