@@ -197,6 +197,16 @@ def test_a_row_over_tolerance_fails(model):
         rows.check_error(session, case)
 
 
+def test_the_error_of_a_network_is_the_same_for_any_batch(tiny_checkpoint):
+    session = bench.Bench(torch.device("cpu"), quick=True, ckpt=tiny_checkpoint)
+    errors = [
+        session.engine(cases.Case(cases.SHIPPED, "cpu", batch, cases.eager(cases.BF16))).error
+        for batch in (1, 2, 3)
+    ]
+    assert errors[0] > 1e-3
+    assert errors == pytest.approx(3 * errors[:1], rel=0.01)
+
+
 def test_where_a_row_is():
     cpu = torch.device("cpu")
     case = cases.Case(cases.SHIPPED, "cuda", 512, cases.graphed(cases.FP16))
