@@ -478,7 +478,9 @@ class Checkpoint:
             tensor.device.type == device.type and device.index in (None, tensor.device.index)
             for tensor in tensors
         )
-        if is_on_device or self.family != WRAPPED:
+        if is_on_device:
+            return self
+        if self.family != WRAPPED:
             self.network.to(device)
             return self
         who = f"{self.network_name}: cannot be copied to {device} (move it there yourself)"
