@@ -22,14 +22,14 @@ from .evaluate.inspect import Inspection as Inspection
 from .evaluate.inspect import inspect_checkpoint as inspect_checkpoint
 from .evaluate.likelihoods import LikelihoodsReport as LikelihoodsReport
 from .evaluate.likelihoods import evaluate_likelihoods as evaluate_likelihoods
-from .evaluate.load_report import load_report as load_report
-from .evaluate.nll import NllReport as NllReport
 from .evaluate.nll import evaluate_nll as evaluate_nll
+from .evaluate.nll_report import NllReport as NllReport
 from .evaluate.ode import OdeReport as OdeReport
 from .evaluate.ode import evaluate_ode as evaluate_ode
 from .evaluate.rate_distortion import RateDistortion as RateDistortion
 from .evaluate.rate_distortion import progressive_pictures as progressive_pictures
 from .evaluate.rate_distortion import rate_distortion as rate_distortion
+from .evaluate.report import load_report as load_report
 from .evaluate.report import write_report as write_report
 from .evaluate.sample import SampleReport as SampleReport
 from .evaluate.sample import generate_samples as generate_samples

@@ -16,7 +16,7 @@ from ddpmbench.data.images import ImageSet, load_images
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.process import Prediction, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
-from ddpmbench.evaluate import reuse
+from ddpmbench.evaluate import page
 from ddpmbench.unet.unet import UNet
 
 # Networks as small as these lose by threads, most of all on a busy machine; commands that are
@@ -42,16 +42,16 @@ def pytest_runtest_setup() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def drawn() -> Iterator[Callable[..., Path]]:
     """Commands draw no page, which takes seconds, but in tests that use `pages`."""
-    page_of = reuse.page_of
+    page_of = page.page_of
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reuse, "page_of", undrawn)
+        patch.setattr(page, "page_of", undrawn)
         yield page_of
 
 
 @pytest.fixture
 def pages(drawn, monkeypatch) -> None:
     """Commands draw their pages."""
-    monkeypatch.setattr(reuse, "page_of", drawn)
+    monkeypatch.setattr(page, "page_of", drawn)
 
 
 @pytest.fixture(scope="session")

@@ -155,7 +155,7 @@ def one_shard_a_batch() -> None:
 
 
 def undrawn(report: object) -> Path:
-    """In the place of `reuse.page_of`: where the page would be."""
+    """In the place of `page.page_of`: where the page would be."""
     return report.folder / "report.html"
 
 
@@ -177,11 +177,11 @@ def _run(
     import torch
 
     from ddpmbench.cli.main import main
-    from ddpmbench.evaluate import reuse
+    from ddpmbench.evaluate import page
 
     torch.set_num_threads(1)
     os.fsync = os.fstat
-    reuse.page_of = undrawn
+    page.page_of = undrawn
     if setup is not None:
         setup()
     main(words[1:])

@@ -14,11 +14,10 @@ from feature_networks import write_network
 from ddpmbench import load_checkpoint
 from ddpmbench.cli.main import ddpmbench
 from ddpmbench.evaluate.fid import FidSettings, evaluate_fid
-from ddpmbench.evaluate.load_report import load_report
 from ddpmbench.evaluate.nll import evaluate_nll
+from ddpmbench.evaluate.page import RECORD
 from ddpmbench.evaluate.rate_distortion import progressive_pictures
-from ddpmbench.evaluate.report import write_report
-from ddpmbench.evaluate.reuse import RECORD
+from ddpmbench.evaluate.report import load_report, write_report
 from ddpmbench.evaluate.score import score_images
 from ddpmbench.report.comparison import printed_comparison
 from ddpmbench.report.nll_text import curve_summary, printed_nll, printed_rate_distortion

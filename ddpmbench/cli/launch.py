@@ -16,8 +16,8 @@ from ddpmbench.execution.progress import progress, tell
 if TYPE_CHECKING:
     from ddpmbench.data.images import ImageSet
     from ddpmbench.diffusion.model import Checkpoint
-    from ddpmbench.evaluate.report import PageReport
     from ddpmbench.execution.worker import RunProgress
+    from ddpmbench.report.card import PageReport
 
 Result = TypeVar("Result")
 
@@ -205,7 +205,7 @@ def launch(
 
 def print_report(printed: str, report: "PageReport") -> None:
     """Print a result, and the paths of its folder and its page."""
-    from ddpmbench.evaluate.reuse import page_of
+    from ddpmbench.evaluate.page import page_of
 
     click.echo(printed)
     click.echo(f"Run folder: {report.folder}", err=True)

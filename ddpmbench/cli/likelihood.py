@@ -19,7 +19,7 @@ from ddpmbench.execution.progress import progress
 if TYPE_CHECKING:
     from ddpmbench.data.images import ImageSet
     from ddpmbench.diffusion.model import Checkpoint
-    from ddpmbench.evaluate.nll import NllReport
+    from ddpmbench.evaluate.nll_report import NllReport
     from ddpmbench.evaluate.score import ScoreReport
 
 _likelihood_options = options.decorate(
@@ -168,8 +168,8 @@ def rd(
         _print_curve(run, output_format)
         return
     from ddpmbench.evaluate.nll import evaluate_nll
+    from ddpmbench.evaluate.page import page_of
     from ddpmbench.evaluate.rate_distortion import check_pictures, progressive_pictures
-    from ddpmbench.evaluate.reuse import page_of
     from ddpmbench.execution.worker import RunListener
 
     def opened(inputs: dict[str, Any]) -> "tuple[Checkpoint, ImageSet]":

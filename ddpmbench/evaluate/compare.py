@@ -14,6 +14,7 @@ from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.diffusion.parameterization import Process
 from ddpmbench.errors import InputError, damaged
 from ddpmbench.evaluate.inputs import finished_run
+from ddpmbench.evaluate.page import write_page
 from ddpmbench.execution.finished import FinishedRun, num_steps, refuse_missing_shards
 from ddpmbench.execution.folder import RunFolder
 from ddpmbench.execution.terms import checked, correction_store, read_terms
@@ -34,7 +35,7 @@ from ddpmbench.likelihood.precision import (
 )
 from ddpmbench.likelihood.terms import columns_of_bound
 from ddpmbench.report import comparison, fidelity, fidelity_comparison, tables
-from ddpmbench.report.card import Card, Draw, Shown
+from ddpmbench.report.card import Card, Draw, PageReport
 from ddpmbench.report.contents import schema_of
 from ddpmbench.report.fidelity import INFLUENCE, SCHEMA
 from ddpmbench.report.fidelity_comparison import difference, differences_frame
@@ -65,7 +66,7 @@ Influence = Mapping[str, NDArray[np.float64]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class FidelityComparison(Shown):
+class FidelityComparison(PageReport):
     """Runs of `fid` by the same protocol, against the first of them.
 
     Attributes:
@@ -88,6 +89,11 @@ class FidelityComparison(Shown):
 
         figure = differences_figure(self.differences, self.summary["name"])
         return {} if figure is None else {"differences": lambda: figure}
+
+    def _page(self, folder: Path, svgs: Mapping[str, str]) -> str:
+        from ddpmbench.report.fidelity_comparison import fidelity_comparison_page
+
+        return fidelity_comparison_page(self.summary, svgs)
 
 
 def _compare_fidelity(runs: Sequence[str | Path], out: str | Path | None) -> FidelityComparison:
@@ -121,9 +127,6 @@ def _write(
     """
     if compared.folder is None:
         return
-    # Imported here, since matplotlib takes long to import.
-    from ddpmbench.evaluate.report import write_page
-
     summary = compared.summary
     runs = [summary["baseline"], *summary["runs"]]
     names = {name: [run[name] for run in runs] for name in ("run", identity)}
@@ -131,7 +134,7 @@ def _write(
     for name, frame in frames.items():
         folder.write_frame(name, frame)
     folder.write_summary(summary)
-    write_page(compared)
+    write_page(compared, progress=False)
 
 
 def _differences(run: FinishedRun, baseline: FinishedRun) -> list[FidelityDifference]:
@@ -216,7 +219,7 @@ def _flat(name: str, value: object) -> dict[str, object]:
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Comparison(Shown):
+class Comparison(PageReport):
     """Runs on the same terms, against the first of them.
 
     Attributes:
@@ -241,6 +244,12 @@ class Comparison(Shown):
 
         baseline = str(self.summary["baseline"]["run"])
         return {"difference": lambda: difference_figure(self.per_timestep, baseline)}
+
+    def _page(self, folder: Path, svgs: Mapping[str, str]) -> str:
+        from ddpmbench.report.comparison import comparison_page
+        from ddpmbench.report.figures.timesteps import difference_groups
+
+        return comparison_page(self.summary, difference_groups(self.per_timestep), svgs)
 
 
 def compare(

@@ -18,8 +18,8 @@ from ddpmbench.execution.finished import ENVIRONMENT
 from ddpmbench.execution.folder import RunFolder
 from ddpmbench.execution.samples import Generation, SampleSettings
 from ddpmbench.execution.session import session
-from ddpmbench.report.card import Card, Draw, Shown
-from ddpmbench.report.fidelity import SCHEMA
+from ddpmbench.report.card import Card, Draw, PageReport
+from ddpmbench.report.fidelity import SCHEMA, FidelityContents
 from ddpmbench.samples.feature_networks import FeatureNetwork
 from ddpmbench.samples.scores import PUBLISHED_AT, Protocol
 from ddpmbench.samples.statistics import ReferenceStatistics, is_statistics, read_statistics
@@ -62,7 +62,7 @@ class FidSettings:
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class FidReport(Shown):
+class FidReport(PageReport):
     """Scores of samples against references.
 
     Attributes:
@@ -83,10 +83,14 @@ class FidReport(Shown):
         return fidelity_card(self.summary, self.folder)
 
     def _figures(self) -> Mapping[str, Draw]:
-        from ddpmbench.report.fidelity import FidelityContents
         from ddpmbench.report.samples import fid_figures
 
-        return fid_figures(FidelityContents(self))
+        return fid_figures(FidelityContents.of(self, self.folder))
+
+    def _page(self, folder: Path, svgs: Mapping[str, str]) -> str:
+        from ddpmbench.report.samples import fid_page
+
+        return fid_page(FidelityContents.of(self, folder), svgs)
 
 
 def evaluate_fid(

@@ -21,7 +21,8 @@ from ddpmbench.evaluate.inputs import (
     images_identity,
     model_identity,
 )
-from ddpmbench.evaluate.nll import NllReport, evaluate_nll
+from ddpmbench.evaluate.nll import evaluate_nll
+from ddpmbench.evaluate.nll_report import NllReport
 from ddpmbench.evaluate.ode import BOUND, STORE, OdeReport, evaluate_ode, why_no_ode
 from ddpmbench.evaluate.progress import reported_session
 from ddpmbench.execution.continuous import CONTINUOUS_FROM, why_left_out
@@ -32,7 +33,8 @@ from ddpmbench.execution.store import MemoryStore, num_missing
 from ddpmbench.execution.worker import RunListener
 from ddpmbench.likelihood.estimator import initial_terms
 from ddpmbench.likelihood.ode import OdeSettings, evaluations_per_image
-from ddpmbench.report.card import Card, Draw, Shown
+from ddpmbench.report.card import Card, Draw, PageReport
+from ddpmbench.report.contents import read_environment
 from ddpmbench.report.conventions import CONTINUOUS_TIME
 from ddpmbench.report.likelihoods import (
     ODE,
@@ -40,6 +42,7 @@ from ddpmbench.report.likelihoods import (
     likelihoods_card,
     likelihoods_figure,
     likelihoods_frame,
+    likelihoods_page,
     published_bound,
     rows_of,
 )
@@ -51,7 +54,7 @@ TABLE, OF_ODE = "likelihoods.csv", "ode"
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class LikelihoodsReport(Shown):
+class LikelihoodsReport(PageReport):
     """The likelihoods of a checkpoint on images, side by side.
 
     Attributes:
@@ -69,6 +72,9 @@ class LikelihoodsReport(Shown):
 
     def _figures(self) -> Mapping[str, Draw]:
         return {"likelihoods": partial(likelihoods_figure, self.likelihoods)}
+
+    def _page(self, folder: Path, svgs: Mapping[str, str]) -> str:
+        return likelihoods_page(self.summary, read_environment(folder), svgs)
 
 
 def evaluate_likelihoods(

@@ -1,12 +1,9 @@
 """How well does a model predict images? The variational bound."""
 
 import dataclasses
-from collections.abc import Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
-
-import pandas as pd
 
 from ddpmbench.data.images import ImageSet, ImageSource, load_images
 from ddpmbench.diffusion.data_range import DataRange
@@ -21,6 +18,7 @@ from ddpmbench.evaluate.inputs import (
     note_images,
     uses_class_folders,
 )
+from ddpmbench.evaluate.nll_report import NllReport, load_nll
 from ddpmbench.evaluate.progress import reported_session
 from ddpmbench.evaluate.reuse import finished_report, recorded_half_width, wider_note
 from ddpmbench.execution.continuous import why_left_out
@@ -55,7 +53,6 @@ from ddpmbench.likelihood.decoders import DECODERS
 from ddpmbench.likelihood.estimator import SampledBound
 from ddpmbench.likelihood.terms import TermsPass
 from ddpmbench.report import tables
-from ddpmbench.report.card import Card, Draw, Shown
 from ddpmbench.report.conventions import conventions_frame, sub_schedules_frame
 from ddpmbench.report.schema import Comparability
 from ddpmbench.report.tables import in_bits
@@ -63,43 +60,6 @@ from ddpmbench.report.text import raw_pixels_warning
 from ddpmbench.sanity_check.run import PreliminaryCheck, recorded_check
 from ddpmbench.unet.precision import Precision
 from ddpmbench.user_code import user_errors
-
-
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class NllReport(Shown):
-    """The variational bound of a checkpoint on images.
-
-    Attributes:
-        summary: the object of `summary.json`.
-        per_timestep: one row per timestep; see `report.tables.per_timestep`.
-        rate_distortion: one row per timestep; see `report.tables.rate_distortion`.
-        conventions: one row per published convention; see `report.conventions`.
-        sub_schedules: one row per model on a subset of the timesteps; see `report.sub_schedules`.
-        per_image: one row per image; see `report.tables.per_image`.
-        folder: the run folder; None if the run was kept in memory.
-        continuous: one row per term that was evaluated in continuous time as well; see
-            `report.tables.continuous_frame`. None without an estimate in continuous time.
-    """
-
-    summary: dict[str, Any]
-    per_timestep: pd.DataFrame
-    rate_distortion: pd.DataFrame
-    conventions: pd.DataFrame
-    sub_schedules: pd.DataFrame
-    per_image: pd.DataFrame
-    folder: Path | None
-    continuous: pd.DataFrame | None = None
-
-    def _card(self) -> Card:
-        from ddpmbench.report.nll_text import bound_card
-
-        return bound_card(self.summary, self.folder)
-
-    def _figures(self) -> Mapping[str, Draw]:
-        from ddpmbench.report.contents import RunContents
-        from ddpmbench.report.nll_page import run_figures
-
-        return run_figures(RunContents(self))
 
 
 def evaluate_nll(
@@ -234,7 +194,8 @@ def evaluate_nll(
         report = evaluation.report(result, checked, absent=absent, engine=engine)
         _warn(report, chosen, reporter)
         if folder is not None and ranks.reports:
-            if (line := wider_note(report, narrower)) is not None:
+            reached = report.summary["half_width"]
+            if (line := wider_note(folder.path, reached, narrower)) is not None:
                 reporter.note(line)
             extremes = _extremes(result, images, checkpoint.data_range)
             _write(folder, report, result, extremes, evaluation.environment(engine))
@@ -325,6 +286,7 @@ class _Evaluation:
             return None
         report = finished_report(
             path,
+            load_nll,
             identity=self.identity,
             summary=self._known(checked),
             sampling=self.estimator.summary,

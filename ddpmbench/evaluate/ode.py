@@ -23,7 +23,8 @@ from ddpmbench.evaluate.inputs import (
     model_identity,
     note_images,
 )
-from ddpmbench.evaluate.nll import NllReport, evaluate_nll
+from ddpmbench.evaluate.nll import evaluate_nll
+from ddpmbench.evaluate.nll_report import NllReport
 from ddpmbench.evaluate.progress import reported_session
 from ddpmbench.execution.continuous import why_not_continuous
 from ddpmbench.execution.devices import evaluating_checkpoint, strict_float32
@@ -41,8 +42,9 @@ from ddpmbench.likelihood.ode import (
     estimate_ode,
     evaluations_per_image,
 )
-from ddpmbench.report.card import Card, Draw, Shown
-from ddpmbench.report.ode import ode_card
+from ddpmbench.report.card import Card, Draw, PageReport
+from ddpmbench.report.contents import read_environment
+from ddpmbench.report.ode import ode_card, ode_page
 from ddpmbench.report.text import raw_pixels_warning
 from ddpmbench.sanity_check.run import PreliminaryCheck
 from ddpmbench.user_code import user_errors
@@ -59,7 +61,7 @@ _GRAPH = 4
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class OdeReport(Shown):
+class OdeReport(PageReport):
     """The likelihood of a checkpoint's ODE on images.
 
     Attributes:
@@ -81,6 +83,9 @@ class OdeReport(Shown):
         from ddpmbench.report.figures.images import pairs_figure
 
         return {"pairs": partial(pairs_figure, self.per_image)}
+
+    def _page(self, folder: Path, svgs: Mapping[str, str]) -> str:
+        return ode_page(self.summary, read_environment(folder), svgs)
 
 
 def evaluate_ode(

@@ -11,7 +11,7 @@ import pandas as pd
 from ddpmbench.data.images import ImageSet, ImageSource, load_images
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError, one_of
-from ddpmbench.evaluate.nll import NllReport
+from ddpmbench.evaluate.nll_report import NllReport
 from ddpmbench.evaluate.progress import listening
 from ddpmbench.execution.devices import evaluating_checkpoint, resolve_device, strict_float32
 from ddpmbench.execution.finished import (

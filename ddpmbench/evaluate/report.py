@@ -1,55 +1,111 @@
-"""Draw the figures of a report into its folder, and write its page."""
+"""Load the report of a finished run from its folder, and write its page."""
 
 import contextlib
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any
+
+from msgspec import Struct
 
 from ddpmbench.checksums import DamageError, read_json
-from ddpmbench.errors import InputError, path_of
+from ddpmbench.data.array_files import read_npz
+from ddpmbench.data.arrays import PositionIds
+from ddpmbench.data.images import ImageSet
+from ddpmbench.errors import InputError, damaged, path_of
+from ddpmbench.evaluate import ode, sample, speed
 from ddpmbench.evaluate.compare import Comparison, FidelityComparison
 from ddpmbench.evaluate.fid import FidReport
-from ddpmbench.evaluate.likelihoods import LikelihoodsReport
-from ddpmbench.evaluate.load_report import load_report
-from ddpmbench.evaluate.nll import NllReport
+from ddpmbench.evaluate.inputs import finished_run
+from ddpmbench.evaluate.likelihoods import TABLE, LikelihoodsReport
+from ddpmbench.evaluate.nll_report import PER_TIMESTEP, NllReport, load_nll
 from ddpmbench.evaluate.ode import OdeReport
-from ddpmbench.evaluate.reuse import PAGE
+from ddpmbench.evaluate.page import write_page
 from ddpmbench.evaluate.sample import SampleReport
 from ddpmbench.evaluate.score import ScoreReport
 from ddpmbench.evaluate.speed import SpeedReport
-from ddpmbench.execution import progress as running
-from ddpmbench.execution.folder import IDENTITY, write_figure
-from ddpmbench.files import replacing, writing_to
-from ddpmbench.report.card import Draw
-from ddpmbench.report.comparison import comparison_page
-from ddpmbench.report.contents import RunContents, read_environment, read_svgs, schema_of
-from ddpmbench.report.fidelity import FidelityContents
-from ddpmbench.report.fidelity_comparison import fidelity_comparison_page
-from ddpmbench.report.figures.timesteps import difference_figure
-from ddpmbench.report.hugging_face import write_hugging_face
-from ddpmbench.report.likelihoods import likelihoods_page
-from ddpmbench.report.nll_page import run_figures, run_page
-from ddpmbench.report.ode import ode_page
-from ddpmbench.report.samples import fid_figures, fid_page
-from ddpmbench.report.scores import score_page
+from ddpmbench.execution.finished import (
+    PER_IMAGE,
+    SUMMARY,
+    FinishedRun,
+    num_steps,
+    read_summary,
+    refuse_later,
+    texts_of,
+)
+from ddpmbench.execution.folder import IDENTITY
+from ddpmbench.execution.samples import SAMPLES
+from ddpmbench.report import (
+    comparison,
+    fidelity,
+    fidelity_comparison,
+    likelihoods,
+    scores,
+    tables,
+)
+from ddpmbench.report import schema as records
+from ddpmbench.report.card import PageReport
+from ddpmbench.report.contents import read_table, schema_of
+from ddpmbench.report.schema import check
 
-PageReport: TypeAlias = (
+Report = (
     NllReport
     | OdeReport
     | LikelihoodsReport
     | ScoreReport
     | FidReport
+    | SampleReport
+    | SpeedReport
     | Comparison
     | FidelityComparison
 )
-"""A report that has a page."""
 
+_DIFFERENCES = ("difference", "difference_half_width", "difference_half_width_population")
+_RUNS = {
+    **dict.fromkeys(("run", "checkpoint"), "str"),
+    **dict.fromkeys(("bits_per_dim", "half_width"), "float64"),
+    **dict.fromkeys((*_DIFFERENCES, "half_width_unpaired"), "float64"),
+    "num_evaluations": "Int64",
+    "same_rows": "float64",
+}
 _WITHOUT_PAGE = {
     "sample": "its samples are drawn in figures/samples.png; fid scores them",
     "speed": "its figures are in figures/",
     "inspect": "its figure is in figures/",
 }
 """Commands without a page, and where to find their figures."""
+_KINDS: dict[type, str] = {str: "str", bool: "bool", int: "int64", float: "float64"}
+_RATE = {
+    "num_decoded_steps": "int64",
+    "rate_bits_per_dim": "float64",
+    "rate_standard_error": "float64",
+}
+
+
+def load_report(folder: str | Path) -> Report:
+    """Load the report of a finished run, as returned by the function that ran it.
+
+    No network is evaluated. For a run of `rd` this is the report of the bound;
+    `rate_distortion(folder)` returns the curve.
+
+    Args:
+        folder: the folder of a run of `nll`, `rd`, `ode`, `likelihoods`, `score`, `fid`, `sample`
+            or `speed`, or of a comparison.
+
+    Raises:
+        InputError: the folder holds no finished run, or a file is missing or damaged; the message
+            names it.
+    """
+    if not isinstance(folder, str | Path) or not str(folder).strip():
+        raise InputError(f"load_report({folder!r}): give the folder of a run")
+    path = Path(folder)
+    run_schema = schema_of(path)
+    for schema, read in _READERS.items():
+        refuse_later(run_schema, schema, named=str(path))
+        if run_schema == schema:
+            return read(path)
+    # Opening any other folder as a run of nll raises the right error.
+    return load_nll(path)
 
 
 def write_report(run: str | Path, *, progress: bool = True) -> Path:
@@ -81,72 +137,102 @@ def write_report(run: str | Path, *, progress: bool = True) -> Path:
             "rd, ode, likelihoods, score or fid, or a comparison"
         )
     report = load_report(path)
-    assert not isinstance(report, SampleReport | SpeedReport)
+    assert isinstance(report, PageReport)
     return write_page(report, progress=progress)
 
 
-def write_page(report: PageReport, *, progress: bool = True) -> Path:
-    """Draw the figures of a report into its folder, and write its page.
-
-    The tables are taken from the report; pictures and the record of the environment are read from
-    the folder.
-
-    Args:
-        report: the report of a run or of a comparison, with a folder.
-        progress: whether the number of figures drawn is shown on standard error.
-
-    Returns:
-        The page.
-
-    Raises:
-        InputError: the report has no folder, or the folder is damaged or cannot be written.
-    """
-    folder = report.folder
-    if folder is None:
-        raise InputError("write_page: the report has no folder; evaluate with `out`")
-    page = _page(report, folder, progress=progress)
-    with writing_to(folder, ""), replacing(folder / PAGE) as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    return folder / PAGE
+def _load_ode(path: Path) -> OdeReport:
+    run = finished_run(path, ode.SCHEMA, records.OdeRun)
+    columns = {"image_id": "str", **dict.fromkeys(ode.PER_IMAGE_COLUMNS, "float64")}
+    per_image = read_table(path / PER_IMAGE, columns, rows=run.summary["num_ode_images"])
+    return OdeReport(run.summary, per_image, path)
 
 
-def _page(report: PageReport, folder: Path, *, progress: bool) -> str:
-    match report:
-        case NllReport():
-            contents = RunContents.of(report, folder)
-            write_hugging_face(folder, report.summary)
-            return run_page(contents, _drawn(folder, run_figures(contents), progress=progress))
-        case OdeReport():
-            svgs = _drawn(folder, report._figures(), progress=False)
-            return ode_page(report.summary, read_environment(folder), svgs)
-        case LikelihoodsReport():
-            svgs = _drawn(folder, report._figures(), progress=False)
-            return likelihoods_page(report.summary, read_environment(folder), svgs)
-        case ScoreReport():
-            svgs = _drawn(folder, report._figures(), progress=False)
-            return score_page(report.summary, folder, svgs)
-        case FidReport():
-            scores = FidelityContents.of(report, folder)
-            return fid_page(scores, _drawn(folder, fid_figures(scores), progress=progress))
-        case FidelityComparison():
-            figures = report._figures()
-            return fidelity_comparison_page(report.summary, _drawn(folder, figures, progress=False))
-        case Comparison():
-            baseline = str(report.summary["baseline"]["run"])
-            figure, groups = difference_figure(report.per_timestep, baseline)
-            svgs = _drawn(folder, {"difference": lambda: (figure, groups)}, progress=False)
-            return comparison_page(report.summary, groups, svgs)
+def _load_likelihoods(path: Path) -> LikelihoodsReport:
+    run = finished_run(path, likelihoods.SCHEMA, records.LikelihoodsRun)
+    frame = read_table(path / TABLE, likelihoods.COLUMNS)
+    if likelihoods.rows_of(frame) != run.summary["likelihoods"]:
+        raise damaged(path / TABLE)
+    return LikelihoodsReport(run.summary, frame, path)
 
 
-def _drawn(folder: Path, figures: Mapping[str, Draw], *, progress: bool) -> dict[str, str]:
-    """Draw the figures into the folder; returns the svg of each by name."""
-    shown = (
-        running.progress("figures", "figures")
-        if progress
-        else contextlib.nullcontext(lambda done, total, remark: None)
+def _load_scores(path: Path) -> ScoreReport:
+    run = finished_run(path, scores.SCHEMA, records.ScoreRun)
+    optional, columns_present = scores.OPTIONAL_COLUMNS.items(), texts_of(path / PER_IMAGE)
+    columns = scores.PER_IMAGE_COLUMNS | {
+        name: kind for name, kind in optional if name in columns_present
+    }
+    rows = sum(image_set["num_images"] for image_set in run.summary["sets"])
+    return ScoreReport(run.summary, read_table(path / PER_IMAGE, columns, rows=rows), path)
+
+
+def _load_fidelity(path: Path) -> FidReport:
+    run = FinishedRun.open(path, option="", schema=fidelity.SCHEMA)
+    per_image, against_n = fidelity.read_fidelity_tables(run)
+    return FidReport(run.summary, per_image, against_n, path)
+
+
+def _load_samples(path: Path) -> SampleReport:
+    summary = _summary(path, records.SampleRun)
+    try:
+        data = read_npz(path / SAMPLES, None)
+    except InputError as error:
+        raise damaged(path / SAMPLES) from error
+    images = ImageSet(data.pixels, PositionIds(range(len(data.pixels))), SAMPLES, data.labels)
+    if images.sha256 != summary["sha256"]:
+        raise damaged(path / SAMPLES)
+    return SampleReport(summary, images, path)
+
+
+def _load_speed(path: Path) -> SpeedReport:
+    summary = _summary(path, records.SpeedRun)
+    calls, parts, predictions = (
+        read_table(path / f"{name}.csv", _columns_of(summary[name]), rows=len(summary[name]))
+        for name in ("calls", "parts", "predictions")
     )
-    with shown as update:
-        for done, (name, draw) in enumerate(figures.items()):
-            update(done, len(figures), name)
-            write_figure(folder, name, *draw())
-    return read_svgs(folder, list(figures))
+    return SpeedReport(summary, calls, parts, predictions, path)
+
+
+def _load_comparison(path: Path) -> Comparison:
+    summary = _summary(path, records.Comparison)
+    runs = read_table(path / "runs.csv", _RUNS)
+    if comparison.rows_of(runs) != [summary["baseline"], *summary["runs"]]:
+        raise damaged(path / "runs.csv")
+    columns = {"run": "str", **PER_TIMESTEP, **_RATE}
+    rows = len(summary["runs"]) * num_steps(summary)
+    return Comparison(
+        summary, runs, read_table(path / "per_timestep.csv", columns, rows=rows), path
+    )
+
+
+def _load_fidelity_comparison(path: Path) -> FidelityComparison:
+    summary = _summary(path, records.FidelityComparison)
+    return FidelityComparison(summary, fidelity_comparison.differences_frame(summary), path)
+
+
+def _summary(path: Path, kind: type[Struct]) -> dict[str, Any]:
+    summary = read_summary(path)
+    check(summary, kind, path / SUMMARY)
+    return summary
+
+
+def _columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Names and types of the columns of a table, from its rows in a summary."""
+    known = {
+        name: next((row[name] for row in rows if row[name] is not None), math.nan)
+        for name in rows[0]
+    }
+    return {name: _KINDS[type(value)] for name, value in known.items()}
+
+
+_READERS: dict[str, Callable[[Path], Report]] = {
+    tables.SCHEMA: load_nll,
+    ode.SCHEMA: _load_ode,
+    likelihoods.SCHEMA: _load_likelihoods,
+    scores.SCHEMA: _load_scores,
+    fidelity.SCHEMA: _load_fidelity,
+    sample.SCHEMA: _load_samples,
+    speed.SCHEMA: _load_speed,
+    comparison.SCHEMA: _load_comparison,
+    fidelity_comparison.SCHEMA: _load_fidelity_comparison,
+}

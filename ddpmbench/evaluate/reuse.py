@@ -1,107 +1,32 @@
-"""What a run folder holds already: the page of its report, and the result of a finished run."""
+"""The result that a run folder holds already."""
 
-import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
-from ddpmbench.checksums import CHECKSUMS, DamageError, checksum, is_whole, read_json, write_json
+from ddpmbench.checksums import CHECKSUMS, DamageError, checksum, is_whole, read_json
 from ddpmbench.errors import InputError
 from ddpmbench.execution.finished import ENVIRONMENT, PREDICTIONS, SUMMARY
-from ddpmbench.execution.folder import IDENTITY, SHARDS, run_store, source_revision, tag, versions
+from ddpmbench.execution.folder import IDENTITY, SHARDS, run_store, tag
 from ddpmbench.execution.pictures import EXTREMES
 from ddpmbench.execution.store import has_faults
 from ddpmbench.execution.terms import correction_store
-from ddpmbench.files import is_temporary, replacing, writing_to
 from ddpmbench.unet.precision import Precision
 
-if TYPE_CHECKING:
-    from ddpmbench.evaluate.nll import NllReport
-    from ddpmbench.evaluate.report import PageReport
-
-
-PAGE = "report.html"
-RECORD = "report.json"
-"""Record of a page: checksums of its inputs, of the page itself and of its figures."""
-_SHOWN_KINDS = (".json", ".csv", ".npz")
-_FOLDERS = ("figures", "huggingface")
-
-
-def page_of(report: "PageReport") -> Path:
-    """The page of a report with its figures, drawn unless an intact one exists.
-
-    Args:
-        report: the report of a run with a folder.
-
-    Raises:
-        InputError: see `write_page`.
-    """
-    folder = report.folder
-    record = None if folder is None else _page_inputs(folder)
-    if folder is not None and record is not None and _is_drawn(folder, record):
-        return folder / PAGE
-    # Imported here, since matplotlib takes long to import.
-    from ddpmbench.evaluate.report import write_page
-
-    page = write_page(report)
-    if record is not None:
-        with (
-            contextlib.suppress(DamageError),  # an unreadable file; drawn again each time
-            writing_to(page.parent, ""),
-            replacing(page.parent / RECORD) as temporary,
-        ):
-            write_json(temporary, record, _drawn(page.parent))
-    return page
-
-
-def _page_inputs(folder: Path) -> dict[str, Any] | None:
-    """Everything that a page depends on; None where that is unknown."""
-    revision = source_revision()
-    if revision is not None and revision.endswith("+"):
-        return None
-    try:
-        files = {
-            path.name: checksum(path)
-            for path in sorted(folder.iterdir())
-            if path.suffix in _SHOWN_KINDS and path.name != RECORD
-        }
-    except (DamageError, OSError):
-        return None
-    return {"versions": versions(), "git_revision": revision, "files": files}
-
-
-def _is_drawn(folder: Path, record: dict[str, Any]) -> bool:
-    try:
-        page_record = read_json(folder / RECORD)
-        known = page_record.pop(CHECKSUMS)
-        known.pop("this")
-        return bool(page_record == record and known == _drawn(folder))
-    except (DamageError, OSError, KeyError):
-        return False
-
-
-def _drawn(folder: Path) -> dict[str, str]:
-    """The checksums of a page and its figures.
-
-    Raises:
-        DamageError: a file does not exist.
-    """
-    paths = [folder / PAGE]
-    for name in _FOLDERS:
-        paths += [path for path in sorted((folder / name).rglob("*")) if path.is_file()]
-    return {str(p.relative_to(folder)): checksum(p) for p in paths if not is_temporary(p)}
+Loaded = TypeVar("Loaded")
 
 
 def finished_report(
     folder: Path,
+    load: Callable[[Path], Loaded],
     *,
     identity: Mapping[str, Any],
     summary: Mapping[str, Any],
     sampling: Mapping[str, Any],
     environment: Mapping[str, Any],
     image_ids: Sequence[str],
-) -> "NllReport | None":
+) -> Loaded | None:
     """The report in a folder, if a run of `nll` with this identity would give the same result.
 
     The folder must hold the same run with the same target interval, made by the same versions on
@@ -109,6 +34,7 @@ def finished_report(
 
     Args:
         folder: the run folder.
+        load: reads the report of a finished run from its folder.
         identity: the object of `run.json`.
         summary: the fields of `summary.json` that are known before the run.
         sampling: the fields of its `sampling` that are known before the run.
@@ -119,9 +45,6 @@ def finished_report(
         The report as it was computed; None where anything differs, is missing, damaged or unknown,
         such as the result of a source with uncommitted changes.
     """
-    # Imported here: load_report imports every command, including the one that calls this.
-    from ddpmbench.evaluate.load_report import load_report
-
     if not (folder / SUMMARY).exists() or str(environment["git_revision"]).endswith("+"):
         return None
     try:
@@ -136,7 +59,7 @@ def finished_report(
             and _has_whole_files(folder, known)
             and _has_whole_shards(folder, known)
         )
-        report: Any = load_report(folder) if is_same else None
+        report: Any = load(folder) if is_same else None
     except (DamageError, InputError, OSError, LookupError, TypeError, ValueError):
         return None
     is_named_so = is_same and list(report.per_image.image_id) == list(map(str, image_ids))
@@ -195,12 +118,11 @@ def recorded_half_width(folder: Path) -> float | None:
     return half_width if isinstance(half_width, float) else None
 
 
-def wider_note(report: "NllReport", before: float | None) -> str | None:
+def wider_note(folder: Path | None, reached: float | None, before: float | None) -> str | None:
     """A note where a result replaces a narrower one, whose half width is `before`."""
-    reached = report.summary["half_width"]
     if before is None or reached is None or reached <= before * (1 + 1e-9):
         return None
     return (
-        f"+- {reached:.4f} replaces the result of +- {before:.4f} in {report.folder}; the terms of "
+        f"+- {reached:.4f} replaces the result of +- {before:.4f} in {folder}; the terms of "
         "both are kept, so that the earlier command gives its result again without evaluating them"
     )

@@ -52,7 +52,7 @@ from ddpmbench.likelihood.image_scores import (
     num_copies,
 )
 from ddpmbench.likelihood.regression import portions
-from ddpmbench.report.card import Card, Draw, Shown
+from ddpmbench.report.card import Card, Draw, PageReport
 from ddpmbench.report.scores import (
     EXTREMES,
     SCHEMA,
@@ -60,6 +60,7 @@ from ddpmbench.report.scores import (
     comparison_record,
     per_image_frame,
     score_card,
+    score_page,
     score_warnings,
     set_record,
 )
@@ -71,7 +72,7 @@ _STORES = (TERMS, f"{TERMS}_of_second")
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class ScoreReport(Shown):
+class ScoreReport(PageReport):
     """A bound for every image.
 
     Attributes:
@@ -94,6 +95,9 @@ class ScoreReport(Shown):
         from ddpmbench.report.scores import score_figures
 
         return score_figures(self.per_image, self.summary, self.folder)
+
+    def _page(self, folder: Path, svgs: Mapping[str, str]) -> str:
+        return score_page(self.summary, folder, svgs)
 
 
 def score_images(

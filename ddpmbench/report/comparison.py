@@ -206,7 +206,7 @@ def comparison_page(
 
     Args:
         summary: the object of its `summary.json`.
-        groups: the numbers behind its figure; see `report.figures.timesteps.difference_figure`.
+        groups: see `report.figures.timesteps.difference_groups`.
         svgs: its figures by name.
     """
     baseline, runs = summary["baseline"], summary["runs"]

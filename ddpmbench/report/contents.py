@@ -55,12 +55,14 @@ class RunContents:
     environment: dict[str, Any] | None = None
 
     @classmethod
-    def of(cls, tables: RunTables, folder: Path) -> "RunContents":
-        """The tables of a run with the files of its folder.
+    def of(cls, tables: RunTables, folder: Path | None) -> "RunContents":
+        """The tables of a run, with the files of its folder if it has one.
 
         Raises:
             InputError: a file is damaged; the message names it.
         """
+        if folder is None:
+            return cls(tables)
         summary = tables.summary
         has_density = (folder / DENSITY).exists()
         return cls(
@@ -88,17 +90,28 @@ def schema_of(folder: Path) -> str | None:
         return None
 
 
-def read_table(path: Path, columns: Mapping[str, str]) -> pd.DataFrame:
-    """A csv file of a run, with every digit of its numbers; `columns` are their types by name.
+def read_table(
+    path: Path, columns: Mapping[str, str], *, rows: int | None = None, least: int = 0
+) -> pd.DataFrame:
+    """A csv file of a run, with every digit of its numbers.
+
+    Args:
+        path: the file.
+        columns: types of the columns by name.
+        rows: its number of rows, where that is known.
+        least: its smallest number of rows.
 
     Raises:
         InputError: it is missing or damaged.
     """
     try:
         texts = texts_of(path)
-        return pd.DataFrame({name: _column(texts[name], kind) for name, kind in columns.items()})
+        table = pd.DataFrame({name: _column(texts[name], kind) for name, kind in columns.items()})
     except (ValueError, KeyError) as error:
         raise damaged(path) from error
+    if len(table) < least or rows not in (None, len(table)):
+        raise damaged(path)
+    return table
 
 
 def read_svgs(path: Path, names: Sequence[str]) -> dict[str, str]:

@@ -141,13 +141,15 @@ class FidelityContents:
     environment: dict[str, Any] | None = None
 
     @classmethod
-    def of(cls, tables: FidelityTables, folder: Path) -> "FidelityContents":
-        """The tables of a run with the files of its folder.
+    def of(cls, tables: FidelityTables, folder: Path | None) -> "FidelityContents":
+        """The tables of a run, with the files of its folder if it has one.
 
         Raises:
             InputError: a file is damaged; the message names it.
         """
         nearest, samples = None, None
+        if folder is None:
+            return cls(tables)
         if (path := folder / NEAREST).exists():
             nearest = NearestImages.read(path)
         if (path := folder / SAMPLES).exists():

@@ -9,7 +9,7 @@ from damage import flip, remove
 
 import ddpmbench as db
 from ddpmbench.checksums import read_json
-from ddpmbench.evaluate import report, reuse
+from ddpmbench.evaluate import page
 from ddpmbench.execution import folder as provenance
 from ddpmbench.execution.engine import Engine
 from ddpmbench.execution.importance import Importance
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(autouse=True)
 def done(monkeypatch):
     """Counts what is made; the source counts as committed, as that of an installed package."""
-    for module in (provenance, reuse):
+    for module in (provenance, page):
         monkeypatch.setattr(module, "source_revision", lambda: None)
     counts = Counter()
 
@@ -35,7 +35,7 @@ def done(monkeypatch):
 
     count(Engine, "model_output")
     count(Importance, "run")
-    count(report, "_drawn")
+    count(page, "_drawn_figures")
     return counts
 
 
@@ -59,7 +59,7 @@ def asked(first, small_checkpoint, small_npz, invoke, done, drawn, tmp_path, mon
         kept, out = first / command, tmp_path / command
         if not kept.exists():
             with monkeypatch.context() as patch:
-                patch.setattr(reuse, "page_of", drawn)
+                patch.setattr(page, "page_of", drawn)
                 (first / f"{command}.txt").write_text(ask(command, kept)[0])
         shutil.copytree(kept, out)
         done.clear()
@@ -124,7 +124,7 @@ def test_a_damaged_or_missing_page_is_drawn_again(name, asked, done):
     harm = flip if name == "report.html" else remove
     harm(out / name)
     assert ask()[0] == printed
-    assert done == {"_drawn": 1}
+    assert done == {"_drawn_figures": 1}
     assert contents(out) == before
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from run_folders import conventions, per_image, smooth_run, sub_schedules
 
-from ddpmbench.evaluate.nll import NllReport
+from ddpmbench.evaluate.nll_report import NllReport
 from ddpmbench.report.comparison import comparison_page
 from ddpmbench.report.contents import RunContents
 from ddpmbench.report.nll_page import FIGURES, run_page

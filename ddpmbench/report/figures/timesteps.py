@@ -197,6 +197,20 @@ def continuous_figure(terms: pd.DataFrame) -> Drawn:
     return figure, numbers
 
 
+def difference_groups(per_timestep: pd.DataFrame) -> pd.DataFrame:
+    """`run` with the rows of `by_group`, whose `difference` is summed over the group.
+
+    Args:
+        per_timestep: see `report.comparison.steps_frame`.
+    """
+    groups = [
+        by_group(timesteps).rename(columns={"bits_per_dim": "difference"}).assign(run=run)
+        for run, timesteps in per_timestep.groupby("run", sort=False)
+    ]
+    numbers = pd.concat(groups, ignore_index=True)
+    return numbers[["run", *numbers.columns.drop("run")]]
+
+
 @drawing()
 def difference_figure(per_timestep: pd.DataFrame, baseline: str) -> Drawn:
     """Where along the chain runs differ from a baseline: by groups of timesteps, and summed up.
@@ -206,15 +220,11 @@ def difference_figure(per_timestep: pd.DataFrame, baseline: str) -> Drawn:
         baseline: its name.
 
     Returns:
-        The figure, and `run` with the rows of `by_group`, whose `difference` is summed over the
-        group.
+        The figure, and its `difference_groups`.
     """
     figure, (left, right) = axes_panels(2)
-    numbers = []
-    for k, (run, timesteps) in enumerate(per_timestep.groupby("run", sort=False)):
-        groups = by_group(timesteps).rename(columns={"bits_per_dim": "difference"})
-        groups.insert(0, "run", run)
-        numbers.append(groups)
+    numbers = difference_groups(per_timestep)
+    for k, (run, groups) in enumerate(numbers.groupby("run", sort=False)):
         label, center = shortened(str(run)), np.sqrt(groups.t_first * groups.t_last)
         points(left, center, groups.difference, groups.half_width, k, label=label)
         sums = groups.cumulative, groups.cumulative_half_width
@@ -226,7 +236,7 @@ def difference_figure(per_timestep: pd.DataFrame, baseline: str) -> Drawn:
     minus = f"minus {shortened(baseline)}, bits/dim"
     finish(left, "Difference per group of timesteps", x="timestep t", y=minus)
     finish(right, "Cumulative difference from T", x="timestep t", y=minus)
-    return figure, pd.concat(numbers, ignore_index=True)
+    return figure, numbers
 
 
 @drawing()

@@ -1,0 +1,125 @@
+"""The report of the variational bound, and its reading from a run folder."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ddpmbench.errors import damaged
+from ddpmbench.evaluate.inputs import finished_run
+from ddpmbench.execution.finished import (
+    CONTINUOUS_TABLE,
+    PER_IMAGE,
+    RATE_DISTORTION,
+    FinishedRun,
+    num_steps,
+    refuse_missing_shards,
+    texts_of,
+)
+from ddpmbench.report import schema as records
+from ddpmbench.report import tables
+from ddpmbench.report.card import Card, Draw, PageReport
+from ddpmbench.report.contents import RunContents, read_table
+from ddpmbench.report.conventions import CONVENTION_COLUMNS, SUB_SCHEDULE_COLUMNS
+from ddpmbench.report.tables import PLACE_COLUMNS, RATE_DISTORTION_COLUMNS
+
+PER_TIMESTEP = {
+    "t": "int64",
+    "part": "str",
+    **dict.fromkeys(("bits_per_dim", "standard_error", "x_start_mse", "eps_mse"), "float64"),
+    "num_evaluations": "int64",
+}
+_PER_IMAGE = {
+    "image_id": "str",
+    **dict.fromkeys(("prior", "kl", "decoder", "bits_per_dim"), "float64"),
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class NllReport(PageReport):
+    """The variational bound of a checkpoint on images.
+
+    Attributes:
+        summary: the object of `summary.json`.
+        per_timestep: one row per timestep; see `report.tables.per_timestep`.
+        rate_distortion: one row per timestep; see `report.tables.rate_distortion`.
+        conventions: one row per published convention; see `report.conventions`.
+        sub_schedules: one row per model on a subset of the timesteps; see `report.sub_schedules`.
+        per_image: one row per image; see `report.tables.per_image`.
+        folder: the run folder; None if the run was kept in memory.
+        continuous: one row per term that was evaluated in continuous time as well; see
+            `report.tables.continuous_frame`. None without an estimate in continuous time.
+    """
+
+    summary: dict[str, Any]
+    per_timestep: pd.DataFrame
+    rate_distortion: pd.DataFrame
+    conventions: pd.DataFrame
+    sub_schedules: pd.DataFrame
+    per_image: pd.DataFrame
+    folder: Path | None
+    continuous: pd.DataFrame | None = None
+
+    def _card(self) -> Card:
+        from ddpmbench.report.nll_text import bound_card
+
+        return bound_card(self.summary, self.folder)
+
+    def _figures(self) -> Mapping[str, Draw]:
+        from ddpmbench.report.nll_page import run_figures
+
+        return run_figures(RunContents.of(self, self.folder))
+
+    def _page(self, folder: Path, svgs: Mapping[str, str]) -> str:
+        from ddpmbench.report.nll_page import run_page
+
+        return run_page(RunContents.of(self, folder), svgs)
+
+
+def load_nll(path: Path) -> NllReport:
+    """The report in the folder of a finished run of `nll` or `rd`.
+
+    Raises:
+        InputError: it holds none, or a file is missing or damaged; the message names it.
+    """
+    run = finished_run(path, tables.SCHEMA, records.Run)
+    refuse_missing_shards(run, option="")
+    return NllReport(
+        summary=run.summary,
+        per_timestep=_steps(run),
+        rate_distortion=run.table(RATE_DISTORTION, RATE_DISTORTION_COLUMNS),
+        conventions=_conventions(path / "conventions.csv"),
+        sub_schedules=read_table(path / "sub_schedules.csv", SUB_SCHEDULE_COLUMNS),
+        per_image=read_table(path / PER_IMAGE, _PER_IMAGE, rows=run.summary["num_images"]),
+        folder=path,
+        continuous=_continuous(run),
+    )
+
+
+def _conventions(path: Path) -> pd.DataFrame:
+    """The table; results of earlier versions have no intervals of differences."""
+    left_out = {"difference_half_width"} - {*texts_of(path)}
+    columns = {name: kind for name, kind in CONVENTION_COLUMNS.items() if name not in left_out}
+    return read_table(path, columns, least=1).reindex(columns=list(CONVENTION_COLUMNS))
+
+
+def _continuous(run: FinishedRun) -> pd.DataFrame | None:
+    count = run.summary.get("continuous_num_evaluations", 0) // 2
+    if not count:
+        return None
+    return read_table(run.path / CONTINUOUS_TABLE, tables.CONTINUOUS_COLUMNS, rows=count)
+
+
+def _steps(run: FinishedRun) -> pd.DataFrame:
+    """The table with one row per timestep."""
+    columns, path = dict(PER_TIMESTEP), run.path / "per_timestep.csv"
+    if run.summary.get("num_parts") is not None:
+        places = dict.fromkeys(PLACE_COLUMNS, "float64")
+        columns = {"t": columns.pop("t"), **places, **columns}
+    table = read_table(path, columns)
+    if not np.array_equal(table.t, np.arange(1, num_steps(run.summary) + 1)):
+        raise damaged(path)
+    return table
