@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -85,7 +85,7 @@ def load_weights(
         names: from the network's names to those in `weights`; None if they are equal.
 
     Raises:
-        InputError: one is missing, left over, of another shape, or not finite.
+        InputError: one is missing, left over, of another shape, or not finite; or all are zero.
     """
     expected = network.state_dict()
     theirs = {name: names[name] if names is not None else name for name in expected}
@@ -106,7 +106,18 @@ def load_weights(
                 problem = "holds NaN or infinite weights"
         if problem is not None:
             raise FileError(source, f"{theirs[name]} {problem}")
+    if all_zero(state.values()):
+        raise FileError(source, ALL_ZERO)
     network.load_state_dict(state, assign=any(w.is_meta for w in expected.values()))
+
+
+ALL_ZERO = "all weights are zero; take a file of trained ones"
+
+
+def all_zero(tensors: Iterable[Tensor]) -> bool:
+    """Whether no tensor has a number but 0, and there are some."""
+    known = list(tensors)
+    return bool(known) and not any(bool(tensor.any()) for tensor in known)
 
 
 def some_weights(names: list[str]) -> str:

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddpmbench.checkpoints.network_weights import some_weights
+from ddpmbench.checkpoints.network_weights import ALL_ZERO, all_zero, some_weights
 from ddpmbench.checkpoints.schedule_tables import ScheduleTables
 from ddpmbench.checkpoints.state_dicts import StateDict, find_state
-from ddpmbench.checkpoints.weights import is_plain, kind_of, why_not_plain
+from ddpmbench.checkpoints.weights import FileError, is_plain, kind_of, why_not_plain
 from ddpmbench.errors import InputError
 from ddpmbench.user_code import (
     UserFile,
@@ -173,7 +173,9 @@ _OTHER_SEED = 7919
 
 
 def refuse_untrained(file: UserFile, network: nn.Module, path: Path | None = None) -> None:
-    """Refuse weights or buffers that are random, or not finite in the file, if given."""
+    """Refuse weights or buffers that are random, or in a given file not finite or all zero."""
+    if path is not None and all_zero(network.parameters()):
+        raise FileError(path, ALL_ZERO)
     if (name := not_finite(network)) is None:
         return
     if path is None:

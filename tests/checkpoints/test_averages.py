@@ -212,3 +212,13 @@ def test_an_average_of_another_shape_names_the_last_weights(path, last):
         load_checkpoint(path, CheckpointSettings(model_flags=OPENAI_FLAGS))
     raw = CheckpointSettings(model_flags=OPENAI_FLAGS, weights="raw")
     assert same_weights(load_checkpoint(path, raw), last)
+
+
+def test_an_average_of_zeros_names_the_last_weights(path, last):
+    zeros = {name: torch.zeros_like(weight) for name, weight in LAST.items()}
+    torch.save({"model": LAST, "ema": zeros}, path)
+    with refused(path, "all weights are zero", "`weights=raw`"):
+        load_checkpoint(path, CheckpointSettings(model_flags=OPENAI_FLAGS))
+    torch.save(zeros, path)
+    with refused(path, "all weights are zero"):
+        load_checkpoint(path, CheckpointSettings(model_flags=OPENAI_FLAGS))

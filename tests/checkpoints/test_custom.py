@@ -727,6 +727,7 @@ def without(state, name):
         ),
         (lambda s: {**s, "more.weight": torch.zeros(3)}, ["weight more.weight left over"]),
         (lambda s: {**s, "last.bias": torch.zeros(2)}, ["size mismatch for last.bias: "]),
+        (lambda s: {name: 0 * weight for name, weight in s.items()}, ["all weights are zero"]),
         (lambda s: {**s, "last.bias": torch.full((1,), torch.nan)}, ["last.bias holds NaN"]),
         (lambda s: {**s, "last.bias": s["last.bias"].to(torch.int8)}, ["last.bias is int8"]),
         (lambda s: {**s, "last.bias": s["last.bias"] * 1j}, ["last.bias is complex64"]),
