@@ -164,7 +164,9 @@ def noise_counts() -> Operations:
 @click.command()
 def main() -> None:
     """Print what is counted, in markdown."""
-    click.echo("| of one image | parameters | FLOP a call | operations | bytes moved, fp32 |")
+    click.echo(
+        "| of one image | parameters | FLOP per evaluation | operations | bytes moved, fp32 |"
+    )
     click.echo("|---|---|---|---|---|")
     for name, counts in networks().items():
         click.echo(

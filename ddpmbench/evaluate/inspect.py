@@ -273,7 +273,8 @@ def _counted(probe: _Probe, checkpoint: Checkpoint, size: ImageSize) -> dict[str
         inputs.append(torch.zeros(1, dtype=torch.int64))
     try:
         counted = calling(
-            lambda: call_of_shapes(checkpoint.network, *inputs), "a call could not be counted"
+            lambda: call_of_shapes(checkpoint.network, *inputs),
+            "an evaluation could not be counted",
         )
     except InputError as error:
         return {"channels": checkpoint.channels, "uncounted": str(error)}

@@ -123,7 +123,7 @@ def _network_lines(network: Mapping[str, Any], width: int) -> list[str]:
     if flop is not None:
         is_large = flop >= 1e8
         count = f"{flop / 1e9:,.4g} G" if is_large else f"{flop / 1e6:,.3g} M"
-        words.append(f"{count}FLOP a call")
+        words.append(f"{count}FLOP per evaluation")
         if network["image_size"] is None:
             size = _shown_size(network["flop_image_size"])
             words[-1] += f" at {size} (`image_size=S` for another size)"
@@ -135,7 +135,7 @@ def _network_lines(network: Mapping[str, Any], width: int) -> list[str]:
     if network["channels"] is None and network["kind"] is not None:
         line = "channels of an image: unknown; set its attribute image_channels"
         if (counted := network["flop_channels"]) is not None:
-            line += f" (a call was counted with {counted})"
+            line += f" (an evaluation was counted with {counted})"
         lines += fact("", line, width)
     return lines
 

@@ -291,7 +291,7 @@ def test_the_published_network_has_its_known_size(small_model, tmp_path):
         network = UNet(DDPM_CIFAR10)
     network.to_empty(device="cpu")
     for weight in network.parameters():
-        torch.nn.init.zeros_(weight)
+        torch.nn.init.ones_(weight)
     model = dataclasses.replace(small_model, network=network, channels=3, image_size=32)
     write_native(tmp_path / "model.safetensors", model)
     result = db.inspect_checkpoint(tmp_path / "model.safetensors").summary["network"]

@@ -81,7 +81,7 @@ def test_what_the_first_convolution_takes_is_no_fact(own):
     assert network["channels"] is network["flop_per_call"] is None
     text = printed(result)
     assert "a diffusion model of images, T" in text
-    assert "a call could not be counted: net.py, line 13: RuntimeError" in text
+    assert "an evaluation could not be counted: net.py, line 13: RuntimeError" in text
     assert "image_channels" in text
     inspection = own(
         COORDINATES.replace("def __init__", "image_channels = 1\n\n    def __init__", 1)
@@ -93,9 +93,12 @@ def test_what_the_first_convolution_takes_is_no_fact(own):
 @pytest.mark.parametrize(
     ("first", "told"),
     [
-        ("sys.exit(3)", "a call could not be counted: net.py, line 12: ends the program"),
-        ("raise KeyError('no')", "a call could not be counted: net.py, line 12: KeyError: 'no'"),
-        ("print('in the network')", "MFLOP a call"),
+        ("sys.exit(3)", "an evaluation could not be counted: net.py, line 12: ends the program"),
+        (
+            "raise KeyError('no')",
+            "an evaluation could not be counted: net.py, line 12: KeyError: 'no'",
+        ),
+        ("print('in the network')", "MFLOP per evaluation"),
     ],
 )
 def test_what_a_network_does_in_a_call_stays_there(own, capsys, first, told):
