@@ -36,18 +36,18 @@ def log_scale(process: Process, log_snr: Tensor) -> Tensor:
     Source: Song et al. 2021, "Score-based generative modeling through stochastic differential
     equations", section 3.4; Lipman et al. 2023 for straight paths.
     """
+    if process is Process.VP:
+        return log_snr.new_zeros(log_snr.shape)
     log_sigma = -0.5 * log_snr
     exploding = 0.5 * softplus(2 * log_sigma, threshold=40.0)
     match process:
-        case Process.VE:
-            return exploding
         case Process.FLOW:
             return exploding - softplus(log_sigma, threshold=40.0)
         case Process.SUB_VP:
             # a^2 = 1 - s: the ratio is (1 - s) / s^2.
             s = 2 / (1 + (1 + 4 * log_snr.exp()).sqrt())
             return 0.5 * (1 - s + s.square()).log()
-    return log_snr.new_zeros(log_snr.shape)
+    return exploding
 
 
 SIGMA_DATA = 0.5

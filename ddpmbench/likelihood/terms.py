@@ -180,10 +180,12 @@ def diffusion_terms(
     *,
     decoder: str = "exact",
     first: Tensor | None = None,
+    conventions: bool = True,
 ) -> BoundTerms:
     """`bound_terms` of a diffusion process, without checks.
 
-    `first` is (K,) int64, the positions of t = 1; finding them would wait for the GPU.
+    `first` is (K,) int64, the positions of t = 1; finding them would wait for the GPU. Without
+    `conventions` the `decoders` are left out.
     """
     x_start, eps = x_start.to(diffusion.dtype), eps.to(diffusion.dtype)
     x_t = diffusion.q_sample(x_start, t, eps)
@@ -192,7 +194,12 @@ def diffusion_terms(
     nats = _mean(normal_kl(true_mean, true_log_variance, step.mean, step.log_variance))
     prediction = step.unclipped_pred_x_start, step.pred_eps
     errors = prediction_errors(diffusion, x_start, eps, *prediction)
-    return with_first_terms(diffusion, step, x_start, t, nats, errors, decoder, first)
+    if first is None:
+        first = (t == 1).nonzero().squeeze(1)
+    if conventions:
+        return with_first_terms(diffusion, step, x_start, t, nats, errors, decoder, first)
+    nats = _with_decoder(nats, diffusion, step, x_start, first, decoder)
+    return BoundTerms(nats, *errors, decoders={})
 
 
 class PredictionErrors(NamedTuple):
@@ -230,7 +237,7 @@ def with_first_terms(
     names = (*DECODER_COLUMNS, *MODEL_COLUMNS)
     decoders = {name: torch.full_like(nats, torch.nan) for name in names}
     if len(first):
-        nats = nats.index_put((first,), _decoder(diffusion, step, x_start, first, decoder))
+        nats = _with_decoder(nats, diffusion, step, x_start, first, decoder)
         of_first = decoder_terms(
             log_variances(diffusion.schedule),
             x_start[first],
@@ -243,6 +250,20 @@ def with_first_terms(
         for name, value in of_first.items():
             decoders[name][first] = value.detach()
     return BoundTerms(nats, *errors, decoders)
+
+
+def _with_decoder(
+    nats: Tensor,
+    diffusion: GaussianDiffusion,
+    step: ReverseStep,
+    x_start: Tensor,
+    first: Tensor,
+    decoder: str,
+) -> Tensor:
+    """(B,) terms, with the model's decoder term at the positions `first`."""
+    if not len(first):
+        return nats
+    return nats.index_put((first,), _decoder(diffusion, step, x_start, first, decoder))
 
 
 def _decoder(
@@ -421,6 +442,46 @@ class TermsPass:
         values = self._values(pixels, sent, len(index), len(first))
         self.num_evaluations += len(index)
         return TermTable(index, dict(zip(VALUE_COLUMNS, _to_numpy(values), strict=True)))
+
+    @torch.inference_mode()
+    def short_terms(
+        self, index: TermIndex, processes: Sequence[GaussianDiffusion], eps: Tensor
+    ) -> list[TermTable]:
+        """The terms of one batch under processes that share x_t and the network's outputs.
+
+        Without the decoder under each convention.
+
+        Args:
+            index: image, timestep and draw of each.
+            processes: of one schedule and data range.
+            eps: (B, C, H, W) the noise, as `noise` gives it.
+        """
+        t, labels, first = (
+            torch.from_numpy(column).to(self.device)
+            for column in (index.t, self.labels(index.image), np.flatnonzero(index.t == 1))
+        )
+        x_start = self.x_start(index.image)
+        x_t = processes[0].q_sample(x_start, t, eps.to(x_start.dtype))
+        output = self.model_output(x_t, t, labels if len(labels) else None)
+        self.num_evaluations += len(index)
+        tables = []
+        for process in processes:
+            terms = diffusion_terms(
+                *(process, x_start, t, eps, output),
+                decoder=self.decoder,
+                first=first,
+                conventions=False,
+            )
+            tables.append(terms.table(index))
+        return tables
+
+    def noise(self, index: TermIndex) -> Tensor:
+        """(B, C, H, W) float32, the noise of terms."""
+        address = (
+            torch.from_numpy(column).to(self.device)
+            for column in (index.image, index.t, index.draw)
+        )
+        return normal_noise(*address, shape=self.images.pixels.shape[1:], seed=self.seed)
 
     def _values(self, pixels: Tensor, addresses: Tensor, size: int, firsts: int) -> Tensor:
         """(number of `VALUE_COLUMNS`, B); nothing is copied to or from the device here.

@@ -5,8 +5,10 @@ of the same images, and its bound a code length in the same unit, so candidates 
 (`sanity_check.scores`).
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 
 import numpy as np
 import torch
@@ -139,7 +141,8 @@ def other_lengths(base: Candidate) -> tuple[Candidate, ...]:
     )
 
 
-def common_schedules(total: int) -> Iterator[tuple[str, NoiseSchedule]]:
+@cache
+def common_schedules(total: int) -> tuple[tuple[str, NoiseSchedule], ...]:
     """Common schedules of T timesteps, in the form of the `schedule` parameter."""
     scaled = f"{0.1 / total:g}:{20 / total:g}"
     both = ["0.0001:0.02"] if total == 1000 else ["0.0001:0.02", scaled]
@@ -147,11 +150,11 @@ def common_schedules(total: int) -> Iterator[tuple[str, NoiseSchedule]]:
     forms = [*linear, f"linear:{total}:0.0001:0.01", f"cosine:{total}", f"sigmoid:{total}"]
     forms.append(f"scaled-linear:{total}:0.00085:0.012")
     forms += [f"{name}:{total}:{ends}" for ends in both for name in ("geometric", "cosine-betas")]
+    schedules = []
     for form in forms:
-        try:
-            yield form, read_schedule(form)
-        except InputError:  # too few timesteps for the form
-            continue
+        with contextlib.suppress(InputError):  # too few timesteps for the form
+            schedules.append((form, read_schedule(form)))
+    return tuple(schedules)
 
 
 def at_constant_time(candidate: Candidate, time: int) -> Candidate:

@@ -2,9 +2,11 @@
 
 import dataclasses
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -13,6 +15,7 @@ from ddpmbench.checksums import CHECKSUMS, DamageError, is_whole, read_json
 from ddpmbench.data.images import ImageSet
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.diffusion.model import Checkpoint
+from ddpmbench.diffusion.process import GaussianDiffusion
 from ddpmbench.execution.devices import evaluating_checkpoint, is_out_of_memory, strict_float32
 from ddpmbench.execution.folder import RunFolder
 from ddpmbench.execution.session import Session
@@ -70,42 +73,51 @@ class Evaluator:
 
     def evaluate(self, candidates: Sequence[Candidate], terms: TermIndex) -> list[TermTable | None]:
         """The terms of candidates that share network outputs, as `scores.Evaluate`."""
-        model_output, last = candidates[0].checkpoint.to(self.device).model_output, list[Tensor]()
-
-        def evaluate(x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-            last[:] = [model_output(x_t, t, labels)]
-            return last[0]
-
-        def again(x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-            return last[0]
-
-        passes = [
-            TermsPass(
-                candidate.checkpoint,
-                self.images,
-                seed=self.seed,
-                decoder="exact",
-                device=self.device,
-                model_output=again if index else evaluate,
-            )
-            for index, candidate in enumerate(candidates)
-        ]
+        checkpoint = candidates[0].checkpoint
+        terms_pass = TermsPass(
+            checkpoint, self.images, seed=self.seed, decoder="exact", device=self.device
+        )
+        processes = [self._process(candidate.checkpoint) for candidate in candidates]
         parts: list[list[TermTable]] = []
         start = 0
         try:
             while start < len(terms):
 
                 def compute(count: int, start: int = start) -> list[TermTable]:
-                    return [each.terms(terms[start : start + count]) for each in passes]
+                    some = terms[start : start + count]
+                    return terms_pass.short_terms(some, processes, self._noise(terms_pass, some))
 
                 parts.append(self.batch.attempt(compute))
                 start += len(parts[-1][0])
         except Exception as error:
             # A network may raise anything for a time outside its range.
-            if candidates[0].checkpoint is self.given or is_out_of_memory(error):
+            if checkpoint is self.given or is_out_of_memory(error):
                 raise
             return [None] * len(candidates)
         return [concatenate(tables) for tables in zip(*parts, strict=True)]
+
+    @cached_property
+    def _processes(self) -> dict[object, GaussianDiffusion]:
+        """By what candidates differ in: many of them are evaluated more than once."""
+        return {}
+
+    def _process(self, checkpoint: Checkpoint) -> GaussianDiffusion:
+        key = (checkpoint.schedule, checkpoint.prediction, checkpoint.data_range)
+        if key not in self._processes:
+            self._processes[key] = checkpoint.diffusion.to(self.device)
+        return self._processes[key]
+
+    @cached_property
+    def _last_noise(self) -> dict[bytes, Tensor]:
+        """The noise of the last terms: those of many candidates are the same."""
+        return {}
+
+    def _noise(self, terms_pass: TermsPass, terms: TermIndex) -> Tensor:
+        key = np.stack([terms.image, terms.t, terms.draw]).tobytes()
+        if key not in self._last_noise:
+            self._last_noise.clear()
+            self._last_noise[key] = terms_pass.noise(terms)
+        return self._last_noise[key]
 
 
 CheckRecord: TypeAlias = dict[str, Any]

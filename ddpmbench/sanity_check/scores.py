@@ -14,6 +14,7 @@ parameterizations that lower the bound are recommended.
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -107,9 +108,16 @@ class Score:
 
     def areas(self, low: float, high: float) -> Array:
         """(N,) half the area under eps_mse between two values of `log_snr`, nats per dimension."""
-        points = np.linspace(low, high, _POINTS)
-        values = _interpolated(points, self.log_snr, self.eps_mse)
-        return np.asarray(0.5 * np.trapezoid(values.clip(max=_NOTHING_LEARNED), points, axis=1))
+        if (low, high) not in self._areas:
+            points = np.linspace(low, high, _POINTS)
+            values = _interpolated(points, self.log_snr, self.eps_mse).clip(max=_NOTHING_LEARNED)
+            self._areas[low, high] = np.asarray(0.5 * np.trapezoid(values, points, axis=1))
+        return self._areas[low, high]
+
+    @cached_property
+    def _areas(self) -> dict[tuple[float, float], Array]:
+        """Areas by their ends: a score is compared with many others."""
+        return {}
 
     def bounds(self, mean_square: Array) -> Array:
         """(N,) the bound of each image, nats per dimension, exact at these timesteps.
@@ -332,6 +340,9 @@ class Scorer:
         """Prepare an image set, and a function that evaluates networks on it."""
         self._num_images, self._evaluate = len(images), evaluate
         self._pixels = images.pixels[self.subset(NUM_IMAGES).image]
+        # A score is compared with many others.
+        self._faults: dict[Score, Fault | None] = {}
+        self._bounds: dict[Score, Array] = {}
         self.num_evaluations = 0
 
     @property
@@ -382,19 +393,18 @@ class Scorer:
 
     def fault(self, score: Score) -> Fault | None:
         """The worst fault of a candidate."""
-        # Images of one constant have no variance.
-        half_bin = score.candidate.checkpoint.data_range.half_bin
-        return worst_fault(score, spread=max(float(self._numbers(score).var()), half_bin**2))
+        if score not in self._faults:
+            # Images of one constant have no variance.
+            half_bin = score.candidate.checkpoint.data_range.half_bin
+            spread = max(float(self._numbers(score).var()), half_bin**2)
+            self._faults[score] = worst_fault(score, spread=spread)
+        return self._faults[score]
 
     def compared(self, base: Score, other: Score) -> Comparison:
         """The second compared with the first, on the images that both have."""
         before, after = shared_areas(base, other)
         gain, log_ratio = before - after, np.log(before / after)
-        bounds = [
-            score.bounds(np.square(self._numbers(score)[: score.num_images]).mean((1, 2, 3)))
-            for score in (base, other)
-        ]
-        bound_gain = bounds[0][: len(gain)] - bounds[1][: len(gain)]
+        bound_gain = self._bound(base)[: len(gain)] - self._bound(other)[: len(gain)]
         return Comparison(
             other,
             gain=float(gain.mean()),
@@ -404,6 +414,12 @@ class Scorer:
             bound_standard_error=standard_error(bound_gain),
             fault=self.fault(other),
         )
+
+    def _bound(self, score: Score) -> Array:
+        if score not in self._bounds:
+            mean_square = np.square(self._numbers(score)[: score.num_images]).mean((1, 2, 3))
+            self._bounds[score] = score.bounds(mean_square)
+        return self._bounds[score]
 
     def _numbers(self, score: Score) -> Array:
         """(N, C, H, W) images in the model's range."""
