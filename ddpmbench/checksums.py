@@ -9,13 +9,14 @@ checksums.
 
 import functools
 import hashlib
+import io
 import json
 import os
 import re
 import stat
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -232,7 +233,7 @@ _UNREADABLE = (
 
 
 def read_npz(
-    path: Path, names: Sequence[str] | None = None, *, must_be_sealed: bool = False
+    path: Path, names: Collection[str] | None = None, *, must_be_sealed: bool = False
 ) -> dict[str, NDArray[Any]]:
     """The arrays of an npz file, verified against its checksum if it has one.
 
@@ -248,21 +249,29 @@ def read_npz(
         raise DamageError("its checksum does not hold")
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in names or archive.files}
+            return {name: archive[name] for name in (archive.files if names is None else names)}
     except _UNREADABLE as error:
         raise _no_arrays(error) from error
 
 
-def outline_of_npz(path: Path) -> tuple[dict[str, int], dict[str, NDArray[Any]]]:
+def outline_of_npz(path: Path) -> tuple[Mapping[str, int], Mapping[str, NDArray[Any]]]:
     """The lengths of the arrays of an npz file, and its scalars; no array is loaded.
 
-    The file must have a checksum, which is not verified.
+    The file must have a checksum, which is not verified. The result is cached until the file
+    changes.
 
     Raises:
         UnreadableError: the file is missing, not a regular file, or cannot be read.
         DamageError: not an npz file.
     """
-    status_of(path)
+    status = status_of(path)
+    return _outline(path, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _outline(
+    path: Path, inode: int, size: int, changed: int
+) -> tuple[Mapping[str, int], Mapping[str, NDArray[Any]]]:
     try:
         lengths, scalars = {}, {}
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
@@ -270,8 +279,8 @@ def outline_of_npz(path: Path) -> tuple[dict[str, int], dict[str, NDArray[Any]]]
                 raise DamageError("it has no checksum")
             for name in archive.files:
                 with archive.zip.open(f"{name}.npy") as array:
-                    np.lib.format.read_magic(array)
-                    shape = np.lib.format.read_array_header_1_0(array)[0]
+                    start = array.read(_HEADER_START)
+                    shape = _shape(start + array.read(int.from_bytes(start[-2:], "little")))
                 if shape:
                     lengths[name] = int(shape[0])
                 else:
@@ -279,6 +288,19 @@ def outline_of_npz(path: Path) -> tuple[dict[str, int], dict[str, NDArray[Any]]]
         return lengths, scalars
     except _UNREADABLE as error:
         raise _no_arrays(error) from error
+
+
+_HEADER_START = np.lib.format.MAGIC_LEN + 2
+"""Bytes of an array before its header; the last two are the header's length."""
+
+
+@functools.lru_cache(maxsize=1 << 10)
+def _shape(header: bytes) -> tuple[int, ...]:
+    """The shape that a header states; numpy takes long to parse one, and most are alike."""
+    file = io.BytesIO(header)
+    np.lib.format.read_magic(file)
+    shape: tuple[int, ...] = np.lib.format.read_array_header_1_0(file)[0]
+    return shape
 
 
 def _no_arrays(error: Exception) -> DamageError:

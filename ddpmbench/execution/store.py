@@ -11,7 +11,7 @@ import itertools
 import os
 import re
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -149,7 +149,7 @@ class FolderStore:
     def seconds(self, length: int) -> float:
         """Seconds that the entries below `length` took; a longer shard counts in proportion."""
         return sum(
-            float(shard.load(())[_SECONDS])
+            float(shard.record()[_SECONDS])
             * (min(shard.stop, length) - shard.start)
             / (shard.stop - shard.start)
             for shard in self._shards(length)
@@ -157,7 +157,7 @@ class FolderStore:
 
     def devices(self, length: int) -> set[str]:
         """The devices that computed the entries below `length`."""
-        return {str(shard.load(())[_DEVICE]) for shard in self._shards(length)}
+        return {str(shard.record()[_DEVICE]) for shard in self._shards(length)}
 
     def name_of(self, start: int, stop: int) -> str:
         """The file name of the shard of indices start..stop - 1."""
@@ -353,7 +353,11 @@ class _Shard:
             return _DAMAGED
 
     def _fault_of_header(
-        self, lengths: dict[str, int], record: Arrays, run: str | None, names: Collection[str]
+        self,
+        lengths: Mapping[str, int],
+        record: Mapping[str, NDArray[Any]],
+        run: str | None,
+        names: Collection[str],
     ) -> str | None:
         if not set(_RECORD) <= set(record):
             return _DAMAGED
@@ -366,21 +370,27 @@ class _Shard:
             return "holds other entries than its name says"
         return _ELSEWHERE if run is not None and record[_RUN] != run else None
 
+    def record(self) -> Mapping[str, NDArray[Any]]:
+        """Its first index, its run, and the device and seconds that it took."""
+        if fault := self.fault():
+            raise self._unusable(fault)
+        return outline_of_npz(self.path)[1]
+
     def read(self, names: Collection[str] | None) -> Arrays:
         """The arrays of these names, or all of them."""
-        arrays = self.load(names)
+        if fault := self.fault(names=names or ()):
+            raise self._unusable(fault)
+        try:
+            arrays = read_npz(self.path, names)
+        except UnreadableError as error:
+            raise self._unusable(f"{UNREADABLE} ({error})") from error
+        except DamageError as error:
+            raise self._unusable(_DAMAGED) from error  # since it was opened
         return {name: array for name, array in arrays.items() if name not in _RECORD}
 
-    def load(self, names: Collection[str] | None) -> Arrays:
-        """The same, with the record of the shard."""
-        fault = self.fault(names=names or ())
-        try:
-            if fault is None:
-                return read_npz(self.path, None if names is None else [*names, *_RECORD])
-        except DamageError:
-            fault = _DAMAGED  # since it was opened
+    def _unusable(self, fault: str) -> InputError:
         if UNREADABLE in fault:
-            raise InputError(f"{self.path}: {fault}; try again when it can be read")
-        raise InputError(
+            return InputError(f"{self.path}: {fault}; try again when it can be read")
+        return InputError(
             f"{self.path}: damaged; run the command of its folder again to compute it again"
         )
