@@ -24,9 +24,12 @@ LIMIT = 120
 STREAMS = ("stdout", "stderr")
 
 _CONTEXT = multiprocessing.get_context("forkserver")
+# All that a command imports on its way, so that none of them does it again.
 _CONTEXT.set_forkserver_preload(
-    ["pytest", "torch", "pandas", "ddpmbench.evaluate.report", "ddpmbench.cli.main"]
+    ["pandas", "pyarrow.parquet", "pyarrow.pandas_compat", "pandas.io.formats.csvs"]
+    + ["ddpmbench.cli.main", "ddpmbench.train.loop", "scipy.interpolate", "torch._dynamo"]
     + [f"ddpmbench.evaluate.{name}" for name in ("likelihoods", "fid", "sample", "compare")]
+    + [f"ddpmbench.evaluate.{name}" for name in ("report", "rate_distortion", "inspect")]
 )
 
 
@@ -64,7 +67,8 @@ class Command:
 
         Args:
             arguments: of the command line.
-            setup: a function of a module that is called first, to patch what the command does.
+            setup: a function that is called first, to patch what the command does; best of
+                `setups`, as its module is imported again.
             environment: variables besides those of the test's own process.
         """
         self._folder = Path(tempfile.mkdtemp())
@@ -138,20 +142,6 @@ def ranks(count: int, *arguments: object, setup: Callable[[], None] | None = Non
     """Run a command on so many processes of one run."""
     started = started_ranks(*count * [arguments], setup=setup)
     return [command.result() for command in started]
-
-
-def one_shard_a_batch() -> None:
-    """A `setup`: a shard for every batch, and a moment between two of them."""
-    from ddpmbench.execution import worker
-
-    save = worker._ShardWriter.add
-
-    def slower(self: worker._ShardWriter, *batch: object) -> None:
-        save(self, *batch)
-        time.sleep(0.05)
-
-    worker._ShardWriter.add = slower
-    worker.SHARD_BYTES = 1
 
 
 def undrawn(report: object) -> Path:

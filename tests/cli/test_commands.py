@@ -13,10 +13,9 @@ import pytest
 import torch
 from processes import Command, ddpmbench
 from sealing import read_record
+from setups import report_often, save_often
 
-from ddpmbench.execution import progress
 from ddpmbench.report.text import digits_by
-from ddpmbench.train import loop
 
 EVERY_PAIR = ("--estimator", "every-pair", "--draws", 1)
 TRAINING = (
@@ -188,10 +187,6 @@ def test_the_class_is_in_the_result(gray_model, tmp_path):
     assert "has no labels" in evaluate(tmp_path / "plain.npz")[1]
 
 
-def save_often():
-    loop.SAVE_SECONDS = 0.1
-
-
 def test_training_interrupted_from_the_keyboard_loses_nothing(tmp_path):
     out = tmp_path / "training"
     running = Command("train", *TRAINING, "--out", out, setup=save_often)
@@ -203,11 +198,6 @@ def test_training_interrupted_from_the_keyboard_loses_nothing(tmp_path):
     assert "Traceback" not in result.stderr
     state = torch.load(out / "training_state.pt", weights_only=True)
     assert state["step"] > 0
-
-
-def report_often():
-    progress.SECONDS_BETWEEN_LINES = 0.01
-    progress.SECONDS_BEFORE_PACE = 0.0
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,13 @@ from feature_networks import write_network
 from PIL import Image
 from processes import Command, ddpmbench, ranks
 from sealing import read_record
+from setups import slow_samples
 
 import ddpmbench as db
 from ddpmbench.evaluate.fid import load_reference
-from ddpmbench.execution import features, worker
-from ddpmbench.execution.engine import Engine
+from ddpmbench.execution import features
 from ddpmbench.report.samples import fidelity_facts
-from ddpmbench.samples.feature_networks import FeatureNetwork, load_feature_network
+from ddpmbench.samples.feature_networks import load_feature_network
 from ddpmbench.samples.frechet import frechet_distance, frechet_infinity
 from ddpmbench.samples.scores import PROTOCOLS
 from ddpmbench.samples.statistics import feature_statistics
@@ -384,23 +384,6 @@ def test_the_number_of_processes_changes_nothing(command, uninterrupted, tmp_pat
     same_run(tmp_path / "run", uninterrupted)
 
 
-def slow(kind, name, seconds):
-    real = getattr(kind, name)
-
-    def slower(*arguments):
-        time.sleep(seconds)
-        return real(*arguments)
-
-    setattr(kind, name, slower)
-
-
-def slowed():
-    """Small shards, written so slowly that a run can be killed between two of them."""
-    worker.SHARD_SECONDS = 0.0
-    slow(Engine, "model_output", 0.002)
-    slow(FeatureNetwork, "__call__", 0.03)
-
-
 def test_killed_at_random_points_the_scores_are_the_same(
     command, uninterrupted, tmp_path, monkeypatch
 ):
@@ -408,7 +391,7 @@ def test_killed_at_random_points_the_scores_are_the_same(
     out, chance, stages = tmp_path / "run", random.Random(1), set()
     for _ in range(10):
         wanted = len(list(out.glob("shards/*"))) + chance.randint(0, 2)
-        running = Command(*command, "--out", out, setup=slowed)
+        running = Command(*command, "--out", out, setup=slow_samples)
         running.wait_until(lambda wanted=wanted: len(list(out.glob("shards/*"))) >= wanted)
         time.sleep(chance.uniform(0, 0.05))
         if running.kill() == -signal.SIGKILL:

@@ -5,8 +5,9 @@ import subprocess
 import sys
 
 import pytest
-from processes import STREAMS, Result, one_shard_a_batch, ranks, started_ranks
+from processes import STREAMS, Result, ranks, started_ranks
 from run_folders import assert_same_numbers
+from setups import one_shard_a_batch
 
 import ddpmbench as db
 from ddpmbench.cli.main import run

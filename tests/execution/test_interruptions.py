@@ -5,8 +5,9 @@ import signal
 import numpy as np
 import pytest
 from engines import install
-from processes import Command, one_shard_a_batch
+from processes import Command
 from run_folders import assert_same_numbers
+from setups import one_shard_a_batch
 
 import ddpmbench as db
 from ddpmbench.cli.main import run
