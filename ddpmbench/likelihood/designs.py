@@ -70,16 +70,23 @@ def words(count: int, seed: int, *, turn: int, purpose: int) -> NDArray[np.uint6
     """(2, count) random 64-bit numbers, uniform on [0, 2^64): two for each image.
 
     They differ between turns and between purposes, the constants above.
+    """
+    return words_of_turns(count, seed, turns=slice(turn, turn + 1), purpose=purpose)[:, 0]
+
+
+def words_of_turns(count: int, seed: int, *, turns: slice, purpose: int) -> NDArray[np.uint64]:
+    """(2, turns, count) `words` of several turns.
 
     Source: Salmon et al. 2011 (Philox).
     """
-    numbers = np.empty((2, count), dtype=np.uint64)
-    zero, turn_word, purpose_word = (np.array([word]) for word in (0, turn, purpose))
-    for part in image_blocks(count):
-        counter = (np.arange(part.start, part.stop), zero, turn_word, purpose_word)
+    turn = np.arange(turns.start, turns.stop)[:, None]
+    zero, purpose_word = np.array([0]), np.array([purpose])
+    numbers = np.empty((2, len(turn), count), dtype=np.uint64)
+    for part in image_blocks(count, len(turn)):
+        counter = (np.arange(part.start, part.stop), zero, turn, purpose_word)
         word = [w.astype(np.uint64) for w in philox_4x32(counter, seed)]
-        numbers[0, part] = (word[0] << np.uint64(32)) | word[1]
-        numbers[1, part] = (word[2] << np.uint64(32)) | word[3]
+        numbers[0, :, part] = (word[0] << np.uint64(32)) | word[1]
+        numbers[1, :, part] = (word[2] << np.uint64(32)) | word[3]
     return numbers
 
 
@@ -89,9 +96,10 @@ def unit_interval(numbers: NDArray[np.uint64]) -> NDArray[np.float64]:
 
 
 def ranks(keys: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """The rank of each number; a random permutation if the numbers are random."""
-    rank = np.empty(len(keys), dtype=np.int64)
-    rank[np.argsort(keys, kind="stable")] = np.arange(len(keys))
+    """The rank of each number in its row; a random permutation if the numbers are random."""
+    rank = np.empty(keys.shape, dtype=np.int64)
+    order = np.argsort(keys, axis=-1, kind="stable")
+    np.put_along_axis(rank, order, np.arange(keys.shape[-1]), axis=-1)
     return rank
 
 
@@ -283,6 +291,8 @@ class ImportanceDesign:
     @cached_property
     def image(self) -> NDArray[np.int64]:
         """(M,) the images that are evaluated, block by block, increasing in each."""
+        if blocks_of(self.num_images) == 1:
+            return np.arange(self.num_images)
         key, _ = words(self.num_images, self.seed, turn=0, purpose=BLOCK)
         order = np.argsort(key, kind="stable")
         return np.concatenate([np.sort(order[block]) for block in self._block_slices])
@@ -315,13 +325,13 @@ class ImportanceDesign:
         """`stratum` and `t`, from two random numbers for each image and replicate."""
         stratum = np.empty((self.num_replicates, self.num_sampled), dtype=np.int64)
         t, cumulative = np.empty_like(stratum), np.cumsum(self.density)[:-1]
-        for j, of_replicate in enumerate(stratum):
-            numbers = words(self.num_images, self.seed, turn=j, purpose=REPLICATE)
-            keys, within = numbers[:, self.image]
+        for turns in image_blocks(self.num_replicates, self.num_images):
+            numbers = words_of_turns(self.num_images, self.seed, turns=turns, purpose=REPLICATE)
+            keys, within = numbers[:, :, self.image]
             for block in self._block_slices:
-                of_replicate[block] = ranks(keys[block])
-            position = (of_replicate + unit_interval(within)) / self.num_strata
-            t[j] = 2 + np.searchsorted(cumulative, position, side="right")
+                stratum[turns, block] = ranks(keys[:, block])
+            position = (stratum[turns] + unit_interval(within)) / self.num_strata
+            t[turns] = 2 + np.searchsorted(cumulative, position, side="right")
         return stratum, t
 
     @cached_property

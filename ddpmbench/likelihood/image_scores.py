@@ -21,9 +21,9 @@ from ddpmbench.likelihood.bound import (
     population_half_width,
     quantile,
 )
-from ddpmbench.likelihood.designs import PER_IMAGE, check_density, unit_interval, words
+from ddpmbench.likelihood.designs import PER_IMAGE, check_density, unit_interval, words_of_turns
 from ddpmbench.likelihood.regression import portions
-from ddpmbench.likelihood.terms import TermIndex, TermTable
+from ddpmbench.likelihood.terms import TermIndex, TermTable, image_blocks
 from ddpmbench.records import short_repr
 
 LEAST_EVALUATIONS = 4
@@ -91,9 +91,10 @@ class PerImageDesign:
         """(N, S, 2) timesteps of the strata."""
         cumulative = np.cumsum(self.density)[:-1]
         t = np.empty((self.num_images, self.num_strata, 2), dtype=np.int64)
-        for s in range(self.num_strata):
-            u = unit_interval(words(self.num_images, self.seed, turn=s, purpose=PER_IMAGE)).T
-            t[:, s] = 2 + np.searchsorted(cumulative, (s + u) / self.num_strata, side="right")
+        for strata in image_blocks(self.num_strata, self.num_images):
+            u = words_of_turns(self.num_images, self.seed, turns=strata, purpose=PER_IMAGE)
+            place = np.arange(strata.start, strata.stop)[:, None] + unit_interval(u).T
+            t[:, strata] = 2 + np.searchsorted(cumulative, place / self.num_strata, side="right")
         return t
 
     def __len__(self) -> int:

@@ -1,6 +1,8 @@
 """Terms predicted from features of the images; each replicate from a fit to the others."""
 
 import dataclasses
+import functools
+import itertools
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Self
@@ -162,12 +164,15 @@ BINS = 30
 _INTERCEPT_PRIOR, _PRIOR, _IMAGE_PRIOR = 0.3, 4.0, 30.0
 
 
+@functools.lru_cache(maxsize=16)
 def log_bins(num_timesteps: int) -> NDArray[np.int64]:
     """(T - 1,) the bin of each timestep t = 2..T, 0, 1, ... without gaps."""
     log_t = np.log(np.arange(2, num_timesteps + 1))
     width = (log_t[-1] - log_t[0]) / BINS or 1.0
     raw = np.minimum((log_t - log_t[0]) / width, BINS - 1).astype(np.int64)
-    return np.unique(raw, return_inverse=True)[1].astype(np.int64)
+    bins = np.unique(raw, return_inverse=True)[1].astype(np.int64)
+    bins.flags.writeable = False  # shared by all callers
+    return bins
 
 
 def standardized_features(
@@ -349,10 +354,11 @@ def predict_each(
         both = np.concatenate([x.reshape(-1, columns), y.reshape(len(nats), -1).T], axis=1)
         group = (np.arange(len(b))[:, None] * len(bin_density) + b).ravel()
         order = np.argsort(group, kind="stable")
-        present, starts = np.unique(group[order], return_index=True)
-        for k, rows in zip(present, np.split(both[order], starts[1:]), strict=True):
-            place = replicates.start + k // len(bin_density), k % len(bin_density)
-            gram[place] += rows[:, :columns].T @ rows
+        both, ends = both[order], np.cumsum(np.bincount(group)).tolist()
+        for k, (start, stop) in enumerate(itertools.pairwise([0, *ends])):
+            if start < stop:
+                place = replicates.start + k // len(bin_density), k % len(bin_density)
+                gram[place] += both[start:stop, :columns].T @ both[start:stop]
     gram, moment = gram[..., :columns], gram[..., columns:]
     beta = _shrunk(gram.sum(0) - gram, moment.sum(0) - moment) * bin_density[:, None]
     means = basis.means(features.timestep_means, bins)

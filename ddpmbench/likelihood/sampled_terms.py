@@ -147,9 +147,10 @@ def two_way_fit(design: ImportanceDesign, values: NDArray[np.float64]) -> TwoWay
     columns = hats.shape[1]
     gram, moment = np.zeros((columns, columns)), np.zeros(columns)
     for part in image_blocks(num_images, replicates):
-        x = _within(means.at(part))
-        gram += np.einsum("jnk,jnl->kl", x, x, optimize=True)
-        moment += np.einsum("jnk,jn->k", x, _within(values[:, part]), optimize=True)
+        y = _within(values[:, part]).ravel()
+        x = _within(means.at(part)).reshape(y.size, columns)
+        gram += x.T @ x
+        moment += x.T @ y
     coefficients, _, rank, _ = np.linalg.lstsq(gram, moment, rcond=1e-10)
     trend = hats @ coefficients
     effects = StratumMeans(design, trend)
@@ -173,25 +174,31 @@ class StratumMeans:
 
         The density divides [0, 1] among the timesteps, the images into strata.
         """
-        self._design, self._values = design, values
-        self._start = np.append(0.0, np.cumsum(design.density)[:-1])  # (T - 1,) of each timestep
+        start = np.append(0.0, np.cumsum(design.density)[:-1])  # (T - 1,) of each timestep
         weighted = (design.density * values.T).T
         before = np.zeros_like(weighted[:1])
-        self._integral = np.concatenate([before, np.cumsum(weighted, axis=0)[:-1]])
+        integral = np.concatenate([before, np.cumsum(weighted, axis=0)[:-1]])
+        # Blocks of as many images have the same strata.
+        blocks = np.diff(design.block_ends)
+        sizes, size = np.unique(blocks, return_inverse=True)
+        means = []
+        for count in sizes:
+            place = np.arange(count + 1) / count
+            index = np.searchsorted(start, place, side="right") - 1
+            within = (place - start[index]).reshape(-1, *[1] * (values.ndim - 1))
+            means.append(count * np.diff(integral[index] + values[index] * within, axis=0))
+        self._means, self._stratum = np.concatenate(means), design.stratum
+        # (M,) place of the first stratum of the image's block.
+        self._first = np.repeat((np.cumsum(sizes) - sizes)[size], blocks)
 
-    def at(self, part: slice, replicates: slice = slice(None)) -> NDArray[np.float64]:
-        """(r, B, ...) the means over the strata of some images in some replicates."""
-        stratum = self._design.stratum[replicates, part]
-        count = self._design.num_strata[part]
-        scale = count.reshape(count.shape + (1,) * (self._values.ndim - 1))
-        mass = self._up_to((stratum + 1) / count) - self._up_to(stratum / count)
-        return np.asarray(mass * scale)
+    def at(self, part: slice) -> NDArray[np.float64]:
+        """(r, B, ...) the means over the strata of some images in every replicate."""
+        return np.asarray(self._means[self._first[part] + self._stratum[:, part]])
 
-    def _up_to(self, place: NDArray[np.float64]) -> NDArray[np.float64]:
-        index = np.searchsorted(self._start, place, side="right") - 1
-        within = place - self._start[index]
-        within = within.reshape(within.shape + (1,) * (self._values.ndim - 1))
-        return np.asarray(self._integral[index] + self._values[index] * within)
+    def of_replicates(self, part: slice) -> NDArray[np.float64]:
+        """(r, B) the same if the last axis of the values is that of the replicates."""
+        place = self._first[part] + self._stratum[:, part]
+        return np.asarray(self._means[place, np.arange(len(place))[:, None]])
 
 
 def _hat_functions(design: ImportanceDesign, count: int) -> NDArray[np.float64]:
@@ -228,10 +235,10 @@ class Contributions:
             left = nats[:, part] - predictions.terms[:, part]
             self.at_terms[:, part] = left / design.density[design.t[:, part] - 2]
         self.sums = self.totals.mean(0)
-        for j, mean in enumerate(predictions.timesteps):
-            common = StratumMeans(design, mean / design.density)
-            for part in image_blocks(design.num_sampled):
-                self.at_terms[j, part] += common.at(part, slice(j, j + 1))[0] - mean.sum()
+        common = StratumMeans(design, (predictions.timesteps / design.density).T)
+        total = predictions.timesteps.sum(1)[:, None]
+        for part in image_blocks(design.num_sampled, design.num_replicates):
+            self.at_terms[:, part] += common.of_replicates(part) - total
 
     @property
     def totals(self) -> NDArray[np.float64]:
