@@ -6,6 +6,7 @@ that follow the terms from afar stand for those of `GaussianFeatures`.
 """
 
 import dataclasses
+import functools
 from functools import cached_property
 from types import SimpleNamespace
 
@@ -38,24 +39,9 @@ class SyntheticModel:
     noise: float = 0.03
     floor: float = 0.0
 
-    @cached_property
+    @property
     def _parts(self) -> tuple[Array, Array, Array, Array]:
-        generator = np.random.default_rng([self.seed, 1])
-        n, t = self.num_images, np.arange(1, self.num_timesteps + 1)
-        image = 0.35 * generator.normal(size=(n, 1))
-        own = 0.3 * smooth(generator, n, t)
-        # The normal deviations have variance 0.35^2 s^2 + 0.3^2, so that a mean is known too.
-        tilt = 0.7 + 0.3 * np.log(t) / np.log(max(t[-1], 2))
-        error = np.exp(image * tilt + own)
-        size = 0.12 * 8 / (t + 7.0)
-        mean = size * error + self.floor * size
-        mean[:, 0] = 1.4 + 0.3 * image[:, 0] + 0.1 * generator.normal(size=n)
-        known = image * tilt + 0.8 * own + 0.15 * smooth(generator, n, t) + 0.2
-        g = (size * np.exp(known))[:, 1:]
-        code = 2.0 + image[:, 0] + 0.3 * generator.normal(size=n)
-        expected = size * np.exp((0.35**2 * tilt**2 + 0.3**2) / 2) + self.floor * size
-        expected[0] = 1.4
-        return mean, g, code, expected
+        return parts_of(self.num_images, self.num_timesteps, self.seed, self.floor)
 
     @property
     def mean(self) -> Array:
@@ -81,7 +67,7 @@ class SyntheticModel:
         """The terms of rows, with noise from the generator."""
         mean = self.mean[rows.image, rows.t - 1]
         nats = mean * (1 + self.noise * generator.normal(size=len(rows)))
-        values = {name: np.full(len(rows), np.nan) for name in VALUE_COLUMNS}
+        values = dict.fromkeys(VALUE_COLUMNS, np.broadcast_to(np.nan, len(rows)))
         values["nats"] = nats
         values["x_start_mse"] = values["x_start_mse_noclip"] = nats * rows.t / 50
         values["eps_mse"] = nats / (1 + rows.t / 50)
@@ -96,9 +82,35 @@ class SyntheticModel:
         """Features that follow the terms, or have nothing to do with them."""
         _, g, code, _ = self._parts
         if garbage:
-            generator = np.random.default_rng(99)
-            g, code = np.exp(2 * generator.normal(size=g.shape)), generator.normal(size=code.shape)
+            g, code = garbage_features(*g.shape)
         return feature_table(design, g, standardized(code))
+
+
+@functools.lru_cache(maxsize=1)  # a model is often made again, to be measured in another way
+def parts_of(n: int, num_timesteps: int, seed: int, floor: float) -> tuple[Array, ...]:
+    """Means, the two features, and the population's terms of a model."""
+    generator, t = np.random.default_rng([seed, 1]), np.arange(1, num_timesteps + 1)
+    image = 0.35 * generator.normal(size=(n, 1))
+    own = 0.3 * smooth(generator, n, t)
+    # The normal deviations have variance 0.35^2 s^2 + 0.3^2, so that a mean is known too.
+    tilt = 0.7 + 0.3 * np.log(t) / np.log(max(t[-1], 2))
+    error = np.exp(image * tilt + own)
+    size = 0.12 * 8 / (t + 7.0)
+    mean = size * error + floor * size
+    mean[:, 0] = 1.4 + 0.3 * image[:, 0] + 0.1 * generator.normal(size=n)
+    known = image * tilt + 0.8 * own + 0.15 * smooth(generator, n, t) + 0.2
+    g = (size * np.exp(known))[:, 1:]
+    code = 2.0 + image[:, 0] + 0.3 * generator.normal(size=n)
+    expected = size * np.exp((0.35**2 * tilt**2 + 0.3**2) / 2) + floor * size
+    expected[0] = 1.4
+    return mean, g, code, expected
+
+
+@functools.lru_cache(maxsize=1)
+def garbage_features(n: int, num_timesteps: int) -> tuple[Array, Array]:
+    """Features that have nothing to do with the terms."""
+    generator = np.random.default_rng(99)
+    return np.exp(2 * generator.normal(size=(n, num_timesteps))), generator.normal(size=n)
 
 
 def standardized(values: Array) -> NDArray[np.float32]:
@@ -112,12 +124,11 @@ def feature_table(design: ImportanceDesign, g: Array, image: NDArray[np.float32]
     """What a regression needs, from all features in memory."""
     bins, t = log_bins(design.num_timesteps), np.arange(2, design.num_timesteps + 1)
     g, sample = g[design.image], ImageSample.of(design, image[design.image])
-    both = np.stack([g, np.log(g)], axis=2)
-    sums = np.stack([both[:, bins == b].sum(1) for b in range(bins[-1] + 1)], axis=1)
+    starts, kinds = np.flatnonzero(np.diff(bins, prepend=-1)), (g, np.log(g))
     return FeatureTable(
         at_terms=np.take_along_axis(g.T, design.t - 2, axis=0),
-        bin_sums=sums,
-        timestep_means=np.einsum("n,ntk->tk", sample.weights, both),
+        bin_sums=np.stack([np.add.reduceat(of, starts, axis=1) for of in kinds], axis=2),
+        timestep_means=np.stack([sample.weights @ of for of in kinds], axis=1),
         root_means=sample.weights @ np.sqrt(g),
         sample=sample,
         error_scale=np.stack([t / 50, 1 / (1 + t / 50)]),
@@ -128,8 +139,8 @@ def smooth(generator: np.random.Generator, n: int, t: NDArray[np.int64]) -> Arra
     """(N, T) standard normal, with a correlation over about a factor of 2 in t."""
     phases = np.outer(generator.normal(size=24), np.log(t) / 0.7)
     amplitudes = generator.normal(size=(24, n, 2))
-    waves = np.stack([np.cos(phases), np.sin(phases)], axis=1)
-    return np.einsum("wnc,wct->nt", amplitudes, waves, optimize=True) / np.sqrt(24)
+    waves = np.stack([np.cos(phases), np.sin(phases)], axis=1).reshape(48, len(t))
+    return amplitudes.transpose(1, 0, 2).reshape(n, 48) @ waves / np.sqrt(24)
 
 
 def study_of(runs: list[dict[str, object]]) -> SimpleNamespace:
