@@ -85,16 +85,16 @@ class Recorded:
         )
         return terms.table(rows)
 
-    def direct(self, convention: Convention, steps: list[int] | None = None) -> float:
+    def direct(self, convention: Convention, steps: tuple[int, ...] | None = None) -> float:
         """The bound under a convention of the model that visits steps, computed for itself."""
-        steps = steps or list(range(1, self.schedule.num_timesteps + 1))
-        schedule, index = self.schedule.subset(steps), np.array(steps) - 1
-        size = (len(self.x_start), len(steps), self.eps.shape[2])
+        visited = list(steps or range(1, self.schedule.num_timesteps + 1))
+        schedule, index = self.schedule.subset(visited), np.array(visited) - 1
+        size = (len(self.x_start), len(visited), self.eps.shape[2])
         x_start = self.x_start[:, None, None].expand(*size, *self.x_start.shape[1:])
         output = self.model_output[:, index]
         if not convention.variance.is_learned:
             output = output[:, :, :, : self.x_start.shape[1]]
-        t = torch.arange(1, len(steps) + 1)[None, :, None].expand(size)
+        t = torch.arange(1, len(visited) + 1)[None, :, None].expand(size)
         terms = bound_terms(
             schedule,
             x_start.flatten(0, 2),

@@ -6,6 +6,8 @@ second timestep, between that of t = 2 and beta_1. The exact decoder is evaluate
 between, so that it can be interpolated.
 """
 
+import functools
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -40,6 +42,7 @@ def decoder_column(scale: str, decoder: str, *, clip: bool) -> str:
     return f"decoder_{scale}_{decoder}_{'clip' if clip else 'noclip'}"
 
 
+@functools.lru_cache(maxsize=16)
 def log_variances(schedule: NoiseSchedule) -> NDArray[np.float64]:
     """(7,) log variances of `SCALES`, from the posterior variance of t = 2 up to beta_1.
 
@@ -48,6 +51,7 @@ def log_variances(schedule: NoiseSchedule) -> NDArray[np.float64]:
     beta = float(schedule.log_forward_variance[0])
     low = float(schedule.log_decoder_variance)
     nodes = low + (beta - low) * 0.5 * (1 - np.cos(np.pi * np.linspace(0, 1, len(SCALES))))
+    nodes.flags.writeable = False  # shared by all callers
     return np.asarray(nodes)
 
 

@@ -6,6 +6,7 @@ the rate-distortion curve of the model.
 
 import dataclasses
 from collections.abc import Iterable
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -180,7 +181,7 @@ class RatioLine:
                 break
         return line
 
-    @property
+    @cached_property
     def weights(self) -> NDArray[np.float64]:
         """(K,) weights of the sums of y at the timesteps of the window."""
         return np.asarray((self.inverse @ self.powers)[0])
