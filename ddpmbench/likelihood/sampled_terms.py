@@ -179,8 +179,7 @@ class StratumMeans:
         before = np.zeros_like(weighted[:1])
         integral = np.concatenate([before, np.cumsum(weighted, axis=0)[:-1]])
         # Blocks of as many images have the same strata.
-        blocks = np.diff(design.block_ends)
-        sizes, size = np.unique(blocks, return_inverse=True)
+        sizes, size = np.unique(np.diff(design.block_ends), return_inverse=True)
         means = []
         for count in sizes:
             place = np.arange(count + 1) / count
@@ -188,17 +187,21 @@ class StratumMeans:
             within = (place - start[index]).reshape(-1, *[1] * (values.ndim - 1))
             means.append(count * np.diff(integral[index] + values[index] * within, axis=0))
         self._means, self._stratum = np.concatenate(means), design.stratum
-        # (M,) place of the first stratum of the image's block.
-        self._first = np.repeat((np.cumsum(sizes) - sizes)[size], blocks)
+        # The place of the first stratum of each block.
+        self._ends, self._first = design.block_ends[1:], (np.cumsum(sizes) - sizes)[size]
 
     def at(self, part: slice) -> NDArray[np.float64]:
         """(r, B, ...) the means over the strata of some images in every replicate."""
-        return np.asarray(self._means[self._first[part] + self._stratum[:, part]])
+        return np.asarray(self._means[self._place(part)])
 
     def of_replicates(self, part: slice) -> NDArray[np.float64]:
         """(r, B) the same if the last axis of the values is that of the replicates."""
-        place = self._first[part] + self._stratum[:, part]
+        place = self._place(part)
         return np.asarray(self._means[place, np.arange(len(place))[:, None]])
+
+    def _place(self, part: slice) -> NDArray[np.int64]:
+        block = np.searchsorted(self._ends, np.arange(part.start, part.stop), side="right")
+        return np.asarray(self._first[block] + self._stratum[:, part])
 
 
 def _hat_functions(design: ImportanceDesign, count: int) -> NDArray[np.float64]:
