@@ -1,14 +1,17 @@
 """Fixtures that several floors share: a small network of the real kind, and small real images."""
 
+import contextlib
 import dataclasses
 import gc
 import os
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from processes import undrawn
 from unet_configs import TINY_CONFIG
 
@@ -64,6 +67,30 @@ def drawn() -> Iterator[Callable[..., Path]]:
 def pages(drawn, monkeypatch) -> None:
     """Commands draw their pages."""
     monkeypatch.setattr(page, "page_of", drawn)
+
+
+@pytest.fixture(scope="session")
+def sketching() -> Callable[[], AbstractContextManager]:
+    """While it is entered, figures are empty files: for tests of which are drawn, and when."""
+
+    def save(figure: Figure, path: Path, **how: object) -> None:
+        path.write_text("<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 9 9'></svg>")
+
+    @contextlib.contextmanager
+    def empty() -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Figure, "savefig", save)
+            patch.setattr(Figure, "get_layout_engine", lambda figure: None)
+            yield
+
+    return empty
+
+
+@pytest.fixture
+def sketched(sketching) -> Iterator[None]:
+    """Figures are empty files in a test."""
+    with sketching():
+        yield
 
 
 @pytest.fixture(scope="session")

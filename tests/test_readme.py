@@ -116,7 +116,7 @@ def test_the_readme_is_short():
 
 
 @pytest.fixture(scope="module")
-def run_folders(small_model, small_images, tmp_path_factory):
+def run_folders(small_model, small_images, sketching, tmp_path_factory):
     """A run of every kind, with its page."""
     folder = tmp_path_factory.mktemp("runs")
     every = {"estimator": "every-pair", "draws": 1}
@@ -125,8 +125,9 @@ def run_folders(small_model, small_images, tmp_path_factory):
     both = {"check": True, "continuous": True}
     evaluate_nll(small_model, small_images, half_width=9, **both, out=folder / "importance")
     progressive_pictures(small_model, one, report)
-    for kind in ("every-pair", "importance"):
-        write_report(folder / kind)
+    with sketching():
+        for kind in ("every-pair", "importance"):
+            write_report(folder / kind)
     return [folder / "every-pair", folder / "importance"]
 
 
@@ -159,7 +160,7 @@ def test_ci_runs_the_test_command_of_the_readme():
 
 
 @pytest.fixture(scope="module")
-def fid_folder(small_model, small_images, tmp_path_factory):
+def fid_folder(small_model, small_images, sketching, tmp_path_factory):
     folder = tmp_path_factory.mktemp("fid")
     path = write_network(folder / "network.pt", num_features=6, num_classes=4)
     network = load_feature_network(path, resize="clean", device=torch.device("cpu"))
@@ -167,7 +168,8 @@ def fid_folder(small_model, small_images, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DDPMBENCH_CACHE", str(folder / "cache"))
         evaluate_fid(small_model, [small_images], settings, out=folder / "run")
-    write_report(folder / "run")
+    with sketching():
+        write_report(folder / "run")
     return folder / "run"
 
 
@@ -179,10 +181,11 @@ def test_the_table_of_a_folder_of_fid_is_complete(fid_folder):
 
 
 @pytest.fixture(scope="module")
-def score_folder(small_model, small_images, tmp_path_factory):
+def score_folder(small_model, small_images, sketching, tmp_path_factory):
     folder = tmp_path_factory.mktemp("score") / "run"
     score_images(small_model, small_images, small_images, evaluations_per_image=4, out=folder)
-    write_report(folder)
+    with sketching():
+        write_report(folder)
     return folder
 
 

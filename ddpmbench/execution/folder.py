@@ -1,6 +1,7 @@
 """The run folder: the identity of a run, its shards and its tables."""
 
 import contextlib
+import functools
 import importlib.metadata
 import platform
 import subprocess
@@ -42,6 +43,7 @@ PACKAGES = (
 )
 
 
+@functools.cache
 def versions() -> dict[str, str | None]:
     """Installed versions of the packages that a result depends on; None where one is missing."""
     versions: dict[str, str | None] = {
@@ -56,8 +58,12 @@ def versions() -> dict[str, str | None]:
     return versions
 
 
+@functools.cache
 def source_revision() -> str | None:
-    """The git revision of the source, with "+" for uncommitted changes; None if installed."""
+    """The git revision of the source, with "+" for uncommitted changes; None if installed.
+
+    That of the first call, as what was imported does not change later.
+    """
     folder = Path(__file__).resolve().parents[2]
     if not (folder / ".git").exists():
         return None

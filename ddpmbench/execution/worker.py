@@ -256,6 +256,7 @@ class _ShardWriter:
         self._store, self._device, self._whole = store, device, whole
         self._start, self._stop = 0, 0
         self._batches: list[Arrays] = []
+        self._size = 0
         self._since = time.perf_counter()
 
     def add(self, start: int, arrays: Arrays) -> None:
@@ -263,11 +264,11 @@ class _ShardWriter:
             self.close()
             self._batches = []
         if not self._batches:
-            self._start = start
+            self._start, self._size = start, 0
         self._batches.append(arrays)
         self._stop = start + length_of(arrays)
-        size = sum(array.nbytes for batch in self._batches for array in batch.values())
-        if size >= SHARD_BYTES or time.perf_counter() - self._since >= SHARD_SECONDS:
+        self._size += _bytes(arrays)
+        if self._size >= SHARD_BYTES or time.perf_counter() - self._since >= SHARD_SECONDS:
             self.close()
 
     def close(self) -> None:
@@ -282,6 +283,11 @@ class _ShardWriter:
             # Before saving, so that an interruption does not save them twice.
             rest = {name: array[size:] for name, array in collected.items()}
             self._batches, self._start = ([rest] if length_of(rest) else []), start + size
+            self._size = _bytes(rest)
             entries = {name: array[:size] for name, array in collected.items()}
             self._store.save(start, entries, seconds=seconds, device=self._device)
         self._since = time.perf_counter()
+
+
+def _bytes(arrays: Arrays) -> int:
+    return sum(array.nbytes for array in arrays.values())

@@ -14,7 +14,7 @@ from ddpmbench.execution import folder as provenance
 from ddpmbench.execution.engine import Engine
 from ddpmbench.execution.importance import Importance
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("sketched")]
 
 
 @pytest.fixture(autouse=True)
@@ -133,7 +133,7 @@ OTHERS = {
     "narrower": {"half_width": 0.5},
     "capped": {"max_evaluations": 10**6},
     "checked": {"check": True},
-    "batch": {"batch_size": 2},
+    "batch": {"batch_size": 16},
 }
 
 

@@ -18,7 +18,7 @@ def arguments(small_checkpoint, small_npz, tmp_path):
     return ("rd", *of, "--out", tmp_path / "run")
 
 
-@pytest.mark.usefixtures("pages")
+@pytest.mark.usefixtures("pages", "sketched")
 def test_the_pictures_of_the_first_images_come_by_themselves(arguments, invoke, tmp_path):
     status, printed, message = invoke(*arguments, "--format", "csv")
     assert status == 0, message
@@ -33,7 +33,7 @@ def test_the_pictures_of_the_first_images_come_by_themselves(arguments, invoke, 
     assert list(numbers.rate_bits_per_dim) == list(curve.rate_bits_per_dim.loc[numbers.t])
 
 
-@pytest.mark.usefixtures("pages")
+@pytest.mark.usefixtures("pages", "sketched")
 def test_none_all_and_a_depth(arguments, invoke, tmp_path):
     status, without, message = invoke(*arguments, "--pictures", "none", "--format", "csv")
     assert status == 0, message
@@ -51,6 +51,7 @@ def test_none_all_and_a_depth(arguments, invoke, tmp_path):
     }  # fmt: skip
 
 
+@pytest.mark.usefixtures("sketched")
 def test_a_finished_run_keeps_and_redraws_its_pictures(arguments, invoke, tmp_path, monkeypatch):
     assert invoke(*arguments)[0] == 0
     before = (tmp_path / "run" / PICTURES).read_bytes()
