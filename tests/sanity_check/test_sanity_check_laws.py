@@ -246,10 +246,11 @@ class Pool:
 
     def _terms(self, candidate: Candidate, rows: TermIndex, chosen: np.ndarray) -> TermTable:
         image, places, missing = chosen[rows.image], [], np.zeros(len(rows), bool)
-        for place in np.unique(np.stack([rows.t, rows.draw], 1), axis=0).tolist():
-            table = self._table(candidate, *place)
-            of = (rows.t == place[0]) & (rows.draw == place[1])
-            missing |= of & np.isnan(table["eps_mse"][image])
+        steps, at = np.unique(np.stack([rows.t, rows.draw], 1), axis=0, return_inverse=True)
+        times = self._times(candidate, steps[:, 0])
+        for place, ((t, draw), time) in enumerate(zip(steps.tolist(), times, strict=True)):
+            table, of = self._table((candidate.name, time, t, draw)), np.flatnonzero(at == place)
+            missing[of] = np.isnan(table["eps_mse"][image[of]])
             places.append((of, table))
         computed = {name: np.empty(len(rows)) for name in VALUE_COLUMNS}
         if missing.any():
@@ -261,27 +262,30 @@ class Pool:
                 computed[name][missing] = column
         values = {name: np.empty(len(rows)) for name in VALUE_COLUMNS}
         for of, table in places:
-            new = of & missing
+            new = of[missing[of]]
             for name, column in values.items():
                 table[name][image[new]] = computed[name][new]
                 column[of] = table[name][image[of]]
         return TermTable(rows, values)
 
-    def _table(self, candidate: Candidate, t: int, draw: int) -> dict[str, np.ndarray]:
+    @staticmethod
+    def _times(candidate: Candidate, t: np.ndarray) -> list[float]:
+        """What the network inside is given at timesteps."""
         network = candidate.checkpoint.network
-        time = candidate.checkpoint.network_time(torch.tensor([t]))
+        times = candidate.checkpoint.network_time(torch.from_numpy(t))
         while hasattr(network, "change"):
-            time, network = network.change(time), network.network
-        key = (candidate.name, float(time), t, draw)
+            times, network = network.change(times), network.network
+        return times.tolist()
+
+    def _table(self, key: object) -> dict[str, np.ndarray]:
         if key not in self._tables:
-            empty = np.full(len(self.images), np.nan)
-            self._tables[key] = {name: empty.copy() for name in VALUE_COLUMNS}
+            self._tables[key] = {name: np.full(len(self.images), np.nan) for name in VALUE_COLUMNS}
         return self._tables[key]
 
 
 @pytest.fixture(scope="module")
 def pool(images) -> Pool:
-    some = np.linspace(0, len(images) - 1, 48).astype(int)
+    some = np.linspace(0, len(images) - 1, 32).astype(int)
     return Pool(ImageSet(images.pixels[some], [str(i) for i in some], "pool"))
 
 
