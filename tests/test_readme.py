@@ -19,6 +19,7 @@ from ddpmbench.evaluate.page import RECORD
 from ddpmbench.evaluate.rate_distortion import progressive_pictures
 from ddpmbench.evaluate.report import load_report, write_report
 from ddpmbench.evaluate.score import score_images
+from ddpmbench.execution.speed import SpeedPlan
 from ddpmbench.report.comparison import printed_comparison
 from ddpmbench.report.nll_text import curve_summary, printed_nll, printed_rate_distortion
 from ddpmbench.report.samples import printed_fidelity
@@ -100,6 +101,7 @@ def test_the_python_runs(path, tmp_path, monkeypatch):
     monkeypatch.setenv("DDPMBENCH_CACHE", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("ddpmbench.execution.speed.BATCH_SECONDS", 0.05)  # of measure_speed
+    monkeypatch.setattr(SpeedPlan.__init__, "__defaults__", (None, False, 0.0))
     names = {}
     for block in documents.blocks(path.read_text(), "python"):
         exec(compile(block, path.name, "exec"), names)

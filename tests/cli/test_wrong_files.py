@@ -438,7 +438,8 @@ not_unsettled = pytest.mark.parametrize(
 def test_no_settings_make_it_a_model(wrong, place, own):
     """Neither what its family's files need, nor a network of one's own with the same weights."""
     path = wrong.make(place)
-    for said in ({}, IS_OPENAI, IS_PESSER, own("openai"), own("pesser")):
+    same = own("pesser" if wrong.options == FOR_PESSER else "openai")
+    for said in ({}, IS_OPENAI, IS_PESSER, same):
         for weights in (None, "ema", "raw"):
             settings = CheckpointSettings(**said, weights=weights)
             is_own = wrong.own and said == own("openai") and weights != "ema"

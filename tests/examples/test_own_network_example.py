@@ -1,8 +1,8 @@
 """The example of a network of one's own as its README has it, trained less and on fewer images."""
 
 import json
+import runpy
 import shutil
-import subprocess
 import sys
 
 import pytest
@@ -27,7 +27,13 @@ def folder(tmp_path_factory):
     """A copy of the example in which the training has been run."""
     copy = tmp_path_factory.mktemp("example") / "own_network"
     shutil.copytree(EXAMPLE, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    subprocess.run([sys.executable, *command("python"), *STEPS], cwd=copy, check=True)
+    script, *options = command("python")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(copy)
+        patch.syspath_prepend(copy)
+        patch.setattr(sys, "argv", [script, *options, *STEPS])
+        runpy.run_path(script, run_name="__main__")
+    del sys.modules["network"]
     return copy
 
 
