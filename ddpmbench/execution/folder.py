@@ -43,7 +43,6 @@ PACKAGES = (
 )
 
 
-@functools.cache
 def versions() -> dict[str, str | None]:
     """Installed versions of the packages that a result depends on; None where one is missing."""
     versions: dict[str, str | None] = {

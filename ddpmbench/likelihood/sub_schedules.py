@@ -199,6 +199,7 @@ LONGEST_BEST = 250
 LONGEST_SCHEDULE = 5000
 """A table of all skips of a longer schedule would be too large."""
 _WORK = 10**9  # additions of the search
+_ROWS = 64  # that are added at once, and stay in the cache
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -304,13 +305,10 @@ class SubScheduleCosts:
         total = cost[:, 0] + np.append(np.inf, self._decoder(np.arange(2, last + 2)))
         came_from: list[NDArray[np.int64]] = []
         best = {}
-        through = np.empty_like(cost)
         for length in range(2, max(wanted) + 1):
             if length > 2:
-                # The cost of reaching t (rows) through every s.
-                np.add(total, cost, out=through)
-                came_from.append(through.argmin(1))
-                total = np.take_along_axis(through, came_from[-1][:, None], axis=1)[:, 0]
+                came_from.append(_cheapest(total, cost))
+                total = total[came_from[-1]] + cost[np.arange(len(cost)), came_from[-1]]
             if length in wanted:
                 path = [last]
                 for before in reversed(came_from):
@@ -350,6 +348,20 @@ class SubScheduleCosts:
             return np.repeat(self.decoder[0], len(second))
         log_variance = Transitions(self.schedule).log_variance(np.ones_like(second), second)
         return interpolated(self.schedule, self.decoder, log_variance)
+
+
+def _cheapest(total: Values, cost: Values) -> NDArray[np.int64]:
+    """(T,) the s through which each t is reached at the least cost.
+
+    Args:
+        total: (T,) cost of reaching each s.
+        cost: (T, T) from each t (rows) to each s (columns); infinite where s >= t.
+    """
+    through = np.empty(len(cost), dtype=np.int64)
+    for start in range(0, len(cost), _ROWS):
+        stop = start + _ROWS
+        (total[:stop] + cost[start:stop, :stop]).argmin(1, out=through[start:stop])
+    return through
 
 
 def _known_half_width(variance: float, over_freedom: float) -> float | None:

@@ -20,6 +20,8 @@ from ddpmbench.report.comparison import printed_comparison
 from ddpmbench.train.loop import train
 from ddpmbench.train.recipe import TrainingRecipe
 
+pytestmark = pytest.mark.usefixtures("sketched")
+
 # ---- two checkpoints of one training run
 
 

@@ -19,6 +19,7 @@ from ddpmbench import load_checkpoint
 from ddpmbench.checkpoints.native import write_native
 from ddpmbench.data.images import load_images
 from ddpmbench.errors import InputError
+from ddpmbench.execution.speed import SpeedPlan
 from ddpmbench.unet.unet import UNet
 
 FAST = ("--estimator", "every-pair", "--draws", "1", "--no-check", "--timesteps", "4")
@@ -370,12 +371,13 @@ MEASURING = ("--num-samples", 1, "--precision", "fp32")
     ],
 )
 def test_the_remedies_are_options_of_the_commands_that_name_them(
-    invoke, model, tmp_path, command, options
+    invoke, model, tmp_path, monkeypatch, command, options
 ):
     """Those for an image that cannot be read, one of another color, and one that is too small."""
     images = save(tmp_path / "images", random_images(3, 6, 6, 3))
     (images / "9.png").write_bytes(b"no image")
     ckpt = ("--ckpt", model(image_size=8)) if command == "speed" else ()
+    monkeypatch.setattr(SpeedPlan.__init__, "__defaults__", (None, False, 0.0))  # seconds
     words = (command, *ckpt, "--data", images, "--out", tmp_path / "out", *options)
     status, _, line = invoke(*words)
     assert (status, line.count("\n")) == (2, 1)
