@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -40,25 +41,33 @@ def noise_at(checkpoint, case):
         return checkpoint.diffusion.p_mean_variance(output.double(), x_t, steps).pred_eps
 
 
+@pytest.fixture(scope="module")
+def read(tmp_path_factory):
+    """The checkpoint of a case."""
+
+    @functools.cache
+    def of(case):
+        path = saved(tmp_path_factory.mktemp(case), training_state(case))
+        return load_checkpoint(path, SETTINGS[case])
+
+    return of
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_the_score_is_that_of_the_project_s_own_network(case, tmp_path):
-    record = recorded(case)
-    checkpoint = load_checkpoint(saved(tmp_path, training_state(case)), SETTINGS[case])
+def test_the_score_is_that_of_the_project_s_own_network(case, read):
+    record, checkpoint = recorded(case), read(case)
     noise = record["noise"]
     assert np.abs(noise_at(checkpoint, case).numpy() - noise).max() < 1e-5 * np.abs(noise).max()
     assert (checkpoint.family, checkpoint.weights) == ("score_sde", "ema")
     assert (checkpoint.clip, checkpoint.variance) == (False, Variance.FIXED_LARGE)
     # the last weights are others, and are read where they are asked for
-    raw = load_checkpoint(
-        tmp_path / "checkpoint_8.pth", dataclasses.replace(SETTINGS[case], weights="raw")
-    )
+    raw = load_checkpoint(checkpoint.source, dataclasses.replace(SETTINGS[case], weights="raw"))
     assert np.abs(noise_at(raw, case).numpy() - noise).max() > 1e-2 * np.abs(noise).max()
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_process_is_that_of_the_project(case, tmp_path):
-    record = recorded(case)
-    schedule = load_checkpoint(saved(tmp_path, training_state(case)), SETTINGS[case]).schedule
+def test_the_process_is_that_of_the_project(case, read):
+    record, schedule = recorded(case), read(case).schedule
     at = torch.from_numpy(record["steps"]).long() - 1
     scale = schedule.log_scale.exp()[at]
     mean = scale * schedule.alphas_cumprod[at].sqrt()
@@ -78,16 +87,15 @@ def test_the_process_is_that_of_the_project(case, tmp_path):
         ("ve_ddpm_unscaled", Process.VE, TimeInput.REVERSED_INDEX, Prediction.SCORE, 1000),
     ],
 )
-def test_what_the_flags_say(case, process, time_input, prediction, steps, tmp_path):
-    checkpoint = load_checkpoint(saved(tmp_path, training_state(case)), SETTINGS[case])
+def test_what_the_flags_say(case, process, time_input, prediction, steps, read):
+    checkpoint = read(case)
     schedule = checkpoint.schedule
     assert (schedule.process, schedule.num_timesteps) == (process, steps)
     assert (checkpoint.time_input, checkpoint.prediction) == (time_input, prediction)
 
 
-def test_the_linear_schedule_is_that_of_ho_et_al(tmp_path):
-    checkpoint = load_checkpoint(saved(tmp_path, training_state("vp_ddpm")), SETTINGS["vp_ddpm"])
-    assert torch.equal(checkpoint.schedule.betas, NoiseSchedule.linear(1000).betas)
+def test_the_linear_schedule_is_that_of_ho_et_al(read):
+    assert torch.equal(read("vp_ddpm").schedule.betas, NoiseSchedule.linear(1000).betas)
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
@@ -337,10 +345,8 @@ def test_levels_of_another_form_are_refused(tmp_path):
 # ---- the settings of the U-Net that came with this family
 
 
-def test_a_native_file_holds_the_network(tmp_path):
-    checkpoint = load_checkpoint(
-        saved(tmp_path, training_state("subvp_ddpmpp")), SETTINGS["subvp_ddpmpp"]
-    )
+def test_a_native_file_holds_the_network(read, tmp_path):
+    checkpoint = read("subvp_ddpmpp")
     write_native(tmp_path / "model.safetensors", checkpoint)
     again = load_checkpoint(tmp_path / "model.safetensors")
     assert same_weights(again, checkpoint)

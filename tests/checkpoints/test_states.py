@@ -28,6 +28,10 @@ def under(prefix, weights):
 
 def load(path, content, weights=None, **said):
     torch.save(content, path)
+    return read(path, weights, **said)
+
+
+def read(path, weights=None, **said):
     return load_checkpoint(path, CheckpointSettings(weights=weights, **(said or OPENAI)))
 
 
@@ -132,13 +136,13 @@ BOTH_SETS = {
 @pytest.mark.parametrize("name", BOTH_SETS)
 def test_averaged_weights_come_before_the_last_ones(name, path, last, averaged):
     content, where = BOTH_SETS[name]
-    by_itself, raw = load(path, content), load(path, content, weights="raw")
+    by_itself, raw = load(path, content), read(path, "raw")
     assert same_weights(by_itself, averaged)
     assert same_weights(raw, last)
     assert (by_itself.weights, raw.weights) == ("ema", "raw")
     assert f"weights: EMA ({where})" in by_itself.notes
     assert any(note.startswith("weights: raw (") for note in raw.notes)
-    assert same_weights(load(path, content, weights="ema"), averaged)
+    assert same_weights(read(path, "ema"), averaged)
     # a run of one of them does not go on with the other, though the file is the same
     assert by_itself.sha256 == raw.sha256
     assert by_itself.fingerprint != raw.fingerprint
