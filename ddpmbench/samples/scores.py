@@ -237,8 +237,10 @@ def _some(features: NDArray[np.floating], rng: np.random.RandomState) -> Floats:
 
 
 def _kernel(x: Floats, y: Floats) -> Floats:
-    kernel: Floats = (x @ y.T / x.shape[1] + 1) ** 3
-    return kernel
+    base: Floats = x @ y.T
+    base /= x.shape[1]
+    base += 1
+    return base * base * base  # a power takes ten times as long
 
 
 _LEAST_NEIGHBORS = NEIGHBORS + 1

@@ -21,7 +21,7 @@ from ddpmbench.likelihood.paired import (
 )
 from ddpmbench.likelihood.terms import TermTable
 
-SEEDS = 400
+SEEDS = 300
 PRIOR = 0.003  # by which the priors differ
 
 
