@@ -53,7 +53,7 @@ def inspect(ckpt: str, output_format: str, **given: Any) -> None:  # noqa: ANN40
         click.echo(f"Folder: {inspection.folder}", err=True)
 
 
-@click.command(short_help="A checkpoint written as native, or for diffusers.")
+@click.command(short_help="Write a checkpoint as a native file, or for diffusers.")
 @click.argument("ckpt", metavar="CKPT", type=options.text)
 @click.argument("out", metavar="OUT", type=options.path)
 @options.reading_options
@@ -113,7 +113,7 @@ _speed_options = options.decorate(
         "--precision",
         type=click.Choice(["fp32", "tf32", "bf16", "fp16"]),
         multiple=True,
-        help="Repeat it for several.  [default: those that suit the device]",
+        help="Precision to measure; repeat it for several.  [default: those that suit the device]",
     ),
     click.option(
         "--compile", "compiled", is_flag=True, help="Also compile the network, which takes minutes."

@@ -18,7 +18,7 @@ from ddpmbench.errors import InputError
 @options.count(
     "--timesteps",
     metavar="K",
-    text="Visit the best K timesteps: so many network evaluations an image.  [default: 50]",
+    text="Visit the best K timesteps, which takes K network evaluations per image.  [default: 50]",
 )
 @options.choice(
     "--code-variance",
@@ -27,21 +27,21 @@ from ddpmbench.errors import InputError
     default="best_constant",
 )
 @options.path_option(
-    "Take the timesteps, the variances and the bound from that run of nll on the same images, not "
-    "from a small one.",
+    "Take the timesteps, the variances and the bound from that run of nll on the same images, "
+    "instead of a new short run.",
     "--run",
     "RUN",
 )
 @options.count(
     "--block-images",
     default=1024,
-    text="Images of a block, which can be decompressed alone and costs a start-up.",
+    text="Images per block. A block can be decompressed alone, but costs a start-up.",
 )
-@options.count("--batch-size", default=64, text="Most images of a network evaluation.")
+@options.count("--batch-size", default=64, text="Largest number of images in a batch.")
 @options.choice(
     "--verify",
     ["first", "all", "none"],
-    "Decode the first block, all or none at once, and compare.",
+    "Decode the first block, all blocks or none at once, and compare with the images.",
     default="first",
 )
 @click.option(
@@ -60,7 +60,7 @@ def compress(
 ) -> None:
     """Compress images losslessly by bits-back coding, to the length that the bound states.
 
-    The file is decompressed by the same checkpoint on the same kind of machine.
+    Decompression needs the same checkpoint on the same kind of machine.
 
     \b
     Examples:
@@ -101,15 +101,15 @@ def _check_page(page: Path, out: Path) -> None:
     check_writable(page.parent, "--page")
 
 
-@click.command(short_help="The images of a compressed file.")
+@click.command(short_help="Restore the images of a compressed file.")
 @click.argument("file", type=options.path)
 @options.ckpt_option
 @options.reading_options
-@options.path_option("An .npz to write, or a folder for one PNG an image.", metavar="NPZ|DIR")
+@options.path_option("An .npz to write, or a folder for one PNG per image.", metavar="NPZ|DIR")
 @options.count("--block", limits=(0, None), text="Decompress block N alone, from 0 on.")
 @options.device_option
 def decompress(file: Path, out: Path | None, **given: Any) -> None:  # noqa: ANN401
-    """The images of FILE, which compress wrote, every pixel as it was.
+    """Restore the images of FILE, which compress wrote, every pixel as it was.
 
     \b
     Examples:

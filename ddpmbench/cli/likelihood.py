@@ -79,13 +79,13 @@ _timesteps_option = click.option(
     type=_timesteps,
     metavar=f"K|{options.CONTINUOUS}",
     help="Visit K evenly spaced timesteps: fewer than the model was trained on, or more, which lie "
-    f"between those. {options.CONTINUOUS} is the limit of ever more.",
+    f"between those. {options.CONTINUOUS} is the limit of infinitely many.",
 )
 
 _precision_option = options.precision(
-    "Below strict fp32, some terms are evaluated in both to correct the bound; auto is that of the "
-    "run in --out, else fp16 on CUDA, on a CPU bf16 where a test finds it faster by a third, and "
-    "else fp32."
+    "Below strict fp32, some terms are evaluated in both to correct the bound. auto is that of the "
+    "run in --out, if there is one; else fp16 on CUDA, bf16 on a CPU where a test finds it faster "
+    "by a third, and fp32 elsewhere."
 )
 
 
@@ -288,8 +288,8 @@ _ode_options = options.decorate(
     options.count(
         "--num-ode-images",
         default=256,
-        text="Solve the ODE of N images at most; the variational bound of all leads from there to "
-        "the ODE of all.",
+        text="Solve the ODE of at most N images. Their mean difference from the variational bound, "
+        "added to the bound of all images, gives the ODE of all.",
     ),
     options.choice(
         "--dequantization",
@@ -301,14 +301,14 @@ _ode_options = options.decorate(
     options.choice(
         "--trace",
         ["hutchinson", "exact"],
-        "Divergence: estimated with random signs, or exact with one vector-Jacobian product a "
+        "Divergence: estimated with random signs, or exact with one vector-Jacobian product per "
         "dimension.",
         default="hutchinson",
     ),
     options.count(
         "--probes",
         default=1,
-        text="hutchinson: vectors of random signs an image. Their error is known from 2 on.",
+        text="hutchinson: vectors of random signs per image. Their error is known from 2 on.",
     ),
     options.choice(
         "--solver",
@@ -317,13 +317,16 @@ _ode_options = options.decorate(
         default="rk4",
     ),
     options.count(
-        "--solver-steps", default=12, text="Steps in log sigma, even. Half as many tell the error."
+        "--solver-steps",
+        default=12,
+        text="Steps in log sigma, an even number: half as many give the solver's error.",
     ),
     click.option(
         "--half-width",
         type=float,
         metavar="H",
-        help="Of the variational bound on all images, bits/dim.  [default: 0.005]",
+        help="Half width of the interval of the variational bound on all images, bits/dim.  "
+        "[default: 0.005]",
     ),
 )
 
@@ -360,13 +363,18 @@ def ode(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: AN
 @options.check_option
 @options.run_options
 @options.output_format(
-    "What to print; csv has a row a likelihood, quiet a number.", "table", "json", "csv", "quiet"
+    "What to print; csv has one row per likelihood, quiet the numbers alone.",
+    "table",
+    "json",
+    "csv",
+    "quiet",
 )
 def likelihoods(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: ANN401
     """The likelihoods of a checkpoint by the published conventions, in bits/dim.
 
     The variational bound, the same with the best constant variance, the bound in continuous time
-    and the probability-flow ODE: of the same images and seed, with paired differences and costs.
+    and the probability-flow ODE, on the same images with one seed, with paired differences and
+    costs.
 
     \b
     Examples:

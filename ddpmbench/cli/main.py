@@ -104,10 +104,10 @@ def env() -> None:
 )
 @click.version_option(__version__, prog_name="ddpmbench")
 def ddpmbench() -> None:
-    """Measure denoising diffusion models: how good, how sure, by which convention.
+    """Measure denoising diffusion models: likelihood, samples and speed, with intervals.
 
     \b
-    With no options nll and rd run on the checkpoint and the images that come with it:
+    Without options, nll and rd run on the checkpoint and the images that come with ddpmbench:
         ddpmbench nll
     """
 

@@ -273,7 +273,7 @@ def _images_options(data: Option) -> Option:
             "--class-names",
             metavar="NAMES|FILE",
             help="Class folders of --data in the order of the checkpoint's classes: cat,dog, or a "
-            "text file with one name a line.  [default: sorted]",
+            "text file with one name per line.  [default: sorted]",
         ),
         preparation_options,
     )
@@ -317,9 +317,9 @@ decoder_option = choice(
 check_option = click.option(
     "--check/--no-check",
     default=None,
-    help="First check on a few images, with some hundred network evaluations, that the "
-    "checkpoint's parameterization fits its weights.  [default: check before runs of 10,000 "
-    "evaluations and more]",
+    help="Begin with the sanity check: on a few images, with a few hundred network evaluations, "
+    "whether the checkpoint's parameterization fits its weights.  [default: before runs of 10,000 "
+    "evaluations or more]",
 )
 
 device_option = click.option(

@@ -79,7 +79,7 @@ _sampler_options = options.decorate(
     options.count(
         "--solver-steps",
         metavar="N",
-        text="ode, dpm-solver++: N even steps in log sigma, for which the network is evaluated "
+        text="ode, dpm-solver++: N equal steps in log sigma, for which the network is evaluated "
         "between its timesteps.  [default: the steps between the timesteps]",
     ),
     options.count(

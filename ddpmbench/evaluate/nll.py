@@ -116,7 +116,7 @@ def evaluate_nll(
         check: whether a sanity check evaluates the checkpoint under other parameterizations
             first, which does not count towards the run; None where the run is long.
         continuous: whether to estimate the bound in continuous time as well, from its difference
-            for some hundred terms, which do not count towards the run; None where the run takes
+            for a few hundred terms, which do not count towards the run; None where the run takes
             10,000 network evaluations or more.
         out: the run folder; one that holds the same run unfinished, or finished with a wider
             interval, is resumed. None keeps the run in memory.

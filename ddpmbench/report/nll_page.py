@@ -65,7 +65,7 @@ _BEST_CONSTANT = (
 )
 _PARTS_OF_TIME = (
     "A part of continuous time ends at timestep u of the training and begins where the one before "
-    "it ends; the network is evaluated at random places within. The first row is the decoder."
+    "it ends; the network is evaluated at random times within it. The first row is the decoder."
 )
 _MOST_ROWS = 4000  # most rows of the table of timesteps
 _COLORS = {"prior": 3, "kl": 1, "decoder": 2}

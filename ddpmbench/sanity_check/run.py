@@ -36,8 +36,8 @@ TABLE, RECORD = "check.csv", "check.json"
 _TABLE_CHECKSUM = "table_sha256"
 """Key of the table's checksum in the record, for a resumed run."""
 _ANNOUNCEMENT = (
-    "sanity check of the parameterization first, some hundred network evaluations on a few images; "
-    "they do not count towards the run (`check=False` skips it)"
+    "sanity check of the parameterization first, a few hundred network evaluations on a few "
+    "images; they do not count towards the run (`check=False` skips it)"
 )
 
 
