@@ -30,6 +30,7 @@ _CONTEXT.set_forkserver_preload(
     + ["ddpmbench.cli.main", "ddpmbench.train.loop", "scipy.interpolate", "torch._dynamo"]
     + [f"ddpmbench.evaluate.{name}" for name in ("likelihoods", "fid", "sample", "compare")]
     + [f"ddpmbench.evaluate.{name}" for name in ("report", "rate_distortion", "inspect")]
+    + ["ddpmbench.evaluate.compress"]
 )
 
 

@@ -49,15 +49,12 @@ def versions() -> dict[str, str | None]:
         "ddpmbench": __version__,
         "python": platform.python_version(),
     }
-    return versions | {name: _version(name) for name in PACKAGES}
-
-
-@functools.cache
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions
 
 
 @functools.cache

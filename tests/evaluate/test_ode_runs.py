@@ -28,8 +28,14 @@ def whole(small_model, small_images):
 
 
 @pytest.fixture(scope="module")
-def in_small_batches(small_model, small_images):
-    return db.evaluate_ode(small_model, small_images, **OPTIONS, batch_size=3)
+def bound(small_model, small_images):
+    how = {"seed": OPTIONS["seed"], "half_width": OPTIONS["half_width"]}
+    return db.evaluate_nll(small_model, small_images, **how)
+
+
+@pytest.fixture(scope="module")
+def in_small_batches(small_model, small_images, bound):
+    return db.evaluate_ode(small_model, small_images, **OPTIONS, batch_size=3, bound=bound)
 
 
 def numbers(report):
@@ -85,9 +91,9 @@ def test_a_folder_holds_what_memory_does(whole, small_model, small_images, tmp_p
         db.evaluate_ode(small_model, small_images, **{**OPTIONS, "solver_steps": 4}, out=out)
 
 
-def test_a_bound_that_is_known_is_not_evaluated_again(whole, small_model, small_images, tmp_path):
-    how = {"seed": OPTIONS["seed"], "half_width": OPTIONS["half_width"]}
-    bound = db.evaluate_nll(small_model, small_images, **how)
+def test_a_bound_that_is_known_is_not_evaluated_again(
+    whole, bound, small_model, small_images, tmp_path
+):
     given = db.evaluate_ode(small_model, small_images, **OPTIONS, bound=bound, out=tmp_path)
     np.testing.assert_allclose(numbers(given), numbers(whole), rtol=0, atol=2e-5)
     assert not (tmp_path / "bound").exists()
@@ -159,11 +165,23 @@ def test_batch_size_changes_no_more_than_rounding(whole, in_small_batches):
     np.testing.assert_allclose(numbers(in_small_batches), numbers(whole), rtol=0, atol=2e-5)
 
 
-def test_interrupted_after_every_batch(in_small_batches, small_model, small_images, tmp_path):
-    run = partial(db.evaluate_ode, small_model, small_images, **OPTIONS, batch_size=3, out=tmp_path)
+def test_interrupted_after_every_batch_of_the_ode(
+    in_small_batches, bound, small_model, small_images, tmp_path
+):
+    known = {"bound": bound, "batch_size": 3, "out": tmp_path}
+    run = partial(db.evaluate_ode, small_model, small_images, **OPTIONS, **known)
+    report, sessions = resumed(run, 1)
+    assert sessions > 2
+    np.testing.assert_allclose(numbers(report), numbers(in_small_batches), rtol=0, atol=1e-6)
+
+
+def test_interrupted_in_the_bound(whole, small_model, small_images, tmp_path):
+    run = partial(
+        db.evaluate_ode, small_model, small_images, **OPTIONS, batch_size=30, out=tmp_path
+    )
     report, sessions = resumed(run, 1, most=4)
     assert sessions == 4
-    np.testing.assert_allclose(numbers(report), numbers(in_small_batches), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(numbers(report), numbers(whole), rtol=0, atol=1e-6)
 
 
 def test_processes_and_formats(whole, small_checkpoint, small_npz, tmp_path, capsys):
