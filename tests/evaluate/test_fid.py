@@ -210,7 +210,7 @@ def test_a_folder_holds_what_memory_does(small_model, reference, settings, whole
 def test_more_samples_go_on_with_those_there_are(small_model, reference, settings, whole, tmp_path):
     out, calls = tmp_path / "run", []
     few = dataclasses.replace(settings, num_generated=10)
-    first = db.evaluate_fid(small_model, [reference], few, batch_size=2, out=out)
+    first = db.evaluate_fid(small_model, [reference], few, batch_size=5, out=out)
     assert first.summary["num_generated"] == 10
     real = UNet.body
 
@@ -220,7 +220,7 @@ def test_more_samples_go_on_with_those_there_are(small_model, reference, setting
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(UNet, "body", counted)
-        more = db.evaluate_fid(small_model, [reference], settings, batch_size=2, out=out)
+        more = db.evaluate_fid(small_model, [reference], settings, batch_size=5, out=out)
     assert sum(calls) == (N - 10) * small_model.schedule.num_timesteps
     assert more.summary["fid"] == pytest.approx(whole.summary["fid"], rel=1e-3)
 
@@ -251,14 +251,14 @@ def test_features_of_other_networks_and_resizers_are_kept_apart(
 ):
     monkeypatch.setenv("DDPMBENCH_CACHE", str(tmp_path / "cache"))
     other = write_network(tmp_path / "other.pt", num_features=6, num_classes=9, seed=1)
-    result = set()
+    result, reference = set(), reference.subset(24)
     for path in (network_file, other):
         for protocol in (PROTOCOLS["clean"], PROTOCOLS["ddpm"]):
             network = load_feature_network(path, resize=protocol.resize, device=CPU)
             settings = db.FidSettings(network, protocol)
-            summary = db.evaluate_fid(reference.subset(30), reference, settings).summary
+            summary = db.evaluate_fid(reference.subset(12), reference, settings).summary
             known = feature_statistics(network(reference.pixels).features)
-            features = network(reference.pixels[:30]).features
+            features = network(reference.pixels[:12]).features
             assert summary["fid"] == pytest.approx(
                 frechet_distance(feature_statistics(features), known), rel=1e-4
             )
@@ -309,7 +309,7 @@ def test_what_takes_long_is_measured_in_batches_that_fit(
     monkeypatch.setattr(UNet, "body", small_memory)
     monkeypatch.setattr(features, "_WORTH_MEASURING", {"samples": 100, "features": 1000})
     listener = features.FidelityListener(cost=costs.append)
-    db.evaluate_fid(small_model, reference, settings, listener=listener)
+    db.evaluate_fid(small_model.respaced(10), reference, settings, listener=listener)
     (cost,) = costs
     assert cost.num_samples == N
     assert cost.sampling > 0
