@@ -1,5 +1,6 @@
 """The reduction: intervals that cover, and rows that are all there."""
 
+import functools
 import itertools
 
 import numpy as np
@@ -18,9 +19,14 @@ REPEATS = 2000
 
 
 def table(design, nats):
-    values = {name: np.zeros(len(design)) for name in VALUE_COLUMNS}
+    values = dict.fromkeys(VALUE_COLUMNS, np.zeros(len(design)))
     values["nats"] = np.asarray(nats, dtype=float)
-    return TermTable(design.index(0, len(design)), values)
+    return TermTable(index_of(design), values)
+
+
+@functools.cache
+def index_of(design):
+    return design.index(0, len(design))
 
 
 def synthetic(design, generator, *, image_spread, noise):
