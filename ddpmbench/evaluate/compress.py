@@ -103,7 +103,7 @@ def compress(
         run: the folder of a run of `evaluate_nll` on the same images, from which the timesteps,
             the variances and the bound are taken; None evaluates a small one.
         block_images: images per block. A block can be decoded alone, but costs a start-up.
-        batch_size: the most images in a network evaluation. It is stored in the file.
+        batch_size: the most images in a batch. It is stored in the file.
         verify: "first" decodes the first block at once and compares it, "all" every block, "none"
             no block.
         compare: whether to report the sizes under other lossless codecs.

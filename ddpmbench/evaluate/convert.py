@@ -63,7 +63,7 @@ def convert_checkpoint(
     be the same, and both networks are evaluated on the same random inputs.
 
     Args:
-        checkpoint: one with our U-Net and the schedule that it was trained on.
+        checkpoint: one with the U-Net of this package and the schedule that it was trained on.
         out: a file `*.safetensors` in native format, or a folder for diffusers' DDPMPipeline.
         to: "native" or "diffusers"; None decides by the ending of `out`.
         overwrite: whether a file or a folder of a pipeline may be replaced.

@@ -111,7 +111,7 @@ def evaluate_nll(
             test before a long run finds it a third faster; otherwise fp32. In low precision some
             terms are evaluated in strict float32 as well, and correct the bound, its parts and its
             intervals; the tables are not corrected.
-        batch_size: terms per network evaluation, None for what suits the device. Another one
+        batch_size: network evaluations in a batch, None for what suits the device. Another one
             changes a number by float rounding.
         check: whether a sanity check evaluates the checkpoint under other parameterizations
             first, which does not count towards the run; None where the run is long.

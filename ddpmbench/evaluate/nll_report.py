@@ -47,7 +47,7 @@ class NllReport(PageReport):
         per_timestep: one row per timestep; see `report.tables.per_timestep`.
         rate_distortion: one row per timestep; see `report.tables.rate_distortion`.
         conventions: one row per published convention; see `report.conventions`.
-        sub_schedules: one row per model on a subset of the timesteps; see `report.sub_schedules`.
+        sub_schedules: one row per model on a subset of the timesteps; see `report.conventions`.
         per_image: one row per image; see `report.tables.per_image`.
         folder: the run folder; None if the run was kept in memory.
         continuous: one row per term that was evaluated in continuous time as well; see

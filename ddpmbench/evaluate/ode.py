@@ -133,7 +133,7 @@ def evaluate_ode(
             seed, in strict float32 with the exact decoder. None evaluates it.
         seed: seed of noise, probes and the choice of images, 0 <= seed < 2^64.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
-        batch_size: images in a network evaluation, None for what suits the device. Another one
+        batch_size: images in a batch, None for what suits the device. Another one
             changes a number by float rounding.
         check: whether a sanity check evaluates the checkpoint under other parameterizations
             first; None where the run is long.

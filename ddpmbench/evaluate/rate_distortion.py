@@ -152,7 +152,7 @@ def progressive_pictures(
         pictures: "none", "decoding" or "all".
         depth: the timestep in 1..T at which images are mixed; None for T / 2.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
-        batch_size: images per network evaluation; None for what suits the device.
+        batch_size: images in a batch; None for what suits the device.
         listener: receives progress, warnings and notes.
         progress: whether progress, warnings and notes go to standard error where there is no
             listener.

@@ -128,7 +128,7 @@ def measure_speed(
     tell: Callable[[str], None] | None = None,
     progress: bool = True,
 ) -> SpeedReport:
-    """Time the network of a checkpoint and its surroundings; predict the time of other commands.
+    """Time the network of a checkpoint and the work around it; predict the time of other commands.
 
     Args:
         checkpoint: what `load_checkpoint` returns.

@@ -222,7 +222,7 @@ def _local_lines(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.f
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImportanceDesign:
-    r"""Stratified importance sampling: the decoder term and one further term a replicate.
+    r"""Stratified importance sampling: the decoder term and one more term per replicate.
 
     The images are divided into `blocks_of` random blocks of equal size, and the first blocks are
     evaluated. In replicate j image n, in a block of b images, has the timestep

@@ -18,7 +18,7 @@ from ddpmbench.report.schema import Environment, check
 
 
 class RunTables(Protocol):
-    """The report of a run of `nll`; see `evaluate.nll.NllReport`."""
+    """The report of a run of `nll`; see `evaluate.nll_report.NllReport`."""
 
     @property
     def summary(self) -> dict[str, Any]: ...  # noqa: D102

@@ -57,7 +57,7 @@ class FeatureNetwork(abc.ABC):
         name: the network's name.
         sha256: of the weights.
         num_features: D.
-        resize: "clean" or "legacy_tensorflow"; see `samples.protocols`.
+        resize: "clean" or "legacy_tensorflow"; see `samples.scores`.
     """
 
     name: str
