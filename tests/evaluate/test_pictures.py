@@ -1,6 +1,7 @@
 """Pictures of a run: made once, with its noise, kept in its folder and drawn from there."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -21,9 +22,17 @@ PAIRS = {"estimator": "every-pair", "draws": 2, "seed": 5}
 STEPS = [40, 37, 33, 29, 25, 21, 17, 13, 9, 5, 1]  # of k = 1, 4, 8, ... of 40
 
 
+@pytest.fixture(scope="module")
+def evaluated(small_model, small_images, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "run"
+    return db.evaluate_nll(small_model, small_images, **PAIRS, out=out)
+
+
 @pytest.fixture
-def run(small_model, small_images, tmp_path):
-    return db.evaluate_nll(small_model, small_images, **PAIRS, out=tmp_path / "run")
+def run(evaluated, tmp_path):
+    """A copy that a test may draw in."""
+    folder = shutil.copytree(evaluated.folder, tmp_path / "run")
+    return dataclasses.replace(evaluated, folder=folder)
 
 
 @pytest.fixture
