@@ -159,7 +159,8 @@ def evaluate_fid(
             batch_size,
         )
         identity = _identity(run, settings)
-        run_session.agree(identity, num_generated=settings.num_generated)
+        asked = {"num_generated": settings.num_generated, "check": settings.check}
+        run_session.agree(identity, **asked)
         folder = run_session.folder(identity, reporter.warn)
         if folder is not None and isinstance(samples, Generation):
             ranks.once(lambda: folder.refuse_more("num_generated", settings.num_generated))

@@ -173,7 +173,7 @@ def evaluate_likelihoods(
                 model, conventions, seed=seed, tables=run_session.dtype_of_tables(model)
             ),
         }
-        run_session.agree(identity, half_width=half_width)
+        run_session.agree(identity, half_width=half_width, check=check)
         folder = run_session.folder(identity, reporter.warn)
         cost = 0 if absent[ODE] else evaluations_per_image(settings, shape)[0]
         evaluations = initial_terms(len(images)) + count * cost
@@ -186,12 +186,13 @@ def evaluate_likelihoods(
             "seed": seed,
             "device": device,
             "batch_size": batch_size,
-            "check": False,  # done above, or switched off
         }
         bound = evaluate_nll(
             checkpoint,
             images,
             continuous=absent[CONTINUOUS_TIME] is None,
+            # Checked above, or switched off; else the bound alone may be long.
+            check=False if preliminary.is_needed else check,
             out=None if path is None else path / BOUND,
             listener=dataclasses.replace(reporter, start=lambda n: reporter.start(n + missing)),
             **shared,
@@ -203,6 +204,7 @@ def evaluate_likelihoods(
                 images,
                 num_ode_images=count,
                 bound=bound,
+                check=False,
                 out=None if path is None else path / OF_ODE,
                 listener=dataclasses.replace(reporter, start=lambda n: None),
                 **named,
@@ -217,7 +219,7 @@ def evaluate_likelihoods(
             absent=absent,
             published=published_bound(hub_id, bound.summary),
         )
-        summary = {**_summary(bound, ode, frame), "check": checked}
+        summary = {**_summary(bound, ode, frame), "check": checked or bound.summary["check"]}
         if folder is not None and ranks.reports:
             folder.write_frame(TABLE, frame)
             resolved = {**identity, "half_width": half_width}

@@ -18,7 +18,7 @@ from ddpmbench.evaluate.inputs import (
     note_images,
     uses_class_folders,
 )
-from ddpmbench.evaluate.nll_report import NllReport, load_nll
+from ddpmbench.evaluate.nll_report import NllReport
 from ddpmbench.evaluate.progress import reported_session
 from ddpmbench.evaluate.reuse import finished_report, recorded_half_width, wider_note
 from ddpmbench.execution.continuous import why_left_out
@@ -167,7 +167,8 @@ def evaluate_nll(
             note=reporter.note,
         )
         evaluation = _Evaluation(terms_pass, chosen, computed_in, run_session, batch_size)
-        run_session.agree(evaluation.identity, **chosen.settings, continuous=continuous)
+        asked = {**chosen.settings, "continuous": continuous, "check": check}
+        run_session.agree(evaluation.identity, **asked)
         preliminary = PreliminaryCheck(check, calls, seed, batch_size, reporter)
         absent = ranks.once(
             lambda: why_left_out(checkpoint, shape, continuous, calls, device=target)
@@ -286,7 +287,6 @@ class _Evaluation:
             return None
         report = finished_report(
             path,
-            load_nll,
             identity=self.identity,
             summary=self._known(checked),
             sampling=self.estimator.summary,

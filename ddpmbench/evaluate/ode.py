@@ -190,7 +190,7 @@ def evaluate_ode(
                 "precision": "fp32",
             }
             _check_bound(bound.summary, expected)
-        run_session.agree(identity, half_width=half_width)
+        run_session.agree(identity, half_width=half_width, check=check)
         folder = run_session.folder(identity, reporter.warn)
         has_bound = bound is not None or len(images) > len(chosen)
         if not has_bound:  # otherwise the run of the bound notes them
@@ -216,11 +216,14 @@ def evaluate_ode(
                 seed=seed,
                 device=device,
                 batch_size=batch_size,
-                check=False,  # done above, or switched off
+                # Checked above, or switched off; else the bound alone may be long.
+                check=False if preliminary.is_needed else check,
+                continuous=False,
                 out=None if folder is None else folder.path / BOUND,
                 listener=dataclasses.replace(reporter, start=lambda calls: None),
             )
             known, bound_record = _known(full_bound.summary)
+            checked = checked or full_bound.summary["check"]
         columns = {name: gathered(store, name, len(chosen)) for name in OdePass.COLUMNS}
         estimate = estimate_ode(
             columns["decoder"] + columns["log_q"] - columns["log_p"], columns["bound"], known

@@ -104,8 +104,13 @@ def load_report(folder: str | Path) -> Report:
         refuse_later(run_schema, schema, named=str(path))
         if run_schema == schema:
             return read(path)
-    # Opening any other folder as a run of nll raises the right error.
-    return load_nll(path)
+    if run_schema is not None:
+        kinds = ", ".join(schema.partition("/")[0].partition(".")[2] for schema in _READERS)
+        raise InputError(
+            f"{path}: has no report to load, its {SUMMARY} is of {run_schema}; give the folder of "
+            f"one of {kinds}"
+        )
+    return load_nll(path)  # which says what is missing
 
 
 def write_report(run: str | Path, *, progress: bool = True) -> Path:

@@ -1,32 +1,29 @@
 """The result that a run folder holds already."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from ddpmbench.checksums import CHECKSUMS, DamageError, checksum, is_whole, read_json
 from ddpmbench.errors import InputError
+from ddpmbench.evaluate.nll_report import NllReport, load_nll
 from ddpmbench.execution.finished import ENVIRONMENT, PREDICTIONS, SUMMARY
 from ddpmbench.execution.folder import IDENTITY, SHARDS, run_store, tag
 from ddpmbench.execution.pictures import EXTREMES
 from ddpmbench.execution.store import has_faults
-from ddpmbench.execution.terms import correction_store
-from ddpmbench.unet.precision import Precision
-
-Loaded = TypeVar("Loaded")
+from ddpmbench.execution.terms import paired_terms
 
 
 def finished_report(
     folder: Path,
-    load: Callable[[Path], Loaded],
     *,
     identity: Mapping[str, Any],
     summary: Mapping[str, Any],
     sampling: Mapping[str, Any],
     environment: Mapping[str, Any],
     image_ids: Sequence[str],
-) -> Loaded | None:
+) -> NllReport | None:
     """The report in a folder, if a run of `nll` with this identity would give the same result.
 
     The folder must hold the same run with the same target interval, made by the same versions on
@@ -34,7 +31,6 @@ def finished_report(
 
     Args:
         folder: the run folder.
-        load: reads the report of a finished run from its folder.
         identity: the object of `run.json`.
         summary: the fields of `summary.json` that are known before the run.
         sampling: the fields of its `sampling` that are known before the run.
@@ -59,11 +55,12 @@ def finished_report(
             and _has_whole_files(folder, known)
             and _has_whole_shards(folder, known)
         )
-        report: Any = load(folder) if is_same else None
+        if not is_same:
+            return None
+        report = load_nll(folder)
     except (DamageError, InputError, OSError, LookupError, TypeError, ValueError):
         return None
-    is_named_so = is_same and list(report.per_image.image_id) == list(map(str, image_ids))
-    return report if is_named_so else None
+    return report if list(report.per_image.image_id) == list(map(str, image_ids)) else None
 
 
 def _holds(record: Mapping[str, Any], fields: Mapping[str, Any]) -> bool:
@@ -98,10 +95,7 @@ def _has_whole_shards(folder: Path, summary: Mapping[str, Any]) -> bool:
     Shards of the result's own terms are checked when its report is loaded.
     """
     run = tag(folder)
-    num_terms = {"pilot": summary["sampling"].get("pilot_evaluations", 0)}
-    if (correction := summary["precision_correction"]) is not None:
-        for precision in (Precision.FP32, summary["precision"]):
-            num_terms[correction_store(precision)] = correction["num_evaluations"] // 2
+    num_terms = {"pilot": summary["sampling"].get("pilot_evaluations", 0), **paired_terms(summary)}
     return (
         run is not None
         and not has_faults(folder / SHARDS, run)

@@ -187,7 +187,7 @@ def score_images(
                 checkpoint, conventions, seed=seed, tables=run_session.dtype_of_tables(checkpoint)
             ),
         }
-        run_session.agree(identity)
+        run_session.agree(identity, check=check)
         folder = run_session.folder(identity, reporter.warn)
         for image_set in sets:
             note_images(checkpoint, image_set, reporter)
@@ -349,6 +349,11 @@ def _is_gap(checkpoint: Checkpoint, first: ImageSet, second: ImageSet) -> bool:
 
 
 def _check_sets(checkpoint: Checkpoint, sets: list[ImageSet]) -> None:
+    if checkpoint.schedule.is_continuous:
+        raise InputError(
+            "`timesteps=continuous`: scores are of the model's timesteps; give the checkpoint as "
+            "it was trained"
+        )
     if checkpoint.schedule.num_timesteps < 2:
         raise InputError("`timesteps=1`: too few for scores; take at least 2")
     for image_set in sets:

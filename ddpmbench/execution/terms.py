@@ -8,8 +8,9 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -297,6 +298,10 @@ def correction_store(precision: Precision | str) -> str:
     return f"correction-{precision}"
 
 
+CONTINUOUS_STORES = ("continuous", "continuous-at-timesteps")
+"""Stores of the terms in continuous time, and of the same at whole timesteps."""
+
+
 class ContinuousRun(PairedTerms):
     """The terms for the difference between the bound in continuous time and that of a run."""
 
@@ -310,8 +315,8 @@ class ContinuousRun(PairedTerms):
         """
         terms_pass = ContinuousTermsPass.like(strict.terms_pass).at(design.fractions)
         continuous = dataclasses.replace(strict, terms_pass=terms_pass)
-        by_store = {"continuous": continuous, "continuous-at-timesteps": strict}
-        super().__init__(design, [(run, stores(name)) for name, run in by_store.items()])
+        ways = zip((continuous, strict), map(stores, CONTINUOUS_STORES), strict=True)
+        super().__init__(design, list(ways))
         self._continuous = design
 
     def estimate(self, *, before: int) -> ContinuousDifference:
@@ -327,6 +332,21 @@ class ContinuousRun(PairedTerms):
         return self._ways[0][0].ranks.once(
             lambda: estimate_difference(self._continuous, *self._tables("nats", "eps_mse"))
         )
+
+
+def paired_terms(summary: Mapping[str, Any]) -> dict[str, int]:
+    """The stores of a finished run's correction and of its continuous time, and their lengths.
+
+    Args:
+        summary: the object of `summary.json`.
+    """
+    lengths = {}
+    if (correction := summary["precision_correction"]) is not None:
+        for precision in (Precision.FP32, summary["precision"]):
+            lengths[correction_store(precision)] = correction["num_evaluations"] // 2
+    if count := summary.get("continuous_num_evaluations"):
+        lengths |= dict.fromkeys(CONTINUOUS_STORES, count // 2)
+    return lengths
 
 
 TERMS_TABLE = "terms.parquet"

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-_MOST_LINES, _LONGEST_LINE = 7, 70
+_MOST_CHARACTERS, _LONGEST_LINES = 500, range(70, 10, -1)
 # Only the notebook's own colors, readable in light and dark.
 _LEFT = 'style="text-align: left; color: inherit; background: none"'
 _TABLE = Markup("<table {}><caption {}><b>{}</b></caption>\n{}\n</table>")
@@ -85,7 +85,8 @@ class Shown(abc.ABC):
         card = self._card()
         lines = [f"{type(self).__name__}: {card.headline}"]
         lines += [f"  {name:<11} {value}" for name, value in card.facts.items()]
-        return "\n".join(_shortened(line) for line in lines[:_MOST_LINES])
+        texts = ("\n".join(_shortened(line, most) for line in lines) for most in _LONGEST_LINES)
+        return next(text for text in texts if len(text) <= _MOST_CHARACTERS)
 
     def _repr_html_(self) -> str:
         card = self._card()
@@ -120,6 +121,6 @@ def _typeset(text: str) -> str:
     return text
 
 
-def _shortened(line: str) -> str:
+def _shortened(line: str, most: int) -> str:
     line = " ".join(line.splitlines())
-    return line if len(line) <= _LONGEST_LINE else f"{line[: _LONGEST_LINE - 3]}..."
+    return line if len(line) <= most else f"{line[: most - 3]}..."

@@ -91,6 +91,16 @@ def test_a_folder_holds_what_memory_does(whole, small_model, small_images, tmp_p
         db.evaluate_ode(small_model, small_images, **{**OPTIONS, "solver_steps": 4}, out=out)
 
 
+def test_a_long_bound_is_checked_though_the_ode_is_short(small_model, small_images, monkeypatch):
+    evaluations = 4 * (4 * 3 + 1 + 48)
+    monkeypatch.setattr("ddpmbench.sanity_check.run.MIN_EVALUATIONS", evaluations + 1)
+    given = OPTIONS | {"half_width": 0.05, "progress": False}
+    assert db.evaluate_ode(small_model, small_images, **given, check=False).summary["check"] is None
+    for evaluate in (db.evaluate_ode, db.evaluate_likelihoods):
+        checked = evaluate(small_model, small_images, **given).summary["check"]
+        assert checked["num_evaluations"] == 0  # of so few images
+
+
 def test_a_bound_that_is_known_is_not_evaluated_again(
     whole, bound, small_model, small_images, tmp_path
 ):

@@ -396,3 +396,8 @@ def test_what_cannot_be_scored_is_refused(model, small_images, base, match, chan
     how = {name: base.folder if value is True else value for name, value in how.items()}
     with pytest.raises(db.InputError, match=match):
         score(other, **{"images": images, **how})
+
+
+def test_scores_are_of_timesteps(small_model, small_images):
+    with pytest.raises(db.InputError, match="timesteps=continuous"):
+        db.score_images(small_model.in_continuous_time(), small_images)
