@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-_MOST_CHARACTERS, _LONGEST_LINES = 500, range(70, 10, -1)
+_MOST_LINES, _MOST_CHARACTERS, _LONGEST_LINES = 8, 500, range(70, 10, -1)
 # Only the notebook's own colors, readable in light and dark.
 _LEFT = 'style="text-align: left; color: inherit; background: none"'
 _TABLE = Markup("<table {}><caption {}><b>{}</b></caption>\n{}\n</table>")
@@ -81,12 +81,14 @@ class Shown(abc.ABC):
         return drawn
 
     def __repr__(self) -> str:
-        """The headline and the facts, in at most 500 characters."""
+        """The headline, the first facts and the last two, in less than 500 characters."""
         card = self._card()
         lines = [f"{type(self).__name__}: {card.headline}"]
         lines += [f"  {name:<11} {value}" for name, value in card.facts.items()]
+        if len(lines) > _MOST_LINES:
+            lines = lines[: _MOST_LINES - 2] + lines[-2:]
         texts = ("\n".join(_shortened(line, most) for line in lines) for most in _LONGEST_LINES)
-        return next(text for text in texts if len(text) <= _MOST_CHARACTERS)
+        return next(text for text in texts if len(text) < _MOST_CHARACTERS)
 
     def _repr_html_(self) -> str:
         card = self._card()

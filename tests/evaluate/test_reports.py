@@ -121,7 +121,7 @@ def shown(reports, model, images, small_checkpoint, folders):
 # ---- what Python shows
 
 
-def test_a_report_is_a_few_lines(shown):
+def test_a_report_is_a_few_lines(shown, reports):
     assert len({type(report) for report in shown}) == 13
     for report in shown:
         assert isinstance(report, Shown)
@@ -129,6 +129,7 @@ def test_a_report_is_a_few_lines(shown):
         assert len(text) < LONGEST, text
         assert text.count("\n") < 8, text
         assert text.startswith(type(report).__name__)
+    assert "\n  device      cpu" in repr(reports["importance"])
 
 
 def test_a_report_shows_its_number_with_its_interval(reports):
