@@ -32,7 +32,7 @@ from ddpmbench.execution.finished import ENVIRONMENT, PER_IMAGE
 from ddpmbench.execution.session import Session
 from ddpmbench.execution.store import Arrays, Store, gathered, num_missing
 from ddpmbench.execution.worker import RunListener
-from ddpmbench.likelihood.designs import ranks, words
+from ddpmbench.likelihood.designs import random_images
 from ddpmbench.likelihood.ode import (
     IMAGES_PURPOSE,
     KnownBound,
@@ -157,7 +157,7 @@ def evaluate_ode(
     num_ode_images = whole_number("num_ode_images", num_ode_images, 1)
     images = load_images(images)
     check_images(checkpoint, images)
-    chosen = _sample(len(images), num_ode_images, seed)
+    chosen = random_images(len(images), num_ode_images, seed, IMAGES_PURPOSE)
     shape = images.pixels.shape[1:]
     with reported_session("ode", device, out, command, listener, shown=progress) as (
         run_session,
@@ -259,12 +259,6 @@ def evaluate_ode(
             folder.write_summary(summary)
         run_session.ranks.wait()
         return report
-
-
-def _sample(num_images: int, count: int, seed: int) -> NDArray[np.int64]:
-    """(n,) indices of a random sample of the images, in order."""
-    order = ranks(words(num_images, seed, turn=0, purpose=IMAGES_PURPOSE)[0])
-    return np.flatnonzero(order < count)
 
 
 def why_no_ode(checkpoint: Checkpoint, shape: tuple[int, ...], device: torch.device) -> str | None:

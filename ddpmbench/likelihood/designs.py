@@ -113,11 +113,10 @@ BLOCK_IMAGES, MOST_BLOCKS = 200, 50
 """Least images in a block, unless it is the only one; and the most blocks."""
 
 _PILOT_TIMESTEPS = 22
-_FLOOR = 1e-5  # least density of a timestep, or 1 % spread evenly if that is less
+_LEAST_DENSITY = 1e-5  # of a timestep, or 1 % spread evenly if that is less
 _BANDWIDTH = 0.25  # of the pilot's smoothing, in log t; its timesteps are 0.3 apart at T = 1000
-_LATE = 0.15  # power of t: the regression explains less of later terms
-_MEAN_SHARE = 0.05  # share of the mean added to a standard deviation
-_LOG_GRID = 64  # standard deviations are rounded to 1/64 in the logarithm
+_POWER_OF_T = 0.15  # the regression explains less of later terms
+_STEPS_PER_LOG = 64  # standard deviations are rounded to 1/64 in the logarithm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +142,7 @@ class PilotDesign:
     @cached_property
     def image(self) -> NDArray[np.int64]:
         """The images, at most `PILOT_IMAGES`."""
-        return _choose(self.num_images, PILOT_IMAGES, self.seed, PILOT)
+        return random_images(self.num_images, PILOT_IMAGES, self.seed, PILOT)
 
     @cached_property
     def t(self) -> NDArray[np.int64]:
@@ -157,7 +156,8 @@ class PilotDesign:
 
     def index(self, start: int, stop: int) -> TermIndex:
         """The index of the terms at positions start..stop - 1."""
-        image, t = np.divmod(np.arange(start, stop, dtype=np.int64), len(self.t))
+        position = np.arange(start, min(stop, len(self)), dtype=np.int64)
+        image, t = np.divmod(position, len(self.t))
         draw = np.full(len(image), PILOT_DRAW, dtype=np.int64)
         return TermIndex(image=self.image[image], t=self.t[t], draw=draw)
 
@@ -166,9 +166,9 @@ def proposal_density(pilot: PilotDesign, tables: Iterable[TermTable]) -> NDArray
     r"""The proposal density over t = 2..T, by the terms' standard deviations.
 
     .. math:: q(t) \propto t^{0.15} \sigma_t, \quad
-              \sigma_t^2 = \mathrm{Var}_n(L_{t-1}) + (0.05 \, \mathrm{E}_n L_{t-1})^2
+              \sigma_t^2 = \mathrm{Var}_n(L_{t-1}) + (\mathrm{E}_n L_{t-1} / n)^2
 
-    over the pilot's images, smoothed in log t, interpolated by power laws, and raised to a floor.
+    over the pilot's n images, smoothed in log t, interpolated by power laws, and raised to a floor.
     The power of t, omitted with a single image, models the residuals of a regression, which
     explains less at later timesteps. An estimate is unbiased whatever the pilot's terms; a poor
     proposal only costs evaluations.
@@ -191,10 +191,10 @@ def proposal_density(pilot: PilotDesign, tables: Iterable[TermTable]) -> NDArray
     by_image = nats.reshape(len(pilot.image), len(pilot.t)) / (np.abs(nats).max() or 1.0)
     # A share of the mean keeps a timestep likely where the few images happen to agree. With a
     # single image the terms vary over timesteps only, and the mean is the right density.
-    share = max(_MEAN_SHARE, 1 / len(pilot.image))
-    deviation = np.hypot(by_image.std(axis=0, ddof=len(by_image) > 1), share * by_image.mean(0))
+    mean_share = by_image.mean(0) / len(by_image)
+    deviation = np.hypot(by_image.std(axis=0, ddof=len(by_image) > 1), mean_share)
     if len(by_image) > 1:
-        deviation *= pilot.t**_LATE
+        deviation *= pilot.t**_POWER_OF_T
     log_t = np.log(np.arange(2, pilot.num_timesteps + 1))
     density = np.ones(pilot.num_timesteps - 1)
     if deviation.max() > 0:
@@ -202,9 +202,9 @@ def proposal_density(pilot: PilotDesign, tables: Iterable[TermTable]) -> NDArray
         log_deviation = np.log(np.maximum(deviation / deviation.max(), 1e-9))
         # Rounded, so that the last bits of the pilot's terms, which depend on batch size and
         # device, do not move the timesteps.
-        log_deviation = np.round(log_deviation * _LOG_GRID) / _LOG_GRID
+        log_deviation = np.round(log_deviation * _STEPS_PER_LOG) / _STEPS_PER_LOG
         density = np.exp(np.interp(log_t, knots, _local_lines(knots, log_deviation)))
-    density = np.maximum(density / density.sum(), min(_FLOOR, 0.01 / len(density)))
+    density = np.maximum(density / density.sum(), min(_LEAST_DENSITY, 0.01 / len(density)))
     return np.asarray(density / density.sum())
 
 
@@ -435,6 +435,7 @@ def check_density(density: NDArray[np.float64], num_timesteps: int) -> None:
         raise ValueError("density must sum to 1")
 
 
-def _choose(num_images: int, count: int, seed: int, purpose: int) -> NDArray[np.int64]:
+def random_images(num_images: int, count: int, seed: int, purpose: int) -> NDArray[np.int64]:
+    """(count,) or all indices of a random sample of the images, in order."""
     key, _ = words(num_images, seed, turn=0, purpose=purpose)
     return np.flatnonzero(ranks(key) < count)
