@@ -55,6 +55,9 @@ def forked(*arguments) -> Result:
 
 
 def run_pytest() -> None:
+    # Of a worker of pytest-xdist, in which pytest-benchmark measures nothing.
+    for name in [name for name in os.environ if "XDIST" in name]:
+        del os.environ[name]
     sys.exit(int(pytest.main(sys.argv[1:])))
 
 
