@@ -49,12 +49,16 @@ def versions() -> dict[str, str | None]:
         "ddpmbench": __version__,
         "python": platform.python_version(),
     }
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = None
-    return versions
+    return versions | {name: _version(name) for name in PACKAGES}
+
+
+@functools.cache
+def _version(name: str) -> str | None:
+    """That of the first call, as what was imported does not change later."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 @functools.cache
