@@ -106,7 +106,7 @@ def load_weights(
                 problem = "holds NaN or infinite weights"
         if problem is not None:
             raise FileError(source, f"{theirs[name]} {problem}")
-    if all_zero(state.values()):
+    if all_zero(state[name] for name, _ in network.named_parameters()):
         raise FileError(source, ALL_ZERO)
     network.load_state_dict(state, assign=any(w.is_meta for w in expected.values()))
 
