@@ -223,7 +223,7 @@ def evaluate_ode(
                 listener=dataclasses.replace(reporter, start=lambda calls: None),
             )
             known, bound_record = _known(full_bound.summary)
-            checked = checked or full_bound.summary["check"]
+            checked = checked or full_bound.summary.get("check")
         columns = {name: gathered(store, name, len(chosen)) for name in OdePass.COLUMNS}
         estimate = estimate_ode(
             columns["decoder"] + columns["log_q"] - columns["log_p"], columns["bound"], known
