@@ -105,10 +105,10 @@ def load_report(folder: str | Path) -> Report:
         if run_schema == schema:
             return read(path)
     if run_schema is not None:
-        kinds = ", ".join(schema.partition("/")[0].partition(".")[2] for schema in _READERS)
         raise InputError(
-            f"{path}: has no report to load, its {SUMMARY} is of {run_schema}; give the folder of "
-            f"one of {kinds}"
+            f"{path}: its {SUMMARY} is of {run_schema}, which has no report to load; give "
+            "the folder of a run of nll, rd, ode, likelihoods, score, fid, sample or speed, or of "
+            "a comparison"
         )
     return load_nll(path)  # which says what is missing
 

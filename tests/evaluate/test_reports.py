@@ -273,3 +273,9 @@ def test_what_is_no_run_is_one_line(tmp_path, reports, folders):
     for folder in (tmp_path, tmp_path / "nowhere", folders / "cache"):
         with pytest.raises(db.InputError, match="no run"):
             db.load_report(folder)
+
+
+def test_what_has_no_report_is_one_line(tmp_path):
+    (tmp_path / "summary.json").write_text('{"schema": "ddpmbench.inspect/1"}')
+    with pytest.raises(db.InputError, match=r"is of ddpmbench\.inspect/1, which has"):
+        db.load_report(tmp_path)

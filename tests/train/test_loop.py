@@ -135,6 +135,7 @@ def test_killed_and_resumed_is_the_run_that_was_not(crops, whole, tmp_path, monk
         patch.setattr(loop, "_train_step", killed)
         with pytest.raises(SystemExit):
             train(recipe(), crops, tmp_path, steps=60, device=CPU)
+    assert torch.load(tmp_path / "training_state.pt")["step"] == killed_at
     resumed = train(recipe(), crops, tmp_path, steps=60, device=CPU)
     expected, result = weights(whole), weights(resumed)
     assert expected.keys() == result.keys()
