@@ -317,9 +317,9 @@ decoder_option = choice(
 check_option = click.option(
     "--check/--no-check",
     default=None,
-    help="Begin with the sanity check: on a few images, with a few hundred network evaluations, "
-    "whether the checkpoint's parameterization fits its weights.  [default: before runs of 10,000 "
-    "evaluations or more]",
+    help="Begin with the sanity check, which tests on a few images, with a few hundred network "
+    "evaluations, whether the checkpoint's parameterization fits its weights.  [default: before "
+    "runs of 10,000 evaluations or more]",
 )
 
 device_option = click.option(
