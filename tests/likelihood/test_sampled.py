@@ -324,11 +324,20 @@ def test_terms_of_several_kinds_are_predicted_as_each_alone():
             np.testing.assert_allclose(getattr(together, name), values, rtol=1e-10, atol=1e-12)
 
 
-def test_the_mean_over_the_strata_is_the_mean_over_the_density():
-    _, design, _ = sampled(37, 50)
-    values = np.random.default_rng(1).normal(size=49)
-    means = StratumMeans(design, values).at(slice(0, 37))
-    assert means.mean() == pytest.approx(design.density @ values, rel=1e-12)
+@pytest.mark.parametrize("num_images", [37, 703])  # of 703 the blocks differ in size
+def test_the_mean_over_the_strata_is_the_mean_over_the_density(num_images):
+    _, design, _ = sampled(num_images, 50)
+    values = np.random.default_rng(1).normal(size=(49, 2))
+    means = StratumMeans(design, values)
+    ends, found = np.append(0, np.cumsum(design.density)), means.at(slice(0, num_images))
+    for image in range(num_images):
+        low, strata = design.stratum[:, image, None], design.num_strata[image]
+        high, low = (low + 1) / strata, low / strata
+        share = np.clip(np.minimum(ends[1:], high) - np.maximum(ends[:-1], low), 0, None) * strata
+        np.testing.assert_allclose(found[:, image], share @ values, rtol=0, atol=1e-11)
+    np.testing.assert_allclose(found.mean((0, 1)), design.density @ values, rtol=1e-12)
+    of_each = means.of_replicates(slice(5, num_images))
+    np.testing.assert_array_equal(of_each, np.stack([found[0, 5:, 0], found[1, 5:, 1]]))
 
 
 # ---- the rule
