@@ -7,6 +7,7 @@ import pytest
 from mixtures import SyntheticModel
 from scipy import stats
 
+from ddpmbench.likelihood import terms
 from ddpmbench.likelihood.designs import (
     PILOT_DRAW,
     PILOT_IMAGES,
@@ -144,6 +145,15 @@ def test_portions_do_not_matter():
         starts = range(0, len(design), size)
         parts = [addresses(design.index(s, min(s + size, len(design)))) for s in starts]
         assert [row for part in parts for row in part] == whole
+
+
+def test_portions_of_replicates_do_not_matter(monkeypatch):
+    whole = importance(num_replicates=7)
+    for block_terms in (60, 150):  # one replicate at once, or three
+        monkeypatch.setattr(terms, "BLOCK_TERMS", block_terms)
+        design = importance(num_replicates=7)
+        assert np.array_equal(design.stratum, whole.stratum)
+        assert np.array_equal(design.t, whole.t)
 
 
 def test_more_replicates_change_no_earlier_row():
