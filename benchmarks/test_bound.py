@@ -83,9 +83,10 @@ def test_goal(benchmark, bench, monkeypatch, num_images, half_width):
     checkpoint = bench.checkpoint(SHIPPED)
     if not fits_shipped_images(checkpoint):
         pytest.skip("--ckpt: does not fit the shipped images; ddpmbench speed says what it takes")
-    check = None  # the sanity check before a long run, included in its time
+    # Before a long run, included in its time: the sanity check, and terms in continuous time.
+    check = continuous = None
     if bench.smoke:
-        check = num_images > 100
+        check = continuous = num_images > 100
         num_images, half_width = 16 if check else 4, 5.0
     images, counted = db.load_images("fashion-mnist:test", num_images=num_images), []
 
@@ -100,14 +101,22 @@ def test_goal(benchmark, bench, monkeypatch, num_images, half_width):
     summary = benchmark.pedantic(
         lambda: (
             db.evaluate_nll(
-                checkpoint, images, half_width=half_width, check=check, device=str(bench.device)
+                checkpoint,
+                images,
+                half_width=half_width,
+                check=check,
+                continuous=continuous,
+                device=str(bench.device),
             ).summary
         ),
         rounds=1,
     )
-    calls, pairs = sum(counted), num_images * summary["num_timesteps"]
+    calls, pairs = summary["num_evaluations"], num_images * summary["num_timesteps"]
     check_calls = 0 if summary["check"] is None else summary["check"]["num_evaluations"]
-    assert calls == summary["num_evaluations"]
+    continuous_calls = summary.get("continuous_num_evaluations") or 0
+    # Half of those for continuous time are evaluated in a pass of its own.
+    assert sum(counted) == calls + continuous_calls // 2
+    assert continuous is None or continuous == (continuous_calls > 0)
     assert check is None or check == (check_calls > 0)
     assert summary["half_width"] <= half_width
     seconds = benchmark.stats.stats.median
@@ -124,7 +133,8 @@ def test_goal(benchmark, bench, monkeypatch, num_images, half_width):
         bits_per_dim=summary["bits_per_dim"],
         calls=calls,
         check_calls=check_calls,
-        calls_per_second=(calls + check_calls) / seconds,
+        continuous_calls=continuous_calls,
+        calls_per_second=(calls + check_calls + continuous_calls) / seconds,
         images_per_second=num_images / seconds,
         every_pair_calls=pairs,
         ratio_to_every_pair=pairs / calls,

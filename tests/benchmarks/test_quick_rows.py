@@ -139,7 +139,8 @@ def test_every_kind_of_row_has_one():
 
 def test_the_calls_of_a_goal_are_the_run_s_own(smoke):
     goals = [row["extra_info"] for row in smoke.rows if "::test_goal" in row["fullname"]]
-    assert {info["check_calls"] > 0 for info in goals} == {True, False}
+    for extra in ("check_calls", "continuous_calls"):
+        assert {info[extra] > 0 for info in goals} == {True, False}
     for info in goals:
         assert info["ratio_to_every_pair"] == info["every_pair_calls"] / info["calls"]
 
