@@ -69,6 +69,11 @@ WRONG = [
     ("prediction=x_start", {"prediction": Prediction.X_START}, {"prediction": Prediction.EPSILON}),
     ("schedule=cosine:1000", {"schedule": COSINE}, {"schedule": LINEAR}),
     ("schedule=linear:1000", {}, {"schedule": COSINE}),
+    (
+        "schedule=linear:200:0.0005:0.1",
+        {"schedule": NoiseSchedule.linear(200)},
+        {"schedule": LINEAR},
+    ),
     ("data_range=-0.5,0.5", {"data_range": HALF}, {"data_range": UNIT_RANGE}),
     ("data_range=-1,1", {}, {"data_range": DataRange(0, 1)}),
     ("data_range=-1,1", {}, {"data_range": BYTES}),

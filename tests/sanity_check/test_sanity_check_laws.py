@@ -285,7 +285,7 @@ class Pool:
 
 @pytest.fixture(scope="module")
 def pool(images) -> Pool:
-    some = np.linspace(0, len(images) - 1, 32).astype(int)
+    some = np.linspace(0, len(images) - 1, 48).astype(int)
     return Pool(ImageSet(images.pixels[some], [str(i) for i in some], "pool"))
 
 
