@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ddpmbench.checksums import DamageError, read_npz
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.diffusion.parameterization import Process
-from ddpmbench.errors import InputError, damaged
+from ddpmbench.errors import InputError, damaged, path_of
 from ddpmbench.evaluate.inputs import finished_run
 from ddpmbench.evaluate.page import write_page
 from ddpmbench.execution.finished import FinishedRun, num_steps, refuse_missing_shards
@@ -253,7 +253,7 @@ class Comparison(PageReport):
 
 
 def compare(
-    runs: Sequence[str | Path], *, out: str | Path | None = None
+    runs: Sequence[str | Path | PageReport], *, out: str | Path | None = None
 ) -> Comparison | FidelityComparison:
     """The differences between runs, with their intervals.
 
@@ -262,21 +262,23 @@ def compare(
     that sample i of both starts from the same noise.
 
     Args:
-        runs: two or more run folders of `evaluate_nll`, or of `fid`; the first is the baseline.
+        runs: two or more run folders of `evaluate_nll`, or of `fid`, or their reports; the first is
+            the baseline.
         out: a folder for the tables, the figure and the page; None writes nothing.
 
     Raises:
         InputError: a folder holds no finished run; or the runs differ in images, conventions or
             terms, or runs of `fid` in their protocol.
     """
-    if len(runs) < 2:
-        raise InputError("compare: name two run folders or more")
-    names = [str(run) for run in runs]
+    if not isinstance(runs, Sequence) or isinstance(runs, str) or len(runs) < 2:
+        raise InputError("compare: name two run folders or more, in a list")
+    folders = [_folder_of(run) for run in runs]
+    names = [str(folder) for folder in folders]
     if len(set(names[1:])) < len(names[1:]):
         raise InputError("compare: a run is named twice; name each that is compared once")
-    if schema_of(Path(runs[0])) == fidelity.SCHEMA:
-        return _compare_fidelity(runs, out)
-    opened = [finished_run(Path(run), tables.SCHEMA, Run) for run in runs]
+    if schema_of(folders[0]) == fidelity.SCHEMA:
+        return _compare_fidelity(folders, out)
+    opened = [finished_run(folder, tables.SCHEMA, Run) for folder in folders]
     for run in opened:
         refuse_missing_shards(run, option="", reads_terms=True)
     baseline, *others = opened
@@ -293,6 +295,15 @@ def compare(
     tables_of = {"runs.csv": compared.runs, "per_timestep.csv": compared.per_timestep}
     _write(compared, tables_of, identity="checkpoint")
     return compared
+
+
+def _folder_of(run: str | Path | PageReport) -> Path:
+    """The folder of a run, which may be given by its report."""
+    if not isinstance(run, PageReport):
+        return path_of("runs", run)
+    if run.folder is None:
+        raise InputError("compare: a report has no folder; evaluate with `out`")
+    return run.folder
 
 
 def _difference(run: FinishedRun, baseline: FinishedRun) -> comparison.Difference:

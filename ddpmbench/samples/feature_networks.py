@@ -222,7 +222,8 @@ def image_features(
         Features (N, D) and logits (N, K) in the order of the images.
 
     Raises:
-        InputError: no images, or the batch size is not a whole number.
+        InputError: no images, or some of another type or shape; or the batch size is not a whole
+            number.
     """
     size = whole_number("batch_size", batch_size, 1)
     if not len(images):
@@ -232,11 +233,27 @@ def image_features(
         stop = min(start + size, len(images))
         return images.part(start, stop) if isinstance(images, ImageSet) else images[start:stop]
 
+    if not isinstance(images, ImageSet):
+        for image in images:
+            _check_image(image)
     batches = [network(batch(start)) for start in range(0, len(images), size)]
     logits = [batch.logits for batch in batches if batch.logits is not None]
     return Features(
         np.concatenate([batch.features for batch in batches]),
         np.concatenate(logits) if logits else None,
+    )
+
+
+def _check_image(image: object) -> None:
+    """Refuse what is no uint8 array (C, H, W) of 1 or 3 channels."""
+    given = type(image).__name__
+    if isinstance(image, np.ndarray):
+        if image.dtype == np.uint8 and image.ndim == 3 and len(image) in (1, 3):
+            return
+        given = f"{image.dtype} {image.shape}"
+    raise InputError(
+        f"`images`: one is {given}; give uint8 arrays (C, H, W) with 1 or 3 channels and values on "
+        "0..255, or what `load_images` makes of a name, a folder or an array (N, H, W, C)"
     )
 
 

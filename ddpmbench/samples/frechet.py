@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ddpmbench.errors import InputError
+from ddpmbench.errors import InputError, instance_of
 from ddpmbench.records import short_repr
 from ddpmbench.samples.statistics import (
     Estimate,
@@ -44,10 +44,12 @@ def frechet_distance(first: FeatureGaussian, second: FeatureGaussian) -> float:
         The distance in squared units of the features, at least 0.
 
     Raises:
-        InputError: the two differ in D.
+        InputError: one is of another type, or the two differ in D.
 
     Source: Heusel et al. 2017, equation 6; Dowson & Landau 1982.
     """
+    for name, value in (("first", first), ("second", second)):
+        instance_of(name, value, FeatureGaussian, "`feature_statistics` makes one of features")
     if first.mean.shape != second.mean.shape:
         raise InputError(
             f"`second`: has {len(second.mean)} features and `first` {len(first.mean)}; they are of "

@@ -213,3 +213,14 @@ def test_the_numbers_behind_the_figure_sum_to_the_difference(num_timesteps, draw
 def test_runs_are_two_or_more_and_different(runs, names):
     with pytest.raises(db.InputError, match=r"two run folders|named twice"):
         db.compare([runs / name for name in names])
+
+
+def test_runs_are_named_by_their_reports_as_well(runs):
+    folders = [runs / "importance", runs / "importance-other"]
+    by_folder, by_report = (
+        db.compare(named) for named in (folders, [db.load_report(folder) for folder in folders])
+    )
+    assert by_report.summary == by_folder.summary
+    for wrong in (str(folders[0]), [1, 2]):
+        with pytest.raises(db.InputError):
+            db.compare(wrong)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ddpmbench.data.images import load_images
 from ddpmbench.errors import InputError
-from ddpmbench.samples.feature_networks import load_feature_network
+from ddpmbench.samples.feature_networks import image_features, load_feature_network
 from ddpmbench.samples.frechet import frechet_distance
 from ddpmbench.samples.statistics import feature_statistics
 
@@ -219,3 +219,21 @@ def test_the_real_network_sees_what_is_there(efficientnet):
 def test_the_real_network_is_not_resized_otherwise():
     with pytest.raises(InputError, match="protocol=clean"):
         load_feature_network("efficientnet-lite0", resize="legacy_tensorflow", device=CPU)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        np.zeros((2, 8, 8, 1), np.uint8),  # channels last
+        np.zeros((2, 8, 8, 3), np.uint8),
+        np.zeros((2, 4, 8, 8), np.uint8),
+        np.zeros((2, 8, 8), np.uint8),
+        np.zeros((2, 1, 8, 8)),
+        torch.zeros(2, 1, 8, 8, dtype=torch.uint8),
+        "fashion-mnist:test",
+    ],
+    ids=lambda images: str(getattr(images, "shape", images)),
+)
+def test_images_of_another_layout_or_range_are_refused(images):
+    with pytest.raises(InputError, match=r"`images`: one is .*; give uint8 arrays \(C, H, W\)"):
+        image_features(pytest.fail, images)

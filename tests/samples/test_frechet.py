@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import linalg, stats
 
+from ddpmbench.errors import InputError
 from ddpmbench.samples.frechet import frechet_distance, frechet_infinity, leave_one_out
 from ddpmbench.samples.statistics import FeatureGaussian, feature_statistics, mean_and_covariance
 
@@ -305,3 +306,9 @@ def test_few_images_have_no_error():
         found = frechet_infinity(model.draw(n, 0), model.reference, seed=0)
         assert found.estimate.standard_error is None
         assert len(found.points) == 1
+
+
+def test_features_in_the_place_of_their_statistics_are_refused():
+    features = features_of(20, 5)
+    with pytest.raises(InputError, match="`feature_statistics` makes one"):
+        frechet_distance(feature_statistics(features), features)
