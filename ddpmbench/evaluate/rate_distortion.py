@@ -10,7 +10,7 @@ import pandas as pd
 
 from ddpmbench.data.images import ImageSet, ImageSource, load_images
 from ddpmbench.diffusion.model import Checkpoint
-from ddpmbench.errors import InputError, one_of
+from ddpmbench.errors import InputError, one_of, path_of
 from ddpmbench.evaluate.nll_report import NllReport
 from ddpmbench.evaluate.progress import listening
 from ddpmbench.execution.devices import evaluating_checkpoint, resolve_device, strict_float32
@@ -77,7 +77,7 @@ def rate_distortion(run: NllReport | str | Path) -> RateDistortion:
     if isinstance(run, NllReport):
         summary, curve, folder = run.summary, run.rate_distortion, run.folder
     else:
-        finished = FinishedRun.open(Path(run), option="`run`", schema=SCHEMA)
+        finished = FinishedRun.open(path_of("run", run), option="`run`", schema=SCHEMA)
         check(finished.summary, Run, finished.path / SUMMARY)
         refuse_missing_shards(finished, option="`run`")
         summary, folder = finished.summary, finished.path

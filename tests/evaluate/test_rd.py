@@ -231,3 +231,8 @@ def test_the_published_table_stands_beside_what_it_is_of(run, source, num_timest
         assert lines["600"] == ["0.01507", "30.80948"]
         assert lines["100"] == ["0.00000", "67.60125"]
         assert len(lines) == 10
+
+
+def test_what_is_no_run_of_a_bound_is_one_line():
+    with pytest.raises(db.InputError, match="run"):
+        db.rate_distortion(object())
