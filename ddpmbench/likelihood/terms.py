@@ -194,12 +194,9 @@ def diffusion_terms(
     nats = _mean(normal_kl(true_mean, true_log_variance, step.mean, step.log_variance))
     prediction = step.unclipped_pred_x_start, step.pred_eps
     errors = prediction_errors(diffusion, x_start, eps, *prediction)
-    if first is None:
-        first = (t == 1).nonzero().squeeze(1)
-    if conventions:
-        return with_first_terms(diffusion, step, x_start, t, nats, errors, decoder, first)
-    nats = _with_decoder(nats, diffusion, step, x_start, first, decoder)
-    return BoundTerms(nats, *errors, decoders={})
+    return with_first_terms(
+        *(diffusion, step, x_start, t, nats, errors, decoder, first), conventions=conventions
+    )
 
 
 class PredictionErrors(NamedTuple):
@@ -230,14 +227,17 @@ def with_first_terms(
     errors: PredictionErrors,
     decoder: str,
     first: Tensor | None,
+    *,
+    conventions: bool = True,
 ) -> BoundTerms:
     """(B,) terms, with the decoder terms at t = 1; `step` is the reverse step."""
     if first is None:
         first = (t == 1).nonzero().squeeze(1)
-    names = (*DECODER_COLUMNS, *MODEL_COLUMNS)
+    names = (*DECODER_COLUMNS, *MODEL_COLUMNS) if conventions else ()
     decoders = {name: torch.full_like(nats, torch.nan) for name in names}
     if len(first):
-        nats = _with_decoder(nats, diffusion, step, x_start, first, decoder)
+        nats = nats.index_put((first,), _decoder(diffusion, step, x_start, first, decoder))
+    if len(first) and conventions:
         of_first = decoder_terms(
             log_variances(diffusion.schedule),
             x_start[first],
@@ -250,20 +250,6 @@ def with_first_terms(
         for name, value in of_first.items():
             decoders[name][first] = value.detach()
     return BoundTerms(nats, *errors, decoders)
-
-
-def _with_decoder(
-    nats: Tensor,
-    diffusion: GaussianDiffusion,
-    step: ReverseStep,
-    x_start: Tensor,
-    first: Tensor,
-    decoder: str,
-) -> Tensor:
-    """(B,) terms, with the model's decoder term at the positions `first`."""
-    if not len(first):
-        return nats
-    return nats.index_put((first,), _decoder(diffusion, step, x_start, first, decoder))
 
 
 def _decoder(

@@ -226,6 +226,10 @@ def image_features(
             number.
     """
     size = whole_number("batch_size", batch_size, 1)
+    if not callable(network):
+        raise InputError(f"`network={network}`: pass what `load_feature_network` returns")
+    if not hasattr(images, "__len__"):
+        _check_image(images)
     if not len(images):
         raise InputError("`images`: give at least one image")
 
@@ -252,7 +256,7 @@ def _check_image(image: object) -> None:
             return
         given = f"{image.dtype} {image.shape}"
     raise InputError(
-        f"`images`: one is {given}; give uint8 arrays (C, H, W) with 1 or 3 channels and values on "
+        f"`images`: holds {given}; give uint8 arrays (C, H, W) with 1 or 3 channels and values on "
         "0..255, or what `load_images` makes of a name, a folder or an array (N, H, W, C)"
     )
 

@@ -24,6 +24,8 @@ from ddpmbench.samples.statistics import (
     without_rounding,
 )
 
+_STATISTICS = "`feature_statistics` makes one of features"
+
 
 def frechet_distance(first: FeatureGaussian, second: FeatureGaussian) -> float:
     r"""The squared Frechet distance of two normal distributions; FID in Inception's features.
@@ -49,7 +51,7 @@ def frechet_distance(first: FeatureGaussian, second: FeatureGaussian) -> float:
     Source: Heusel et al. 2017, equation 6; Dowson & Landau 1982.
     """
     for name, value in (("first", first), ("second", second)):
-        instance_of(name, value, FeatureGaussian, "`feature_statistics` makes one of features")
+        instance_of(name, value, FeatureGaussian, _STATISTICS)
     if first.mean.shape != second.mean.shape:
         raise InputError(
             f"`second`: has {len(second.mean)} features and `first` {len(first.mean)}; they are of "
@@ -273,6 +275,7 @@ def frechet_infinity(
 
     Source: Chong & Forsyth 2020, who fit a line to overlapping parts; Quenouille 1956.
     """
+    instance_of("reference", reference, FeatureGaussian, _STATISTICS)
     features = checked_features("features", features, dimensions=len(reference.mean))
     whole = leave_one_out(features, reference) if whole is None else whole
     n, error = len(features), whole.estimate.standard_error

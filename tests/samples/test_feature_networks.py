@@ -231,9 +231,15 @@ def test_the_real_network_is_not_resized_otherwise():
         np.zeros((2, 1, 8, 8)),
         torch.zeros(2, 1, 8, 8, dtype=torch.uint8),
         "fashion-mnist:test",
+        None,
     ],
     ids=lambda images: str(getattr(images, "shape", images)),
 )
 def test_images_of_another_layout_or_range_are_refused(images):
-    with pytest.raises(InputError, match=r"`images`: one is .*; give uint8 arrays \(C, H, W\)"):
+    with pytest.raises(InputError, match=r"`images`: holds .*; give uint8 arrays \(C, H, W\)"):
         image_features(pytest.fail, images)
+
+
+def test_the_name_of_a_network_is_not_one():
+    with pytest.raises(InputError, match="`load_feature_network` returns"):
+        image_features("efficientnet-lite0", load_images("fashion-mnist:test", num_images=2))

@@ -310,5 +310,10 @@ def test_few_images_have_no_error():
 
 def test_features_in_the_place_of_their_statistics_are_refused():
     features = features_of(20, 5)
-    with pytest.raises(InputError, match="`feature_statistics` makes one"):
-        frechet_distance(feature_statistics(features), features)
+    for call in (
+        lambda: frechet_distance(feature_statistics(features), features),
+        lambda: frechet_distance(features, feature_statistics(features)),
+        lambda: frechet_infinity(features, features),
+    ):
+        with pytest.raises(InputError, match="`feature_statistics` makes one"):
+            call()
