@@ -81,7 +81,10 @@ def check_network(
 
 
 class _NetworkCheck:
-    """Two images at the first and the last timestep, together and one of them alone."""
+    """Two images at the first and the last timestep, together, one alone, and one beside another.
+
+    The other is of another mean and scale, on which an output may depend.
+    """
 
     def __init__(
         self, checkpoint: Checkpoint, shape: tuple[int, ...], device: torch.device
@@ -97,6 +100,7 @@ class _NetworkCheck:
             "time": checkpoint.network_time(steps),
             "labels": torch.tensor(labels, device=device),
         }
+        self._beside = torch.stack([numbers[0], 1 + 2 * numbers[1]]).to(device)
         if not checkpoint.num_classes:
             del self._inputs["labels"]
 
@@ -112,15 +116,18 @@ class _NetworkCheck:
                 "is random in evaluation, such as F.dropout without training=self.training, and "
                 "what a call leaves behind for the next"
             )
-        if not _alike(alone, both[:1], _BATCH_TOLERANCE):
+        beside = self._output(2, self._beside)
+        if not all(_alike(one[:1], both[:1], _BATCH_TOLERANCE) for one in (alone, beside)):
             raise InputError(
                 f"{self._name}: an image's output depends on the other images of its batch, as of "
-                "a batch normalization that ignores eval(); the bound is of each image alone"
+                "a batch normalization that ignores eval(); reduce over the dimensions of each "
+                "image alone"
             )
         return _numbers_of(both)
 
-    def _output(self, rows: int) -> Tensor:
-        inputs = {name: tensor[:rows].clone() for name, tensor in self._inputs.items()}
+    def _output(self, rows: int, x_t: Tensor | None = None) -> Tensor:
+        given = self._inputs | ({} if x_t is None else {"x_t": x_t})
+        inputs = {name: tensor[:rows].clone() for name, tensor in given.items()}
         defaults = torch_defaults()
         with _watching_embeddings(self._checkpoint, inputs["time"], self._name):
             try:
@@ -138,7 +145,7 @@ class _NetworkCheck:
                 f"{self._name}: a call leaves another default of torch behind ({call}), which "
                 "would change the evaluation; set it back before it returns"
             )
-        if not torch.equal(inputs["x_t"], self._inputs["x_t"][:rows]):
+        if not torch.equal(inputs["x_t"], given["x_t"][:rows]):
             raise InputError(
                 f"{self._name}: changes x_t, its input, in place; begin with x_t = x_t.clone() or "
                 "write x = x + ... in place of x += ..."

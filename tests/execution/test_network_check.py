@@ -161,6 +161,9 @@ WRONG = {
         {},
         ["other images of its batch", "eval()"],
     ),
+    "the deviation of the batch": (lambda net, x, t: x / x.std(), {}, ["other images"]),
+    "the mean of the batch": (lambda net, x, t: x - x.mean(), {}, ["other images"]),
+    "the largest of the batch": (lambda net, x, t: x / x.abs().max(), {}, ["other images"]),
     "the input in place": (lambda net, x, t: x.mul_(2), {}, ["changes x_t", "in place"]),
     "another number of channels": (
         lambda net, x, t: net.rgb(x),
