@@ -11,6 +11,7 @@ import torch
 from ddpmbench import assets, load_checkpoint, load_images
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.execution.finished import FinishedRun
+from ddpmbench.execution.importance import Importance
 from ddpmbench.files import sha256_of
 from ddpmbench.likelihood.designs import PilotDesign, proposal_density
 from ddpmbench.likelihood.terms import TermIndex, TermsPass
@@ -63,7 +64,7 @@ def test_the_published_result_is_of_this_file_and_these_images(published):
 
 
 def test_the_published_rows_follow_from_the_published_density(published):
-    design = FinishedRun(RESULTS, published).design
+    design = Importance.design(FinishedRun(RESULTS, published))
     pilot = published["sampling"]["pilot_evaluations"]
     assert len(design) + pilot == published["num_evaluations"]
     steps = pd.read_csv(RESULTS / "per_timestep.csv")
@@ -78,7 +79,7 @@ def test_the_published_terms_come_out_again(checkpoint, published):
         checkpoint, images, seed=published["seed"], decoder="exact", device=torch.device("cpu")
     )
     run = FinishedRun(RESULTS, published)
-    design = run.design
+    design = Importance.design(run)
     # The density says what the pilot's terms are at every step, but for a common factor.
     pilot = PilotDesign(len(images), design.num_timesteps, published["seed"])
     density = proposal_density(pilot, [terms_pass.terms(pilot.index(0, len(pilot)))])

@@ -15,7 +15,7 @@ from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.diffusion.model import OUTPUT, Checkpoint, same_output
 from ddpmbench.diffusion.parameterization import Prediction, Variance
 from ddpmbench.errors import InputError
-from ddpmbench.evaluate.inputs import conventions_of, labels_sha256, model_identity
+from ddpmbench.evaluate.evaluation import conventions_of, labels_sha256, model_identity
 from ddpmbench.evaluate.nll_report import NllReport
 from ddpmbench.evaluate.report import load_report
 from ddpmbench.execution.finished import SUMMARY, FinishedRun

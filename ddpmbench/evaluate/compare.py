@@ -13,27 +13,19 @@ from ddpmbench.checksums import DamageError, read_npz
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.diffusion.parameterization import Process
 from ddpmbench.errors import InputError, damaged, path_of
-from ddpmbench.evaluate.inputs import finished_run
+from ddpmbench.evaluate.evaluation import finished_run
 from ddpmbench.evaluate.page import write_page
-from ddpmbench.execution.finished import FinishedRun, num_steps, refuse_missing_shards
+from ddpmbench.execution.estimators import kind_of, refuse_missing_shards
+from ddpmbench.execution.finished import FinishedRun, num_steps
 from ddpmbench.execution.folder import RunFolder
 from ddpmbench.execution.terms import checked, correction_store, read_terms
 from ddpmbench.files import named_path
-from ddpmbench.likelihood.designs import Design, EveryPairDesign, ImportanceDesign
-from ddpmbench.likelihood.paired import (
-    ImportanceTerms,
-    Tables,
-    every_pair_difference,
-    importance_difference,
-    share_of_same_terms,
-)
 from ddpmbench.likelihood.precision import (
     Correction,
     CorrectionDesign,
     differences,
     estimate_correction,
 )
-from ddpmbench.likelihood.terms import columns_of_bound
 from ddpmbench.report import comparison, fidelity, fidelity_comparison, tables
 from ddpmbench.report.card import Card, Draw, PageReport
 from ddpmbench.report.contents import schema_of
@@ -309,14 +301,9 @@ def _folder_of(run: str | Path | PageReport) -> Path:
 def _difference(run: FinishedRun, baseline: FinishedRun) -> comparison.Difference:
     prior = (run.summary["prior"] - baseline.summary["prior"]) * NATS_PER_BIT
     clip = bool(baseline.summary["conventions"]["clip"])
-    design, correction = baseline.design, _correction(run, baseline)
-    if isinstance(design, EveryPairDesign):
-        terms = _tables(run, design), _tables(baseline, design)
-        pairs = every_pair_difference(design, *terms, prior=prior, clip=clip)
-        return comparison.Difference(pairs, 1.0, correction)
-    model, other = _importance_terms(run), _importance_terms(baseline)
-    bound = importance_difference(model, other, prior=prior, clip=clip)
-    return comparison.Difference(bound, share_of_same_terms(model.design, other.design), correction)
+    estimator, correction = kind_of(baseline.summary), _correction(run, baseline)
+    bound, share = estimator.difference(run, baseline, prior=prior, clip=clip)
+    return comparison.Difference(bound, share, correction)
 
 
 def _correction(run: FinishedRun, baseline: FinishedRun) -> Correction | None:
@@ -346,18 +333,6 @@ def _correction_terms(run: FinishedRun) -> NDArray[np.float64]:
             )
         tables_of.append(checked(read_terms(store, len(design), ("nats",)), design, where=run.path))
     return differences(design, *tables_of)
-
-
-def _importance_terms(run: FinishedRun) -> ImportanceTerms:
-    design = run.design
-    assert isinstance(design, ImportanceDesign)
-    return ImportanceTerms(design, _tables(run, design), *run.predictions(design))
-
-
-def _tables(run: FinishedRun, design: Design) -> Tables:
-    store = run.shards("terms")
-    columns = columns_of_bound(clip=bool(run.summary["conventions"]["clip"]))
-    return lambda length: checked(read_terms(store, length, columns), design, where=run.path)
 
 
 _IDENTITY_FACTS = ("schedule_sha256", "labels_sha256", "precision", "tables")

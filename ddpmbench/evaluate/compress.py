@@ -31,7 +31,7 @@ from ddpmbench.evaluate.code_choice import (
 )
 from ddpmbench.evaluate.codecs import CodecSize, other_codecs
 from ddpmbench.evaluate.coding import CodingSession, Counter, coding, model_of
-from ddpmbench.evaluate.inputs import check_images, note_images
+from ddpmbench.evaluate.evaluation import check_images, note_images
 from ddpmbench.evaluate.nll import evaluate_nll
 from ddpmbench.evaluate.progress import listening
 from ddpmbench.execution.worker import RunListener

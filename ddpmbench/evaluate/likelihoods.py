@@ -14,20 +14,13 @@ from ddpmbench.data.images import ImageSource, load_images
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.probability_flow import ProbabilityFlow
 from ddpmbench.errors import InputError, whole_number
-from ddpmbench.evaluate.inputs import (
-    check_arguments,
-    check_images,
-    conventions_of,
-    images_identity,
-    model_identity,
-)
+from ddpmbench.evaluate.evaluation import Evaluation, check_arguments, check_images
 from ddpmbench.evaluate.nll import evaluate_nll
 from ddpmbench.evaluate.nll_report import NllReport
 from ddpmbench.evaluate.ode import BOUND, STORE, OdeReport, evaluate_ode, why_no_ode
 from ddpmbench.evaluate.progress import reported_session
 from ddpmbench.execution.continuous import CONTINUOUS_FROM, why_left_out
 from ddpmbench.execution.devices import evaluating_checkpoint, is_out_of_memory, strict_float32
-from ddpmbench.execution.finished import ENVIRONMENT
 from ddpmbench.execution.folder import run_store
 from ddpmbench.execution.store import MemoryStore, num_missing
 from ddpmbench.execution.worker import RunListener
@@ -46,7 +39,6 @@ from ddpmbench.report.likelihoods import (
     published_bound,
     rows_of,
 )
-from ddpmbench.sanity_check.run import PreliminaryCheck
 from ddpmbench.unet.unet import UNet
 from ddpmbench.user_code import user_errors
 
@@ -150,35 +142,19 @@ def evaluate_likelihoods(
         )
     images = load_images(images)
     check_images(checkpoint, images)
-    shape, count = images.pixels.shape[1:], min(num_ode_images, len(images))
+    count = min(num_ode_images, len(images))
     with reported_session("likelihoods", device, out, command, listener, shown=progress) as (
-        run_session,
+        session,
         reporter,
     ):
-        ranks, target, path = run_session.ranks, run_session.device, run_session.out
-        model = run_session.checked(checkpoint, shape)
-        absent = ranks.once(
-            lambda: {
-                CONTINUOUS_TIME: why_left_out(model, shape, None, CONTINUOUS_FROM, device=target),
-                ODE: why_no_ode(model, shape, target) or _why_no_divergence(model, shape, target),
-            }
-        )
-        conventions = conventions_of(model, images, decoder="exact")
-        identity = {
-            "schema": SCHEMA,
-            **images_identity(model, images),
-            "num_ode_images": count,
-            **settings.record,
-            **model_identity(
-                model, conventions, seed=seed, tables=run_session.dtype_of_tables(model)
-            ),
-        }
-        run_session.agree(identity, half_width=half_width, check=check)
-        folder = run_session.folder(identity, reporter.warn)
-        cost = 0 if absent[ODE] else evaluations_per_image(settings, shape)[0]
+        evaluation = Evaluation(checkpoint, images, session, reporter, seed, batch_size).checked()
+        absent = session.ranks.once(partial(_absent, evaluation))
+        identity = evaluation.identity(SCHEMA, {"num_ode_images": count, **settings.record})
+        folder = evaluation.folder(identity, half_width=half_width, check=check)
+        cost = 0 if absent[ODE] else evaluations_per_image(settings, evaluation.shape)[0]
         evaluations = initial_terms(len(images)) + count * cost
-        preliminary = PreliminaryCheck(check, evaluations, seed, batch_size, reporter)
-        checked = preliminary.run(model.as_trained, images, run_session, folder)
+        checked = evaluation.sanity_check(check, evaluations, folder)
+        path = session.out
         store = MemoryStore() if path is None else run_store(path / OF_ODE, STORE)
         missing = num_missing(store, count) * cost
         shared: dict[str, Any] = {
@@ -192,7 +168,7 @@ def evaluate_likelihoods(
             images,
             continuous=absent[CONTINUOUS_TIME] is None,
             # Checked above, or switched off; else the bound alone may be long.
-            check=False if preliminary.is_needed else check,
+            check=check if checked is None else False,
             out=None if path is None else path / BOUND,
             listener=dataclasses.replace(reporter, start=lambda n: reporter.start(n + missing)),
             **shared,
@@ -210,23 +186,37 @@ def evaluate_likelihoods(
                 **named,
                 **shared,
             )
-        # A folder of this name is not a model on the hub.
-        hub_id = "" if os.path.exists(checkpoint.source) else checkpoint.source
-        frame = likelihoods_frame(
-            bound.summary,
-            bound.conventions,
-            None if ode is None else ode.summary,
-            absent=absent,
-            published=published_bound(hub_id, bound.summary),
-        )
+        frame = _frame(checkpoint, bound, ode, absent)
         summary = {**_summary(bound, ode, frame), "check": checked or bound.summary["check"]}
-        if folder is not None and ranks.reports:
-            folder.write_frame(TABLE, frame)
-            resolved = {**identity, "half_width": half_width}
-            folder.write_json(ENVIRONMENT, run_session.environment(resolved, batch_size=batch_size))
-            folder.write_summary(summary)
-        ranks.wait()
-        return LikelihoodsReport(summary, frame, None if folder is None else folder.path)
+        resolved = {**identity, "half_width": half_width}
+        evaluation.write(folder, {TABLE: frame}, summary, resolved)
+        return LikelihoodsReport(summary, frame, path)
+
+
+def _absent(evaluation: Evaluation) -> dict[str, str | None]:
+    """Why the model lacks a likelihood, by name; None where it has it."""
+    model, shape, device = evaluation.checkpoint, evaluation.shape, evaluation.session.device
+    return {
+        CONTINUOUS_TIME: why_left_out(model, shape, None, CONTINUOUS_FROM, device=device),
+        ODE: why_no_ode(model, shape, device) or _why_no_divergence(model, shape, device),
+    }
+
+
+def _frame(
+    checkpoint: Checkpoint,
+    bound: NllReport,
+    ode: OdeReport | None,
+    absent: Mapping[str, str | None],
+) -> pd.DataFrame:
+    # A folder of this name is not a model on the hub.
+    hub_id = "" if os.path.exists(checkpoint.source) else checkpoint.source
+    return likelihoods_frame(
+        bound.summary,
+        bound.conventions,
+        None if ode is None else ode.summary,
+        absent=absent,
+        published=published_bound(hub_id, bound.summary),
+    )
 
 
 def _why_no_divergence(

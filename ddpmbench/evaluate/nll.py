@@ -1,20 +1,20 @@
 """How well does a model predict images? The variational bound."""
 
 import dataclasses
+from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from ddpmbench.data.images import ImageSet, ImageSource, load_images
-from ddpmbench.diffusion.data_range import DataRange
+import pandas as pd
+
+from ddpmbench.data.images import ImageSource, load_images
 from ddpmbench.diffusion.model import Checkpoint
-from ddpmbench.errors import InputError, one_of, path_of
-from ddpmbench.evaluate.inputs import (
+from ddpmbench.errors import one_of, path_of
+from ddpmbench.evaluate.evaluation import (
+    Evaluation,
     check_arguments,
     check_images,
-    conventions_of,
-    images_identity,
-    model_identity,
     note_images,
     uses_class_folders,
 )
@@ -24,11 +24,13 @@ from ddpmbench.evaluate.reuse import finished_report, recorded_half_width, wider
 from ddpmbench.execution.continuous import why_left_out
 from ddpmbench.execution.devices import resolve_precision
 from ddpmbench.execution.engine import Engine
-from ddpmbench.execution.engine_choice import NetworkUse, at_once, settled_engine
-from ddpmbench.execution.estimators import Estimator, EveryPair, LikelihoodRun
+from ddpmbench.execution.engine_choice import NetworkUse, at_once
+from ddpmbench.execution.estimator import Estimator, LikelihoodRun
+from ddpmbench.execution.estimators import estimator_of
 from ddpmbench.execution.finished import (
     CONTINUOUS_TABLE,
     DENSITY,
+    PER_IMAGE,
     PREDICTIONS,
     RATE_DISTORTION,
     TERMS,
@@ -36,10 +38,8 @@ from ddpmbench.execution.finished import (
     write_predictions,
 )
 from ddpmbench.execution.folder import RunFolder
-from ddpmbench.execution.importance import Importance
 from ddpmbench.execution.pictures import EXTREMES, Extremes
 from ddpmbench.execution.precision_choice import Candidate, settled_precision
-from ddpmbench.execution.session import Session
 from ddpmbench.execution.terms import (
     TERMS_TABLE,
     ContinuousRun,
@@ -135,7 +135,7 @@ def evaluate_nll(
     one_of("decoder", decoder, DECODERS)
     images = load_images(images)
     check_images(checkpoint, images)
-    chosen = _estimator(
+    chosen = estimator_of(
         estimator,
         half_width=half_width,
         max_evaluations=max_evaluations,
@@ -143,132 +143,131 @@ def evaluate_nll(
         draws=draws,
     )
     with reported_session("nll", device, out, command, listener, shown=progress) as (
-        run_session,
+        session,
         reporter,
     ):
-        ranks, target, shape = run_session.ranks, run_session.device, images.pixels.shape[1:]
-        out = run_session.out
+        ranks, size = session.ranks, (len(images), checkpoint.schedule.num_timesteps)
         check_in = partial(chosen.check, checkpoint, images, seed=seed)
-        check_in(precision=resolve_precision(precision, target))
-        checkpoint = run_session.checked(checkpoint, shape)
-        calls = chosen.expected_evaluations(len(images), checkpoint.schedule.num_timesteps)
-        use = NetworkUse(shape, calls // ranks.count, batch_size)
-        terms_pass = terms_pass_of(checkpoint, images, seed=seed, decoder=decoder, device=target)
-        computed_in = settled_precision(
-            precision,
-            Candidate(
-                terms_pass,
-                use,
-                chosen.correction_design(terms_pass),
-                chosen.settings.get("half_width_goal"),
-                lambda other: check_in(precision=other),
-            ),
-            run_session,
-            note=reporter.note,
-        )
-        evaluation = _Evaluation(terms_pass, chosen, computed_in, run_session, batch_size)
-        asked = {**chosen.settings, "continuous": continuous, "check": check}
-        run_session.agree(evaluation.identity, **asked)
-        preliminary = PreliminaryCheck(check, calls, seed, batch_size, reporter)
+        check_in(precision=resolve_precision(precision, session.device))
+        evaluation = Evaluation(
+            checkpoint, images, session, reporter, seed, batch_size, decoder
+        ).checked()
+        calls = chosen.expected_evaluations(*size)
+        run = _Run.of(evaluation, chosen, precision, evaluation.use(calls), check_in)
+        session.agree(run.identity, **chosen.settings, continuous=continuous, check=check)
+        is_checked = PreliminaryCheck(check, calls).is_needed
         absent = ranks.once(
-            lambda: why_left_out(checkpoint, shape, continuous, calls, device=target)
+            lambda: why_left_out(
+                evaluation.checkpoint, evaluation.shape, continuous, calls, device=session.device
+            )
         )
-        finished = ranks.once(
-            lambda: evaluation.finished(is_checked=preliminary.is_needed, absent=absent)
-        )
-        narrower = None if out is None else ranks.once(partial(recorded_half_width, out))
-        folder = run_session.folder(evaluation.identity, reporter.warn)
+        finished = ranks.once(lambda: run.finished(is_checked=is_checked, absent=absent))
+        path = session.out
+        narrower = None if path is None else ranks.once(partial(recorded_half_width, path))
+        folder = session.folder(run.identity, reporter.warn)
         note_images(checkpoint, images, reporter)
         if continuous and absent is not None:
             reporter.note(f"no bound in continuous time beside that of the run: {absent}")
-        line = chosen.note(len(images), checkpoint.schedule.num_timesteps, computed_in)
+        line = chosen.note(*size, run.precision)
         if continuous is None and line is not None:
             reporter.note(line)
-        checked = preliminary.run(checkpoint.as_trained, images, run_session, folder)
+        checked = evaluation.sanity_check(check, calls, folder)
         if finished is not None:
             reporter.start(0)
             _warn(finished, chosen, reporter)
             return finished
-        note = reporter.note
-        engine = settled_engine(checkpoint, use, run_session, precision=computed_in, note=note)
-        result = evaluation.run(engine, reporter, is_continuous=absent is None)
-        report = evaluation.report(result, checked, absent=absent, engine=engine)
+        engine = evaluation.engine(run.use, run.precision)
+        result = run.result(engine, is_continuous=absent is None)
+        report = run.report(result, checked, absent=absent, engine=engine)
         _warn(report, chosen, reporter)
-        if folder is not None and ranks.reports:
-            reached = report.summary["half_width"]
-            if (line := wider_note(folder.path, reached, narrower)) is not None:
+        if ranks.reports:
+            line = wider_note(path, report.summary["half_width"], narrower)
+            if line is not None:
                 reporter.note(line)
-            extremes = _extremes(result, images, checkpoint.data_range)
-            _write(folder, report, result, extremes, evaluation.environment(engine))
-        ranks.wait()
+        evaluation.write(
+            folder,
+            _frames(report, result),
+            report.summary,
+            run.resolved,
+            engine=engine,
+            more=partial(_write_terms, result=result, evaluation=evaluation),
+        )
         return report
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Evaluation:
-    """An evaluation of the bound: all that its result depends on.
+class _Run:
+    """A run that estimates the bound: all that its result depends on.
 
     Attributes:
-        terms_pass: the model, the images, the seed and the decoder.
+        evaluation: the model, the images, the seed and the decoder.
         estimator: chooses the terms.
+        terms_pass: evaluates terms.
+        use: how the network is used, as far as known.
         precision: precision of the network.
-        session: the devices, the processes and the run folder.
-        batch_size: as given by the user.
     """
 
-    terms_pass: TermsPass
+    evaluation: Evaluation
     estimator: Estimator
+    terms_pass: TermsPass
+    use: NetworkUse
     precision: Precision
-    session: Session
-    batch_size: int | None
 
-    @cached_property
-    def conventions(self) -> dict[str, object]:
-        """The conventions in which two bounds of one network can differ, but the data range."""
-        terms = self.terms_pass
-        return conventions_of(terms.checkpoint, terms.images, decoder=terms.decoder)
+    @classmethod
+    def of(
+        cls,
+        evaluation: Evaluation,
+        estimator: Estimator,
+        precision: str,
+        use: NetworkUse,
+        check: Callable[..., None],
+    ) -> "_Run":
+        """A run in the precision that a name stands for; see `settled_precision`."""
+        session, checkpoint, images = evaluation.session, evaluation.checkpoint, evaluation.images
+        terms_pass = terms_pass_of(
+            checkpoint,
+            images,
+            seed=evaluation.seed,
+            decoder=evaluation.decoder,
+            device=session.device,
+        )
+        candidate = Candidate(
+            terms_pass,
+            use,
+            estimator.correction_design(terms_pass),
+            estimator.settings.get("half_width_goal"),
+            lambda other: check(precision=other),
+        )
+        settled = settled_precision(precision, candidate, session, note=evaluation.reporter.note)
+        return cls(evaluation, estimator, terms_pass, use, settled)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
         """The object of `run.json`."""
-        terms = self.terms_pass
-        return {
-            "schema": tables.SCHEMA,
-            **images_identity(terms.checkpoint, terms.images),
-            **self.estimator.identity,
-            "precision": str(self.precision),
-            **model_identity(
-                terms.checkpoint,
-                self.conventions,
-                seed=terms.seed,
-                tables=self.session.dtype_of_tables(terms.checkpoint),
-            ),
-        }
+        own = {**self.estimator.identity, "precision": str(self.precision)}
+        return self.evaluation.identity(tables.SCHEMA, own)
 
-    def environment(self, engine: Engine | None = None) -> dict[str, object]:
-        """The object of `environment.json`."""
-        data_range = self.terms_pass.checkpoint.data_range
-        resolved = {**self.identity, **data_range.record, **self.estimator.settings}
-        return self.session.environment(resolved, batch_size=self.batch_size, engine=engine)
+    @property
+    def resolved(self) -> dict[str, Any]:
+        """The settings in `environment.json`."""
+        data_range = self.evaluation.checkpoint.data_range
+        return {**self.identity, **data_range.record, **self.estimator.settings}
 
     def _known(self, checked: dict[str, Any] | None) -> dict[str, Any]:
         """The fields of `summary.json` that do not depend on the terms."""
-        checkpoint, images = self.terms_pass.checkpoint, self.terms_pass.images
-        schedule, classes = checkpoint.schedule, {}
+        checkpoint, images = self.evaluation.checkpoint, self.evaluation.images
+        schedule, record = checkpoint.schedule, self.evaluation.record
         num_timesteps, num_parts = schedule.num_timesteps, None
         if schedule.is_continuous:
             num_timesteps, num_parts = schedule.num_original_timesteps, num_timesteps
         if uses_class_folders(checkpoint, images):
-            classes = {"classes": list(images.classes)}
+            record["data"] = {**record["data"], "classes": list(images.classes)}
         return {
             "num_images": len(images),
             "num_timesteps": num_timesteps,
             "num_parts": num_parts,
             "estimator": self.estimator.name,
-            "conventions": {**self.conventions, **checkpoint.data_range.record},
-            "checkpoint": checkpoint.record,
-            "data": {**images.record, **classes},
-            "seed": self.terms_pass.seed,
+            **record,
             "precision": str(self.precision),
             "check": checked,
         }
@@ -280,7 +279,8 @@ class _Evaluation:
             is_checked: whether a sanity check comes first.
             absent: why there is no bound in continuous time; None where there is one.
         """
-        path, checked = self.session.out, None
+        session, batch_size = self.evaluation.session, self.evaluation.batch_size
+        path, checked = session.out, None
         if path is None:
             return None
         if is_checked and (checked := recorded_check(path)) is None:
@@ -290,22 +290,22 @@ class _Evaluation:
             identity=self.identity,
             summary=self._known(checked),
             sampling=self.estimator.summary,
-            environment=self.environment(),
-            image_ids=self.terms_pass.images.ids,
+            environment=session.environment(self.resolved, batch_size=batch_size),
+            image_ids=self.evaluation.images.ids,
         )
         has_all = report is None or absent is not None or report.continuous is not None
         return report if has_all else None
 
-    def run(self, engine: Engine, listener: RunListener, *, is_continuous: bool) -> LikelihoodRun:
+    def result(self, engine: Engine, *, is_continuous: bool) -> LikelihoodRun:
         """Evaluate the missing terms, and reduce all terms to the bound."""
-        terms, store = self.terms_pass, self.session.store
-        shape = terms.images.pixels.shape[1:]
-        worker = self.session.worker(shape, batch_size=self.batch_size, listener=listener)
-        run = strict = TermsRun(terms.calling(engine.model_output), worker, self.precision)
+        terms, store = self.terms_pass, self.evaluation.session.store
+        worker = self.evaluation.worker()
+        run = strict = TermsRun.of(terms, engine, worker)
         with user_errors(terms.checkpoint.network_name), engine.running():
             if self.precision is not Precision.FP32:
                 choice = at_once(terms.checkpoint, terms.device, Precision.FP32)
-                strict = run.calling(Engine(terms.checkpoint, device=terms.device, choice=choice))
+                exact = Engine(terms.checkpoint, device=terms.device, choice=choice)
+                strict = TermsRun.of(terms, exact, worker)
             correction_terms = self.estimator.correction_design(terms)
             correction = CorrectionRun(run, strict, correction_terms, store)
             result = self.estimator.run(run, store, correction)
@@ -326,25 +326,22 @@ class _Evaluation:
         engine: Engine,
     ) -> NllReport:
         """The report from the terms; see `finished` for `absent`."""
-        terms, schedule = self.terms_pass, self.terms_pass.checkpoint.schedule
+        checkpoint, bound = self.evaluation.checkpoint, result.bound
+        schedule = checkpoint.schedule
         comparability = Comparability(
             **self._known(checked),
             num_evaluations=result.num_evaluations,
             sampling=tables.sampling(result, self.estimator.summary),
             device=" + ".join(sorted(result.devices)),
             engine=str(engine.choice),
-            precision_correction=in_bits(result.correction, uncorrected=result.bound.nats),
+            precision_correction=in_bits(result.correction, uncorrected=bound.nats),
             seconds=round(result.seconds, 3),
         )
         difference = None if result.continuous is None else result.continuous.correction
         return NllReport(
-            summary=tables.summary(
-                result.bound, comparability, continuous=difference, absent=absent
-            ),
-            per_timestep=tables.per_timestep(result.bound, schedule),
-            rate_distortion=tables.rate_distortion(
-                result.bound, result.distortion, terms.checkpoint.data_range
-            ),
+            summary=tables.summary(bound, comparability, continuous=difference, absent=absent),
+            per_timestep=tables.per_timestep(bound, schedule),
+            rate_distortion=tables.rate_distortion(bound, result.distortion, checkpoint.data_range),
             conventions=conventions_frame(
                 result.others,
                 comparability.num_timesteps,
@@ -353,39 +350,10 @@ class _Evaluation:
                 process=schedule.process,
             ),
             sub_schedules=sub_schedules_frame(result.others),
-            per_image=tables.per_image(result.bound, terms.images.ids),
-            folder=self.session.out,
+            per_image=tables.per_image(bound, self.evaluation.images.ids),
+            folder=self.evaluation.session.out,
             continuous=tables.continuous_frame(result.continuous),
         )
-
-
-ESTIMATORS: dict[str, type[EveryPair] | type[Importance]] = {
-    estimator.name: estimator for estimator in (Importance, EveryPair)
-}
-"""The estimators by name."""
-
-
-def _estimator(name: str, **options: object) -> Estimator:
-    """The estimator with the given options; None stands for options not given.
-
-    Raises:
-        InputError: the name is unknown, or an option is invalid or belongs to another estimator.
-    """
-    one_of("estimator", name, ESTIMATORS)
-    fields = {
-        known: {f.name for f in dataclasses.fields(ESTIMATORS[known])} for known in ESTIMATORS
-    }
-    given: dict[str, Any] = {
-        option: value for option, value in options.items() if value is not None
-    }
-    for option, value in given.items():
-        if option not in fields[name]:
-            other = next(known for known in ESTIMATORS if option in fields[known])
-            raise InputError(
-                f"`{option}={value}`: goes with `estimator={other}`, not with {name}; leave one "
-                "of them out"
-            )
-    return ESTIMATORS[name](**given)
 
 
 def _warn(report: NllReport, estimator: Estimator, reporter: RunListener) -> None:
@@ -394,37 +362,32 @@ def _warn(report: NllReport, estimator: Estimator, reporter: RunListener) -> Non
             reporter.warn(line)
 
 
-def _write(
-    folder: RunFolder,
-    report: NllReport,
-    result: LikelihoodRun,
-    extremes: Extremes,
-    record: dict[str, object],
-) -> None:
-    folder.write_frame("per_timestep.csv", report.per_timestep)
-    folder.write_frame(RATE_DISTORTION, report.rate_distortion)
-    folder.write_frame("conventions.csv", report.conventions)
-    folder.write_frame("sub_schedules.csv", report.sub_schedules)
-    folder.write_frame("per_image.csv", report.per_image)
-    if report.continuous is None:
+def _frames(report: NllReport, result: LikelihoodRun) -> dict[str, pd.DataFrame]:
+    """The tables of a run folder, by file name."""
+    frames = {
+        "per_timestep.csv": report.per_timestep,
+        RATE_DISTORTION: report.rate_distortion,
+        "conventions.csv": report.conventions,
+        "sub_schedules.csv": report.sub_schedules,
+        PER_IMAGE: report.per_image,
+        CONTINUOUS_TABLE: report.continuous,
+        DENSITY: None if result.density is None else density_frame(result.density),
+    }
+    return {name: frame for name, frame in frames.items() if frame is not None}
+
+
+def _write_terms(folder: RunFolder, *, result: LikelihoodRun, evaluation: Evaluation) -> None:
+    """Write the terms, the predictions subtracted from them, and the extreme images."""
+    bound, images = result.bound, evaluation.images
+    if result.continuous is None:  # an earlier run had it
         (folder.path / CONTINUOUS_TABLE).unlink(missing_ok=True)
-    else:
-        folder.write_frame(CONTINUOUS_TABLE, report.continuous)
+    # An image of a sample has no bound of its own.
+    values = bound.image_decoder if isinstance(bound, SampledBound) else bound.total
+    extremes = Extremes.of(values, images.pixels).shown(evaluation.checkpoint.data_range)
     with folder.replacing(EXTREMES) as temporary:
         extremes.write(temporary)
-    if result.density is not None:
-        folder.write_frame(DENSITY, density_frame(result.density))
-    if isinstance(result.bound, SampledBound):
+    if isinstance(bound, SampledBound):
         with folder.replacing(PREDICTIONS) as temporary:
-            write_predictions(temporary, result.bound.predictions, result.bound.sample)
+            write_predictions(temporary, bound.predictions, bound.sample)
     with folder.replacing_table(TERMS_TABLE) as temporary:
         write_terms(temporary, folder.shards(TERMS), result.num_terms)
-    folder.write_json("environment.json", record)
-    folder.write_summary(report.summary)
-
-
-def _extremes(result: LikelihoodRun, images: ImageSet, data_range: DataRange) -> Extremes:
-    """The images with extreme bounds, or decoder terms where an image has no bound of its own."""
-    bound = result.bound
-    values = bound.image_decoder if isinstance(bound, SampledBound) else bound.total
-    return Extremes.of(values, images.pixels).shown(data_range)

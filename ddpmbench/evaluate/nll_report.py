@@ -9,14 +9,14 @@ import numpy as np
 import pandas as pd
 
 from ddpmbench.errors import damaged
-from ddpmbench.evaluate.inputs import finished_run
+from ddpmbench.evaluate.evaluation import finished_run
+from ddpmbench.execution.estimators import refuse_missing_shards
 from ddpmbench.execution.finished import (
     CONTINUOUS_TABLE,
     PER_IMAGE,
     RATE_DISTORTION,
     FinishedRun,
     num_steps,
-    refuse_missing_shards,
     texts_of,
 )
 from ddpmbench.report import schema as records

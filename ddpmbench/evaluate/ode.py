@@ -15,12 +15,11 @@ from ddpmbench.data.images import ImageSource, load_images
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError, whole_number
-from ddpmbench.evaluate.inputs import (
+from ddpmbench.evaluate.evaluation import (
+    Evaluation,
     check_arguments,
     check_images,
-    conventions_of,
-    images_identity,
-    model_identity,
+    computed_in,
     note_images,
 )
 from ddpmbench.evaluate.nll import evaluate_nll
@@ -28,8 +27,7 @@ from ddpmbench.evaluate.nll_report import NllReport
 from ddpmbench.evaluate.progress import reported_session
 from ddpmbench.execution.continuous import why_not_continuous
 from ddpmbench.execution.devices import evaluating_checkpoint, strict_float32
-from ddpmbench.execution.finished import ENVIRONMENT, PER_IMAGE
-from ddpmbench.execution.session import Session
+from ddpmbench.execution.finished import PER_IMAGE
 from ddpmbench.execution.store import Arrays, Store, gathered, num_missing
 from ddpmbench.execution.worker import RunListener
 from ddpmbench.likelihood.designs import random_images
@@ -46,7 +44,7 @@ from ddpmbench.report.card import Card, Draw, PageReport
 from ddpmbench.report.contents import read_environment
 from ddpmbench.report.ode import ode_card, ode_page
 from ddpmbench.report.text import raw_pixels_warning
-from ddpmbench.sanity_check.run import PreliminaryCheck
+from ddpmbench.unet.precision import Precision
 from ddpmbench.user_code import user_errors
 
 SCHEMA = "ddpmbench.ode/1"
@@ -158,80 +156,36 @@ def evaluate_ode(
     images = load_images(images)
     check_images(checkpoint, images)
     chosen = random_images(len(images), num_ode_images, seed, IMAGES_PURPOSE)
-    shape = images.pixels.shape[1:]
+    needs_bound = len(images) > len(chosen)
     with reported_session("ode", device, out, command, listener, shown=progress) as (
-        run_session,
+        session,
         reporter,
     ):
-        checkpoint = run_session.checked(checkpoint, shape)
-        why = run_session.ranks.once(partial(why_no_ode, checkpoint, shape, run_session.device))
-        if why is not None:
-            raise InputError(
-                f"{checkpoint.network_name}: its ODE cannot be solved: {why}; evaluate the model "
-                "at the timesteps that it was trained on"
-            )
-        conventions = conventions_of(checkpoint, images, decoder="exact")
-        identity = {
-            "schema": SCHEMA,
-            **images_identity(checkpoint, images),
-            "num_ode_images": len(chosen),
-            **settings.record,
-            **model_identity(
-                checkpoint, conventions, seed=seed, tables=run_session.dtype_of_tables(checkpoint)
-            ),
-        }
+        evaluation = Evaluation(checkpoint, images, session, reporter, seed, batch_size).checked()
+        _check_ode(evaluation)
         if bound is not None:
-            expected = {
-                "checkpoint": checkpoint.record,
-                "data": images.record,
-                "num_timesteps": checkpoint.schedule.num_timesteps,
-                "conventions": {**conventions, **checkpoint.data_range.record},
-                "seed": seed,
-                "precision": "fp32",
-            }
-            _check_bound(bound.summary, expected)
-        run_session.agree(identity, half_width=half_width, check=check)
-        folder = run_session.folder(identity, reporter.warn)
-        has_bound = bound is not None or len(images) > len(chosen)
-        if not has_bound:  # otherwise the run of the bound notes them
+            _check_bound(bound.summary, evaluation)
+        identity = evaluation.identity(SCHEMA, {"num_ode_images": len(chosen), **settings.record})
+        folder = evaluation.folder(identity, half_width=half_width, check=check)
+        is_alone = bound is None and not needs_bound  # else the run of the bound notes and warns
+        if is_alone:
             note_images(checkpoint, images, reporter)
-        per_image_evaluations, per_image_vjps = evaluations_per_image(settings, shape)
+        per_image_evaluations, per_image_vjps = evaluations_per_image(settings, evaluation.shape)
         evaluations = len(chosen) * per_image_evaluations
-        preliminary = PreliminaryCheck(check, evaluations, seed, batch_size, reporter)
-        checked = preliminary.run(checkpoint, images, run_session, folder)
-        ode_pass = OdePass(checkpoint, images, settings, seed=seed, device=run_session.device)
-        store = run_session.store(STORE)
-        with (
-            user_errors(checkpoint.network_name),
-            evaluating_checkpoint(ode_pass.flow.checkpoint),
-            strict_float32(),
-        ):
-            _compute(ode_pass, chosen, store, run_session, reporter, batch_size)
+        checked = evaluation.sanity_check(check, evaluations, folder)
+        store = session.store(STORE)
+        _compute(evaluation, settings, chosen, store)
         known, bound_record = None, None
-        if len(images) > len(chosen):
-            full_bound = bound or evaluate_nll(
-                checkpoint,
-                images,
-                half_width=half_width,
-                seed=seed,
-                device=device,
-                batch_size=batch_size,
-                # Checked above, or switched off; else the bound alone may be long.
-                check=False if preliminary.is_needed else check,
-                continuous=False,
-                out=None if folder is None else folder.path / BOUND,
-                listener=dataclasses.replace(reporter, start=lambda calls: None),
-            )
+        if needs_bound:
+            # Checked above, or switched off; else the bound alone may be long.
+            asked = check if checked is None else False
+            full_bound = bound or _bound_of_all(evaluation, half_width, device, asked)
             known, bound_record = _known(full_bound.summary)
             checked = checked or full_bound.summary.get("check")
-        columns = {name: gathered(store, name, len(chosen)) for name in OdePass.COLUMNS}
-        estimate = estimate_ode(
-            columns["decoder"] + columns["log_q"] - columns["log_p"], columns["bound"], known
-        )
-        per_image = _per_image(columns, [images.ids[i] for i in chosen])
+        per_image, numbers = _estimated(store, [images.ids[i] for i in chosen], known)
         summary = {
             "schema": SCHEMA,
-            **_numbers(estimate, per_image),
+            **numbers,
             "num_images": len(images),
             "num_ode_images": len(chosen),
             "num_timesteps": checkpoint.schedule.num_timesteps,
@@ -239,26 +193,27 @@ def evaluate_ode(
             "num_vjps": len(chosen) * per_image_vjps,
             "ode": settings.record,
             "bound": bound_record,
-            "conventions": {**conventions, **checkpoint.data_range.record},
-            "checkpoint": checkpoint.record,
-            "data": images.record,
-            "seed": seed,
-            "device": " + ".join(sorted(store.devices(len(chosen)))),
-            "precision": "fp32",
-            "seconds": round(store.seconds(len(chosen)), 3),
+            **evaluation.record,
+            **computed_in([(store, len(chosen))]),
             "check": checked,
         }
         line = raw_pixels_warning(summary)
-        if line and not has_bound:  # otherwise the run of the bound warns
+        if line and is_alone:
             reporter.warn(line)
-        report = OdeReport(summary, per_image, None if folder is None else folder.path)
-        if folder is not None and run_session.ranks.reports:
-            folder.write_frame(PER_IMAGE, per_image)
-            resolved = {**identity, "half_width": half_width}
-            folder.write_json(ENVIRONMENT, run_session.environment(resolved, batch_size=batch_size))
-            folder.write_summary(summary)
-        run_session.ranks.wait()
-        return report
+        resolved = {**identity, "half_width": half_width}
+        evaluation.write(folder, {PER_IMAGE: per_image}, summary, resolved)
+        return OdeReport(summary, per_image, session.out)
+
+
+def _check_ode(evaluation: Evaluation) -> None:
+    """Raise InputError where the ODE of the model cannot be solved."""
+    checkpoint, session = evaluation.checkpoint, evaluation.session
+    why = session.ranks.once(partial(why_no_ode, checkpoint, evaluation.shape, session.device))
+    if why is not None:
+        raise InputError(
+            f"{checkpoint.network_name}: its ODE cannot be solved: {why}; evaluate the model "
+            "at the timesteps that it was trained on"
+        )
 
 
 def why_no_ode(checkpoint: Checkpoint, shape: tuple[int, ...], device: torch.device) -> str | None:
@@ -274,10 +229,12 @@ def why_no_ode(checkpoint: Checkpoint, shape: tuple[int, ...], device: torch.dev
     return why_not_continuous(checkpoint, shape, device)
 
 
-def _check_bound(bound: dict[str, Any], expected: dict[str, Any]) -> None:
+def _check_bound(bound: dict[str, Any], evaluation: Evaluation) -> None:
     """Raise InputError where a bound has no interval, or is not for the images of the ODE."""
-    for name, value in expected.items():
-        theirs = bound[name]
+    num_timesteps = evaluation.checkpoint.schedule.num_timesteps
+    expected = {**evaluation.record, "num_timesteps": num_timesteps, "precision": Precision.FP32}
+    for name in ("checkpoint", "data", "num_timesteps", "conventions", "seed", "precision"):
+        theirs, value = bound[name], expected[name]
         if name in ("checkpoint", "data"):
             name, theirs, value = f"{name}.sha256", theirs["sha256"], value["sha256"]
         if theirs != value:
@@ -290,24 +247,49 @@ def _check_bound(bound: dict[str, Any], expected: dict[str, Any]) -> None:
 
 
 def _compute(
-    ode_pass: OdePass,
-    chosen: NDArray[np.int64],
-    store: Store,
-    run_session: Session,
-    listener: RunListener,
-    batch_size: int | None,
+    evaluation: Evaluation, settings: OdeSettings, chosen: NDArray[np.int64], store: Store
 ) -> None:
-    channels, height, width = ode_pass.shape
-    worker = run_session.worker(
-        (channels, _GRAPH * height, width), batch_size=batch_size, listener=listener
+    """Solve the ODE of the chosen images that the store lacks."""
+    checkpoint, (channels, height, width) = evaluation.checkpoint, evaluation.shape
+    ode_pass = OdePass(
+        checkpoint,
+        evaluation.images,
+        settings,
+        seed=evaluation.seed,
+        device=evaluation.session.device,
     )
-    cost, _ = evaluations_per_image(ode_pass.settings, ode_pass.shape)
-    listener.start(num_missing(store, len(chosen)) * cost)
+    cost, _ = evaluations_per_image(settings, evaluation.shape)
+    worker = evaluation.worker((channels, _GRAPH * height, width))
+    evaluation.reporter.start(num_missing(store, len(chosen)) * cost)
 
     def columns(index: NDArray[np.int64], report: Callable[[int], None]) -> Arrays:
         return dict(ode_pass.evaluate(chosen[index]))
 
-    worker.map_chunks(columns, store, len(chosen), cost=cost)
+    with (
+        user_errors(checkpoint.network_name),
+        evaluating_checkpoint(ode_pass.flow.checkpoint),
+        strict_float32(),
+    ):
+        worker.map_chunks(columns, store, len(chosen), cost=cost)
+
+
+def _bound_of_all(
+    evaluation: Evaluation, half_width: float | None, device: str, check: bool | None
+) -> NllReport:
+    """The variational bound on all images, in a folder within that of the run."""
+    out = evaluation.session.out
+    return evaluate_nll(
+        evaluation.checkpoint,
+        evaluation.images,
+        half_width=half_width,
+        seed=evaluation.seed,
+        device=device,
+        batch_size=evaluation.batch_size,
+        check=check,
+        continuous=False,
+        out=None if out is None else out / BOUND,
+        listener=dataclasses.replace(evaluation.reporter, start=lambda calls: None),
+    )
 
 
 def _known(summary: dict[str, Any]) -> tuple[KnownBound, dict[str, Any]]:
@@ -316,6 +298,16 @@ def _known(summary: dict[str, Any]) -> tuple[KnownBound, dict[str, Any]]:
     nats, half_width, population = (float(summary[name]) * NATS_PER_BIT for name in names)
     known = KnownBound(nats, half_width, population, summary["num_images"])
     return known, {name: summary[name] for name in (*names, "num_evaluations", "estimator")}
+
+
+def _estimated(
+    store: Store, ids: list[str], known: KnownBound | None
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The table of the images, and the numbers of `summary.json`."""
+    columns = {name: gathered(store, name, len(ids)) for name in OdePass.COLUMNS}
+    nats = columns["decoder"] + columns["log_q"] - columns["log_p"]
+    per_image = _per_image(columns, ids)
+    return per_image, _numbers(estimate_ode(nats, columns["bound"], known), per_image)
 
 
 def _per_image(columns: dict[str, NDArray[np.float64]], ids: list[str]) -> pd.DataFrame:

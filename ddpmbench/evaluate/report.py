@@ -15,8 +15,8 @@ from ddpmbench.data.images import ImageSet
 from ddpmbench.errors import InputError, damaged, path_of
 from ddpmbench.evaluate import ode, sample, speed
 from ddpmbench.evaluate.compare import Comparison, FidelityComparison
+from ddpmbench.evaluate.evaluation import finished_run
 from ddpmbench.evaluate.fid import FidReport
-from ddpmbench.evaluate.inputs import finished_run
 from ddpmbench.evaluate.likelihoods import TABLE, LikelihoodsReport
 from ddpmbench.evaluate.nll_report import PER_TIMESTEP, NllReport, load_nll
 from ddpmbench.evaluate.ode import OdeReport

@@ -8,7 +8,8 @@ from typing import Any
 from ddpmbench.checksums import CHECKSUMS, DamageError, checksum, is_whole, read_json
 from ddpmbench.errors import InputError
 from ddpmbench.evaluate.nll_report import NllReport, load_nll
-from ddpmbench.execution.finished import ENVIRONMENT, PREDICTIONS, SUMMARY
+from ddpmbench.execution.estimators import kind_of
+from ddpmbench.execution.finished import ENVIRONMENT, PILOT, SUMMARY
 from ddpmbench.execution.folder import IDENTITY, SHARDS, run_store, tag
 from ddpmbench.execution.pictures import EXTREMES
 from ddpmbench.execution.store import has_faults
@@ -83,7 +84,7 @@ def _comparable(environment: Mapping[str, Any]) -> dict[str, Any]:
 
 def _has_whole_files(folder: Path, summary: Mapping[str, Any]) -> bool:
     tables = {name: value for name, value in summary[CHECKSUMS].items() if name != "this"}
-    sealed = [EXTREMES, *([PREDICTIONS] if summary["estimator"] == "importance" else [])]
+    sealed = [EXTREMES, *kind_of(summary).sealed]
     return all(checksum(folder / name) == value for name, value in tables.items()) and all(
         is_whole(folder / name) for name in sealed
     )
@@ -95,7 +96,7 @@ def _has_whole_shards(folder: Path, summary: Mapping[str, Any]) -> bool:
     Shards of the result's own terms are checked when its report is loaded.
     """
     run = tag(folder)
-    num_terms = {"pilot": summary["sampling"].get("pilot_evaluations", 0), **paired_terms(summary)}
+    num_terms = {PILOT: summary["sampling"].get("pilot_evaluations", 0), **paired_terms(summary)}
     return (
         run is not None
         and not has_faults(folder / SHARDS, run)

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping
 from functools import partial
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +16,28 @@ from ddpmbench.data.images import ImageSet, ImageSource, load_images
 from ddpmbench.diffusion.data_range import DataRange
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError, one_of, path_of, whole_number
-from ddpmbench.evaluate.inputs import (
+from ddpmbench.evaluate.evaluation import (
+    Evaluation,
     check_arguments,
     check_images,
-    conventions_of,
+    computed_in,
     labels_sha256,
-    model_identity,
     note_images,
 )
 from ddpmbench.evaluate.progress import reported_session
-from ddpmbench.execution.engine_choice import NetworkUse, settled_engine
+from ddpmbench.execution.engine import Engine
 from ddpmbench.execution.finished import (
     DENSITY,
-    ENVIRONMENT,
     PER_IMAGE,
+    PILOT,
     TERMS,
     FinishedRun,
     density_frame,
 )
+from ddpmbench.execution.folder import RunFolder
 from ddpmbench.execution.importance import pilot_density
 from ddpmbench.execution.pictures import Extremes
-from ddpmbench.execution.session import Session
-from ddpmbench.execution.store import Store, num_missing
+from ddpmbench.execution.store import num_missing
 from ddpmbench.execution.terms import TermsRun, checked, read_terms
 from ddpmbench.execution.worker import RunListener
 from ddpmbench.likelihood.continuous import terms_pass_of
@@ -64,7 +65,6 @@ from ddpmbench.report.scores import (
     score_warnings,
     set_record,
 )
-from ddpmbench.sanity_check.run import PreliminaryCheck
 from ddpmbench.unet.precision import Precision
 from ddpmbench.user_code import user_errors
 
@@ -171,70 +171,52 @@ def score_images(
     _check_sets(checkpoint, sets)
     density = None if terms_of is None else _density_of(path_of("terms_of", terms_of), checkpoint)
     with reported_session("score", device, out, command, listener, shown=progress) as (
-        run_session,
+        session,
         reporter,
     ):
-        ranks, shape = run_session.ranks, sets[0].pixels.shape[1:]
-        conventions = conventions_of(checkpoint, sets[0], decoder=decoder)
-        checkpoint = run_session.checked(checkpoint, shape)
+        evaluation = Evaluation(
+            checkpoint, sets[0], session, reporter, seed, batch_size, decoder
+        ).checked()
+        checkpoint = evaluation.checkpoint
         identity = {
             "schema": SCHEMA,
             "data": [image_set.sha256 for image_set in sets],
             "labels_sha256": [labels_sha256(checkpoint, image_set) for image_set in sets],
             "evaluations_per_image": evaluations,
             "terms_of": None if density is None else hashlib.sha256(density.tobytes()).hexdigest(),
-            **model_identity(
-                checkpoint, conventions, seed=seed, tables=run_session.dtype_of_tables(checkpoint)
-            ),
+            **evaluation.model_identity,
         }
-        run_session.agree(identity, check=check)
-        folder = run_session.folder(identity, reporter.warn)
+        folder = evaluation.folder(identity, check=check)
         for image_set in sets:
             note_images(checkpoint, image_set, reporter)
         calls = evaluations * sum(map(len, sets))
-        preliminary = PreliminaryCheck(check, calls, seed, batch_size, reporter)
-        checked = preliminary.run(checkpoint.as_trained, sets[0], run_session, folder)
-        use = NetworkUse(shape, calls // ranks.count, batch_size)
-        precision, note = Precision.FP32, reporter.note
-        engine = settled_engine(checkpoint, use, run_session, precision=precision, note=note)
-        worker = run_session.worker(shape, batch_size=batch_size, listener=reporter)
-        how: dict[str, Any] = {"seed": seed, "decoder": decoder, "device": run_session.device}
-        passes = [terms_pass_of(checkpoint, image_set, **how) for image_set in sets]
-        runs = [TermsRun(one.calling(engine.model_output), worker) for one in passes]
-        with user_errors(checkpoint.network_name), engine.running():
-            result = _compute(runs, run_session, density, evaluations)
+        checked = evaluation.sanity_check(check, calls, folder)
+        engine = evaluation.engine(evaluation.use(calls), Precision.FP32)
+        result = _compute(evaluation, engine, sets, density, evaluations)
         run_fields = {
             "num_timesteps": checkpoint.schedule.num_timesteps,
             "evaluations_per_image": evaluations,
             "pilot_evaluations": result.pilot_evaluations,
             "num_evaluations": calls + result.pilot_evaluations,
-            "conventions": {**conventions, **checkpoint.data_range.record},
-            "checkpoint": checkpoint.record,
-            "seed": seed,
-            "device": " + ".join(sorted(result.devices)),
-            "precision": str(precision),
-            "engine": str(engine.choice),
-            "seconds": round(result.seconds, 3),
+            **{name: of for name, of in evaluation.record.items() if name != "data"},
+            **result.computed_in,
             "check": checked,
         }
-        lengths, nearest, copies = ranks.once(
+        lengths, nearest, copies = session.ranks.once(
             partial(_pixel_statistics, sets, checkpoint.data_range)
         )
         scored = list(map(Scored, sets, result.scores, lengths, nearest))
         report = _report(checkpoint, scored, copies, run_fields, out)
         for line in score_warnings(report.summary):
             reporter.warn(line)
-        if folder is not None and ranks.reports:
-            environment = run_session.environment(identity, batch_size=batch_size, engine=engine)
-            folder.write_frame(PER_IMAGE, report.per_image)
-            folder.write_frame(DENSITY, density_frame(result.density))
-            folder.write_json(ENVIRONMENT, environment)
-            for name, one in zip(EXTREMES, scored, strict=False):
-                extremes = Extremes.of(one.scores.total, one.images.pixels)
-                with folder.replacing(name) as temporary:
-                    extremes.shown(checkpoint.data_range).write(temporary)
-            folder.write_summary(report.summary)
-        ranks.wait()
+        evaluation.write(
+            folder,
+            {PER_IMAGE: report.per_image, DENSITY: density_frame(result.density)},
+            report.summary,
+            identity,
+            engine=engine,
+            more=partial(_write_extremes, scored, checkpoint.data_range),
+        )
         return report
 
 
@@ -245,56 +227,58 @@ class _Result:
     scores: list[ImageScores]
     density: NDArray[np.float64]
     pilot_evaluations: int
-    seconds: float
-    devices: set[str]
+    computed_in: dict[str, Any]
 
 
 def _compute(
-    runs: list[TermsRun],
-    run_session: Session,
+    evaluation: Evaluation,
+    engine: Engine,
+    sets: list[ImageSet],
     density: NDArray[np.float64] | None,
     evaluations: int,
 ) -> _Result:
     """Evaluate the missing terms, and reduce all terms to scores."""
-    terms_pass, ranks = runs[0].terms_pass, run_session.ranks
-    num_timesteps, seed = terms_pass.diffusion.schedule.num_timesteps, terms_pass.seed
-    pilot = PilotDesign(len(terms_pass.images), num_timesteps, seed)
+    checkpoint, session, seed = evaluation.checkpoint, evaluation.session, evaluation.seed
+    how: dict[str, Any] = {"seed": seed, "decoder": evaluation.decoder, "device": session.device}
+    worker = evaluation.worker()
+    passes = [terms_pass_of(checkpoint, image_set, **how) for image_set in sets]
+    runs = [TermsRun.of(terms_pass, engine, worker) for terms_pass in passes]
+    num_timesteps = checkpoint.schedule.num_timesteps
+    pilot = PilotDesign(len(sets[0]), num_timesteps, seed)
     pilot_evaluations = len(pilot) if density is None else 0
-    pilot_store = run_session.store("pilot")
-    stores = [run_session.store(name) for name, _ in zip(_STORES, runs, strict=False)]
-    lengths = [evaluations * len(run.terms_pass.images) for run in runs]
-    missing = num_missing(pilot_store, pilot_evaluations)
-    missing += sum(map(num_missing, stores, lengths))
-    runs[0].listener.start(missing)
-    if density is None:
-        runs[0].compute(pilot, pilot_store, after=sum(lengths))
-        density = ranks.once(partial(pilot_density, pilot, pilot_store))
-    designs = [
-        PerImageDesign(len(run.terms_pass.images), num_timesteps, density, seed, evaluations)
-        for run in runs
-    ]
-    for k, (run, design, store) in enumerate(zip(runs, designs, stores, strict=True)):
-        before, after = pilot_evaluations + sum(lengths[:k]), sum(lengths[k + 1 :])
-        run.compute(design, store, before=before, after=after)
-    stored: list[tuple[Store, int]] = [
-        (pilot_store, pilot_evaluations),
-        *zip(stores, lengths, strict=True),
-    ]
+    lengths = [evaluations * len(image_set) for image_set in sets]
+    pilot_store, *stores = map(session.store, (PILOT, *_STORES[: len(sets)]))
+    stored = [(pilot_store, pilot_evaluations), *zip(stores, lengths, strict=True)]
+    evaluation.reporter.start(sum(starmap(num_missing, stored)))
+    with user_errors(checkpoint.network_name), engine.running():
+        if density is None:
+            runs[0].compute(pilot, pilot_store, after=sum(lengths))
+            density = session.ranks.once(partial(pilot_density, pilot, pilot_store))
+        designs = [
+            PerImageDesign(len(image_set), num_timesteps, density, seed, evaluations)
+            for image_set in sets
+        ]
+        before, after = pilot_evaluations, sum(lengths)
+        for run, design, store in zip(runs, designs, stores, strict=True):
+            after -= len(design)
+            run.compute(design, store, before=before, after=after)
+            before += len(design)
 
     def reduce() -> _Result:
         scores = []
         for run, design, store in zip(runs, designs, stores, strict=True):
             tables = checked(read_terms(store, len(design), ("nats",)), design)
             scores.append(estimate_image_scores(design, run.prior(), tables))
-        return _Result(
-            scores=scores,
-            density=density,
-            pilot_evaluations=pilot_evaluations,
-            seconds=sum(store.seconds(length) for store, length in stored),
-            devices=set().union(*(store.devices(length) for store, length in stored)),
-        )
+        return _Result(scores, density, pilot_evaluations, computed_in(stored, engine))
 
-    return ranks.once(reduce)
+    return session.ranks.once(reduce)
+
+
+def _write_extremes(scored: list[Scored], data_range: DataRange, folder: RunFolder) -> None:
+    for name, one in zip(EXTREMES, scored, strict=False):
+        extremes = Extremes.of(one.scores.total, one.images.pixels)
+        with folder.replacing(name) as temporary:
+            extremes.shown(data_range).write(temporary)
 
 
 def _pixel_statistics(

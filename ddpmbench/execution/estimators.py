@@ -1,217 +1,82 @@
-"""Estimators of the bound: which terms they evaluate, when they stop, and how they reduce them.
+"""The estimators of the bound by name: the one place to add another.
 
-An estimator is a record of its options with a method `run`; `evaluate/nll.py` lists them by name.
-This module has what they share, and the estimator that evaluates every image at every timestep.
+An estimator is an `Estimator`, a record of its options. It says which terms it evaluates, when it
+stops and how terms reduce to a bound; and, of a finished run, which terms it has, how two runs
+differ and what its page says. No other module asks for the name of an estimator.
 """
 
 import dataclasses
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from functools import partial
-from typing import Any, ClassVar
+import shlex
+from collections.abc import Mapping
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from ddpmbench.errors import InputError, listed, one_of, options
+from ddpmbench.execution.estimator import Estimator, EveryPair
+from ddpmbench.execution.finished import TERMS, FinishedRun
+from ddpmbench.execution.folder import SHARDS
+from ddpmbench.execution.importance import Importance
+from ddpmbench.execution.store import EARLIER, UNREADABLE
+from ddpmbench.likelihood.terms import columns_of_bound
 
-from ddpmbench.data.images import ImageSet
-from ddpmbench.diffusion.model import Checkpoint
-from ddpmbench.errors import whole_number
-from ddpmbench.execution.store import Store, num_missing
-from ddpmbench.execution.terms import CorrectionRun, Stores, TermsRun, checked, read_terms
-from ddpmbench.execution.worker import RunProgress
-from ddpmbench.likelihood.bound import BoundEstimate, estimate_bound
-from ddpmbench.likelihood.continuous import ContinuousDifference
-from ddpmbench.likelihood.conventions import OtherBounds, every_pair_other_bounds
-from ddpmbench.likelihood.designs import Design, EveryPairDesign
-from ddpmbench.likelihood.estimator import RoughBound, SampledBound
-from ddpmbench.likelihood.precision import Correction, CorrectionDesign, num_correction_terms
-from ddpmbench.likelihood.rate_distortion import Distortion, every_pair_distortion
-from ddpmbench.likelihood.terms import TermsPass, TermTable, columns_of_bound
-from ddpmbench.unet.precision import Precision
-
-SCHEMA = "ddpmbench.nll/1"
-"""Schema of the `summary.json` of a run."""
+ESTIMATORS: dict[str, type[Importance] | type[EveryPair]] = {
+    estimator.name: estimator for estimator in (Importance, EveryPair)
+}
+"""The estimators by name; `cli/likelihood.py` offers the same, without importing them."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class LikelihoodRun:
-    """The bound of a run, and its cost.
+def estimator_of(name: str, **given: Any) -> Estimator:  # noqa: ANN401
+    """The estimator with the given options; None stands for options not given.
 
-    Attributes:
-        bound: from the terms as evaluated, nats per dimension.
-        distortion: distortion of the predicted x_start at every timestep.
-        others: the bounds under other conventions and of sub-schedules.
-        num_terms: number of terms in the store "terms".
-        num_evaluations: network evaluations, including those of a pilot and a correction.
-        seconds: time of the evaluations, summed over processes, without interruptions.
-        devices: the devices that made them.
-        horvitz_thompson: importance: the bound from the same terms without regression.
-        density: importance: (T - 1,) proposal density over t = 2..T.
-        pilot_evaluations: importance: network evaluations of the pilot.
-        correction: for terms in low precision, the correction of the bound; the other fields are
-            not corrected.
-        continuous: the difference of the bound in continuous time, if it was estimated.
+    Raises:
+        InputError: the name is unknown, or an option is invalid or belongs to another estimator.
     """
-
-    bound: BoundEstimate | SampledBound
-    distortion: Distortion
-    others: OtherBounds
-    num_terms: int
-    num_evaluations: int
-    seconds: float
-    devices: set[str]
-    horvitz_thompson: SampledBound | None = None
-    density: NDArray[np.float64] | None = None
-    pilot_evaluations: int = 0
-    correction: Correction | None = None
-    continuous: ContinuousDifference | None = None
-
-
-class Estimator(ABC):
-    """An estimator of the bound with its options.
-
-    Attributes:
-        name: the name by which a user chooses the estimator.
-    """
-
-    name: ClassVar[str]
-
-    @property
-    @abstractmethod
-    def identity(self) -> dict[str, Any]:
-        """The options that determine every term."""
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The options that determine only the number of terms."""
-        return {}
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        """The options as in `sampling` of `summary.json`."""
-        return self.settings
-
-    @abstractmethod
-    def expected_evaluations(self, num_images: int, num_timesteps: int) -> int:
-        """About how many network evaluations a run takes, to tell whether it is long."""
-
-    def usual_evaluations(self, num_images: int, num_timesteps: int) -> int:
-        """About how many a run on all images takes, whatever its goal; sizes a correction."""
-        return self.expected_evaluations(num_images, num_timesteps)
-
-    @abstractmethod
-    def run(self, run: TermsRun, stores: Stores, correction: CorrectionRun) -> LikelihoodRun:
-        """Evaluate the missing terms, and reduce all terms to the bound.
-
-        Args:
-            run: evaluates terms.
-            stores: hold the terms of earlier sessions, and receive the new ones.
-            correction: the correction for the run's precision.
-
-        Raises:
-            InputError: see `TermsRun.compute`.
-        """
-
-    def check(
-        self, checkpoint: Checkpoint, images: ImageSet, *, seed: int, precision: Precision
-    ) -> None:
-        """Refuse a model or images that the estimator cannot handle.
-
-        Args:
-            checkpoint: the model.
-            images: the image set.
-            seed: seed of the noise and the design.
-            precision: precision of the network. Below float32, the bound is corrected, which takes
-                additional network evaluations.
-
-        Raises:
-            InputError: it cannot handle them; the message names the parameter to change.
-        """
-        return
-
-    def note(self, num_images: int, num_timesteps: int, precision: Precision) -> str | None:
-        """A note where another estimator would take fewer network evaluations."""
-        return None
-
-    def warning(self, summary: Mapping[str, Any]) -> str | None:
-        """A warning where the interval in a `summary.json` is wider than requested."""
-        return None
-
-    def correction_design(self, terms_pass: TermsPass) -> CorrectionDesign:
-        """The terms of a correction; their number depends only on those of images and timesteps."""
-        size = (len(terms_pass.images), terms_pass.checkpoint.schedule.num_timesteps)
-        count = num_correction_terms(self.usual_evaluations(*size))
-        return CorrectionDesign(*size, terms_pass.seed, count)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class EveryPair(Estimator):
-    """Every image at every timestep.
-
-    Attributes:
-        draws: noise draws per image and timestep; from two on, the error due to noise is known.
-    """
-
-    name: ClassVar[str] = "every-pair"
-    draws: int = 2
-
-    def __post_init__(self) -> None:
-        """Refuse no draws."""
-        object.__setattr__(self, "draws", whole_number("draws", self.draws, 1))
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """The options that determine every term."""
-        return {"estimator": self.name, "draws": self.draws}
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        """The options as in `sampling` of `summary.json`."""
-        return {"draws": self.draws}
-
-    def expected_evaluations(self, num_images: int, num_timesteps: int) -> int:
-        """The number of terms."""
-        return num_images * num_timesteps * self.draws
-
-    def run(self, run: TermsRun, stores: Stores, correction: CorrectionRun) -> LikelihoodRun:
-        """See `Estimator.run`."""
-        terms_pass, store = run.terms_pass, stores("terms")
-        diffusion = terms_pass.diffusion
-        design = EveryPairDesign(
-            len(terms_pass.images), diffusion.schedule.num_timesteps, self.draws
-        )
-        length = len(design)
-        num_evaluations = length + correction.num_evaluations
-        run.listener.start(num_missing(store, length) + correction.num_missing)
-        corrected = correction.estimate(after=length)
-        run.compute(design, store, whole=self.draws, before=correction.num_evaluations)
-
-        def reduce() -> LikelihoodRun:
-            run.listener.progress(reducing(num_evaluations))
-            prior, tables = run.prior(), partial(tables_of, store, design, clip=diffusion.clip)
-            return LikelihoodRun(
-                bound=estimate_bound(design, prior, tables(), clip=diffusion.clip),
-                distortion=every_pair_distortion(design, tables(), clip=diffusion.clip),
-                others=every_pair_other_bounds(
-                    design, prior, partial(read_terms, store, length), diffusion, terms_pass.decoder
-                ),
-                num_terms=length,
-                num_evaluations=num_evaluations,
-                seconds=store.seconds(length) + correction.seconds,
-                devices=store.devices(length) | correction.devices,
-                correction=corrected,
+    one_of("estimator", name, ESTIMATORS)
+    fields = {known: {f.name for f in dataclasses.fields(of)} for known, of in ESTIMATORS.items()}
+    chosen = {option: value for option, value in given.items() if value is not None}
+    for option, value in chosen.items():
+        if option not in fields[name]:
+            other = next(known for known in ESTIMATORS if option in fields[known])
+            raise InputError(
+                f"`{option}={value}`: goes with `estimator={other}`, not with {name}; leave one "
+                "of them out"
             )
-
-        return run.ranks.once(reduce)
-
-
-def tables_of(store: Store, design: Design, *, clip: bool) -> Iterator[TermTable]:
-    """The terms of a design, with the columns of a bound."""
-    return checked(read_terms(store, len(design), columns_of_bound(clip=clip)), design)
+    return ESTIMATORS[name](**chosen)
 
 
-def reducing(
-    num_evaluations: int, bound: RoughBound | None = None, *, stage: str = "other conventions"
-) -> RunProgress:
-    """The progress of a run that has evaluated all terms and now reduces them."""
-    return RunProgress(num_evaluations, num_evaluations, bound, stage)
+def kind_of(summary: Mapping[str, Any]) -> type[Estimator]:
+    """The estimator of a run of `nll`, by its `summary.json`."""
+    return ESTIMATORS[summary["estimator"]]
+
+
+def refuse_missing_shards(run: FinishedRun, *, option: str, reads_terms: bool = False) -> None:
+    """Refuse a run with missing or damaged shards.
+
+    A folder without any shards is that of a published result, and is accepted.
+
+    Args:
+        run: the run, with a complete summary.
+        option: how the user named it.
+        reads_terms: whether the command reads the terms, so that whole shards are verified; other
+            commands read the tables, which have their own checksums.
+
+    Raises:
+        InputError: shards are missing or damaged; the message names them.
+    """
+    if not (run.path / SHARDS).is_dir():
+        return
+    length, store = kind_of(run.summary).num_terms(run.summary), run.shards(TERMS)
+    columns = columns_of_bound(clip=run.summary["conventions"]["clip"])
+    faults = store.faults(length, columns, by_headers=not reads_terms)
+    problems = [f"no shard holds terms {a} to {b - 1}" for a, b in store.missing(length)]
+    problems += [f"{name} {fault}" for name, fault in faults.items()]
+    if not problems:
+        return
+    remedy = f"run its command again with {shlex.join(options(out=run.path))} to compute them"
+    if any(EARLIER in fault for fault in faults.values()):
+        remedy = "run its command again into a new folder"
+    elif any(UNREADABLE in fault for fault in faults.values()):
+        remedy = "try again when they can be read"
+    raise InputError(
+        f"{f'{option} {run.path}'.strip()}: some of its shards are missing or damaged: "
+        f"{listed(problems)}; {remedy}"
+    )

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import math
 import os
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,12 @@ from numpy.typing import NDArray
 from packaging.version import InvalidVersion, Version
 
 from ddpmbench.checksums import CHECKSUMS, DamageError, checksum, read_json, read_npz, write_npz
-from ddpmbench.errors import InputError, damaged, listed, options
+from ddpmbench.errors import InputError, damaged
 from ddpmbench.execution.folder import IDENTITY, SHARDS, run_store
-from ddpmbench.execution.store import EARLIER, UNREADABLE, FolderStore
-from ddpmbench.likelihood.designs import EveryPairDesign, ImportanceDesign, num_terms
+from ddpmbench.execution.store import FolderStore
+from ddpmbench.likelihood.designs import ImportanceDesign
 from ddpmbench.likelihood.image_sampling import ImageSample
 from ddpmbench.likelihood.regression import Predictions
-from ddpmbench.likelihood.terms import columns_of_bound
 from ddpmbench.version import __version__
 
 SUMMARY, RATE_DISTORTION = "summary.json", "rate_distortion.csv"
@@ -31,8 +29,8 @@ DENSITY, PREDICTIONS = "proposal.csv", "predictions.npz"
 _MOST = 2**31
 _PARTS = ("terms", "totals", "timesteps")
 _IMAGES = "image_features"
-TERMS = "terms"
-"""The name of the shards that hold the terms of a result."""
+TERMS, PILOT = "terms", "pilot"
+"""The names of the shards that hold the terms of a result, and those of its pilot."""
 _NEEDED = {
     "ddpmbench.nll": ("num_images", "num_timesteps", "estimator", "sampling", "data", "seed"),
     "ddpmbench.score": ("num_timesteps",),
@@ -130,25 +128,6 @@ class FinishedRun:
             return read_json(path) if path.exists() else {}
         except DamageError as error:
             raise InputError(f"{path}: damaged; run its command again into a new folder") from error
-
-    @property
-    def design(self) -> EveryPairDesign | ImportanceDesign:
-        """The design of the terms.
-
-        Raises:
-            InputError: the folder lacks the data to reconstruct it.
-        """
-        summary, sampling = self.summary, self.summary["sampling"]
-        size = (summary["num_images"], num_steps(summary))
-        if summary["estimator"] == "every-pair":
-            return EveryPairDesign(*size, sampling["draws"])
-        return ImportanceDesign(
-            *size,
-            self.density(),
-            summary["seed"],
-            sampling["num_replicates"],
-            sampling.get("num_blocks"),
-        )
 
     def shards(self, name: str) -> FolderStore:
         """The store of this name.
@@ -304,45 +283,3 @@ def write_predictions(path: Path, predictions: Predictions, sample: ImageSample)
 def density_frame(density: NDArray[np.float64]) -> pd.DataFrame:
     """The table that `FinishedRun.density` reads."""
     return pd.DataFrame({"t": np.arange(2, len(density) + 2), "density": density})
-
-
-def refuse_missing_shards(run: FinishedRun, *, option: str, reads_terms: bool = False) -> None:
-    """Refuse a run with missing or damaged shards.
-
-    A folder without any shards is that of a published result, and is accepted.
-
-    Args:
-        run: the run, with a complete summary.
-        option: how the user named it.
-        reads_terms: whether the command reads the terms, so that whole shards are verified; other
-            commands read the tables, which have their own checksums.
-
-    Raises:
-        InputError: shards are missing or damaged; the message names them.
-    """
-    if not (run.path / SHARDS).is_dir():
-        return
-    length, store = _num_terms(run.summary), run.shards(TERMS)
-    columns = columns_of_bound(clip=run.summary["conventions"]["clip"])
-    faults = store.faults(length, columns, by_headers=not reads_terms)
-    problems = [f"no shard holds terms {a} to {b - 1}" for a, b in store.missing(length)]
-    problems += [f"{name} {fault}" for name, fault in faults.items()]
-    if not problems:
-        return
-    remedy = f"run its command again with {shlex.join(options(out=run.path))} to compute them"
-    if any(EARLIER in fault for fault in faults.values()):
-        remedy = "run its command again into a new folder"
-    elif any(UNREADABLE in fault for fault in faults.values()):
-        remedy = "try again when they can be read"
-    raise InputError(
-        f"{f'{option} {run.path}'.strip()}: some of its shards are missing or damaged: "
-        f"{listed(problems)}; {remedy}"
-    )
-
-
-def _num_terms(summary: Mapping[str, Any]) -> int:
-    """The number of terms of a run, without reconstructing its design."""
-    num_images, sampling = summary["num_images"], summary["sampling"]
-    if summary["estimator"] == "every-pair":
-        return int(num_images * num_steps(summary) * sampling["draws"])
-    return num_terms(num_images, sampling["num_replicates"], sampling.get("num_blocks"))

@@ -15,15 +15,16 @@ from ddpmbench.data.images import ImageSet
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError, positive_number, whole_number
-from ddpmbench.execution.estimators import (
+from ddpmbench.execution.estimator import (
     SCHEMA,
     Estimator,
     EveryPair,
     LikelihoodRun,
     reducing,
     tables_of,
+    terms_of,
 )
-from ddpmbench.execution.finished import FinishedRun, num_steps
+from ddpmbench.execution.finished import PILOT, PREDICTIONS, TERMS, FinishedRun, num_steps
 from ddpmbench.execution.store import Store, num_missing
 from ddpmbench.execution.terms import CorrectionRun, Stores, TermsRun, checked, read_terms
 from ddpmbench.likelihood.conventions import OtherBounds, importance_other_bounds
@@ -46,6 +47,11 @@ from ddpmbench.likelihood.estimator import (
     initial_terms,
     longer_designs,
     regression_estimate,
+)
+from ddpmbench.likelihood.paired import (
+    ImportanceTerms,
+    importance_difference,
+    share_of_same_terms,
 )
 from ddpmbench.likelihood.precision import Correction, num_correction_terms
 from ddpmbench.likelihood.rate_distortion import Distortion, importance_distortion
@@ -107,6 +113,12 @@ class Importance(Estimator):
     """
 
     name: ClassVar[str] = "importance"
+    count: ClassVar[str] = "num_replicates"
+    sealed: ClassVar[tuple[str, ...]] = (PREDICTIONS,)
+    about_timesteps: ClassVar[str] = (
+        "Each value comes from the few images evaluated at that timestep: unbiased, but noisy, and "
+        "possibly negative. Rely on sums over timesteps."
+    )
     half_width: float | None = None
     max_evaluations: int | None = None
     terms_of: Path | None = None
@@ -247,7 +259,7 @@ class Importance(Estimator):
 
     def run(self, run: TermsRun, stores: Stores, correction: CorrectionRun) -> LikelihoodRun:
         """See `Estimator.run`. The target interval includes that of a correction."""
-        terms_pass, store, pilot_store = run.terms_pass, stores("terms"), stores("pilot")
+        terms_pass, store, pilot_store = run.terms_pass, stores(TERMS), stores(PILOT)
         num_images, seed = len(terms_pass.images), terms_pass.seed
         num_timesteps = terms_pass.diffusion.schedule.num_timesteps
         pilot, density = PilotDesign(num_images, num_timesteps, seed), self._density
@@ -330,8 +342,7 @@ class Importance(Estimator):
         other = self._other_run
         if other is None or other.summary["sampling"]["half_width_goal"] < self.goal:
             return design
-        theirs = other.design
-        assert isinstance(theirs, ImportanceDesign)
+        theirs = self.design(other)
         most = math.inf if self.max_evaluations is None else self.max_evaluations - before
         return theirs if len(design) < len(theirs) <= most else design
 
@@ -345,6 +356,52 @@ class Importance(Estimator):
         most = min(left, len(needed))
         longer = [candidate for candidate in longer_designs(design) if len(candidate) <= most]
         return longer[-1] if longer else design
+
+    @staticmethod
+    def design(run: FinishedRun) -> ImportanceDesign:
+        """The design of the terms of a run.
+
+        Raises:
+            InputError: the folder lacks the proposal density, or it is damaged.
+        """
+        summary, sampling = run.summary, run.summary["sampling"]
+        return ImportanceDesign(
+            summary["num_images"],
+            num_steps(summary),
+            run.density(),
+            summary["seed"],
+            sampling["num_replicates"],
+            sampling.get("num_blocks"),
+        )
+
+    @staticmethod
+    def num_terms(summary: Mapping[str, Any]) -> int:
+        """See `Estimator.num_terms`."""
+        sampling = summary["sampling"]
+        counts = sampling["num_replicates"], sampling.get("num_blocks")
+        return num_terms(summary["num_images"], *counts)
+
+    @staticmethod
+    def chance(summary: Mapping[str, Any]) -> str:
+        """See `Estimator.chance`."""
+        num_images = summary["num_images"]
+        if summary["sampling"].get("num_sampled_images", num_images) < num_images:
+            return "the noise draws, and the choice of timesteps and of the images evaluated"
+        return "the noise draws and the choice of timesteps"
+
+    @staticmethod
+    def difference(
+        run: FinishedRun, baseline: FinishedRun, *, prior: float, clip: bool
+    ) -> tuple[SampledBound, float]:
+        """See `Estimator.difference`."""
+        ours, theirs = map(_stored, (run, baseline))
+        bound = importance_difference(ours, theirs, prior=prior, clip=clip)
+        return bound, share_of_same_terms(ours.design, theirs.design)
+
+
+def _stored(run: FinishedRun) -> ImportanceTerms:
+    design = Importance.design(run)
+    return ImportanceTerms(design, terms_of(run, design), *run.predictions(design))
 
 
 class _ImportanceReduction:

@@ -39,7 +39,7 @@ from ddpmbench.likelihood.terms import VALUE_COLUMNS, TermIndex, TermsPass, Term
 from ddpmbench.unet.precision import Precision
 
 Stores = Callable[[str], Store]
-"""The store of terms with a name: "terms", "pilot"."""
+"""The store of terms with a name, such as `finished.TERMS`."""
 _ADDRESS = ("image", "t", "draw")
 _LARGEST_ERROR = 1e60
 """Intervals use the fourth power of a term's error, which must stay finite in float64."""
@@ -61,14 +61,11 @@ class TermsRun:
     precision: Precision = Precision.FP32
     running: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
 
-    def calling(self, engine: Engine) -> "TermsRun":
-        """The same with another engine."""
-        return dataclasses.replace(
-            self,
-            terms_pass=self.terms_pass.calling(engine.model_output),
-            precision=engine.choice.precision,
-            running=engine.running,
-        )
+    @classmethod
+    def of(cls, terms_pass: TermsPass, engine: Engine, worker: Worker) -> "TermsRun":
+        """The run whose network is evaluated by an engine."""
+        called = terms_pass.calling(engine.model_output)
+        return cls(called, worker, engine.choice.precision, engine.running)
 
     @property
     def ranks(self) -> Ranks:

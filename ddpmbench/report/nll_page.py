@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup, escape
 
+from ddpmbench.execution.estimators import kind_of
 from ddpmbench.execution.finished import num_steps
 from ddpmbench.report.card import Draw
 from ddpmbench.report.contents import RunContents, RunTables, bits_of_images
@@ -123,7 +124,7 @@ def run_page(contents: RunContents, svgs: Mapping[str, str]) -> str:
         notes=[raw_pixels_warning(summary), sanity_check_warning(summary)],
         heading=heading(summary),
         these=_these(summary["num_images"]),
-        chance=_chance(summary),
+        chance=kind_of(summary).chance(summary),
         evaluated=_evaluated(summary),
         spread=_spread(summary),
         facts=comparable_facts(summary),
@@ -153,15 +154,6 @@ def run_page(contents: RunContents, svgs: Mapping[str, str]) -> str:
 
 
 # ---- sentences
-
-
-def _chance(summary: dict[str, Any]) -> str:
-    """The sources of error in the interval for these images."""
-    if summary["estimator"] == "every-pair":
-        return "the noise draws"
-    if num_sampled_images(summary) < summary["num_images"]:
-        return "the noise draws, and the choice of timesteps and of the images evaluated"
-    return "the noise draws and the choice of timesteps"
 
 
 def _evaluated(summary: dict[str, Any]) -> str:
@@ -226,12 +218,7 @@ def _images_text(per_image: pd.DataFrame) -> str:
 
 
 def _steps_text(summary: Mapping[str, Any]) -> str:
-    text = (
-        "Means over all images, with 95 % intervals from the noise draws."
-        if summary["estimator"] == "every-pair"
-        else "Each value comes from the few images evaluated at that timestep: unbiased, but "
-        "noisy, and possibly negative. Rely on sums over timesteps."
-    )
+    text = kind_of(summary).about_timesteps
     return text if summary.get("num_parts") is None else f"{text} {_PARTS_OF_TIME}"
 
 

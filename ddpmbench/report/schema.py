@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from ddpmbench.errors import InputError
+from ddpmbench.execution.estimators import ESTIMATORS
 from ddpmbench.report.metrics import AGAINST_REFERENCE, METRICS, half_width_of
 
 STRICT = "fp32"
@@ -122,7 +123,9 @@ class Run(Comparability, kw_only=True):
     def __post_init__(self) -> None:
         if (self.precision == STRICT) != (self.precision_correction is None):
             raise ValueError(f"precision_correction: does not belong to {self.precision}")
-        count = "draws" if self.estimator == "every-pair" else "num_replicates"
+        if self.estimator not in ESTIMATORS:
+            raise ValueError(f"estimator: {self.estimator} is unknown")
+        count = ESTIMATORS[self.estimator].count
         if not isinstance(self.sampling.get(count), int):
             raise ValueError(f"sampling.{count}: missing, or not an integer")
 

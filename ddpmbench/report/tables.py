@@ -10,8 +10,8 @@ import pandas as pd
 
 from ddpmbench.diffusion.data_range import NATS_PER_BIT, UNIT_RANGE, DataRange
 from ddpmbench.diffusion.schedule import NoiseSchedule
-from ddpmbench.execution.estimators import SCHEMA as SCHEMA
-from ddpmbench.execution.estimators import LikelihoodRun
+from ddpmbench.execution.estimator import SCHEMA as SCHEMA
+from ddpmbench.execution.estimator import LikelihoodRun
 from ddpmbench.likelihood.bound import BoundEstimate
 from ddpmbench.likelihood.continuous import ContinuousDifference
 from ddpmbench.likelihood.estimator import SampledBound

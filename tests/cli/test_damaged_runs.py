@@ -12,7 +12,8 @@ from sealing import edit, edit_npz, read_npz
 import ddpmbench as db
 from ddpmbench import checksums
 from ddpmbench.execution import worker
-from ddpmbench.execution.finished import FinishedRun, refuse_missing_shards
+from ddpmbench.execution.estimators import refuse_missing_shards
+from ddpmbench.execution.finished import FinishedRun
 from ddpmbench.execution.store import FolderStore
 from ddpmbench.execution.terms import arrays_of
 from ddpmbench.likelihood.terms import VALUE_COLUMNS, TermIndex, TermTable
