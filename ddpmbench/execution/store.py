@@ -11,10 +11,10 @@ import itertools
 import os
 import re
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,7 @@ from ddpmbench.files import remove_if, replacing, writing_to
 
 Arrays = dict[str, NDArray[Any]]
 Gaps = list[tuple[int, int]]
+T = TypeVar("T")
 
 ARRIVAL_SECONDS = 120.0
 """A file that another machine wrote to a network file system becomes visible within this time."""
@@ -372,21 +373,23 @@ class _Shard:
 
     def record(self) -> Mapping[str, NDArray[Any]]:
         """Its first index, its run, and the device and seconds that it took."""
-        if fault := self.fault():
-            raise self._unusable(fault)
-        return outline_of_npz(self.path)[1]
+        return self._whole(outline_of_npz)[1]
 
     def read(self, names: Collection[str] | None) -> Arrays:
         """The arrays of these names, or all of them."""
-        if fault := self.fault(names=names or ()):
+        arrays = self._whole(partial(read_npz, names=names), names or ())
+        return {name: array for name, array in arrays.items() if name not in _RECORD}
+
+    def _whole(self, read: Callable[[Path], T], names: Collection[str] = ()) -> T:
+        """What a function reads from the file, which has no fault."""
+        if fault := self.fault(names=names):
             raise self._unusable(fault)
         try:
-            arrays = read_npz(self.path, names)
-        except UnreadableError as error:
+            return read(self.path)
+        except UnreadableError as error:  # since it was verified
             raise self._unusable(f"{UNREADABLE} ({error})") from error
         except DamageError as error:
-            raise self._unusable(_DAMAGED) from error  # since it was opened
-        return {name: array for name, array in arrays.items() if name not in _RECORD}
+            raise self._unusable(_DAMAGED) from error
 
     def _unusable(self, fault: str) -> InputError:
         if UNREADABLE in fault:

@@ -153,6 +153,21 @@ def test_a_damaged_shard_is_named(store, damage):
         list(store.read(4, ["value", "square"]))
 
 
+@pytest.mark.parametrize("read", ["seconds", "devices", "read"])
+def test_a_shard_that_vanishes_once_it_was_verified_is_named(store, monkeypatch, read):
+    save(store, 0, 4)
+
+    def vanish(path):
+        result = checksums.is_whole(path)
+        path.unlink()
+        return result
+
+    monkeypatch.setattr(module, "is_whole", vanish)
+    words = r"0004\.npz: cannot be read \(no such file or directory\); try again"
+    with pytest.raises(InputError, match=words):
+        list(getattr(store, read)(4))
+
+
 def test_a_shard_under_another_name_is_named(store):
     save(store, 0, 4)
     (path,) = paths(store.folder)
