@@ -29,19 +29,21 @@ LONGEST_NAME = 255
 """Longest file name that file systems take, in bytes."""
 
 
-def named_path(out: str | Path) -> Path:
-    """A user's path for a result.
+def named_path(out: str | Path, name: str = "out") -> Path:
+    """A user's path for a result, or of the parameter with another name.
 
     Raises:
-        InputError: it is empty, which would mean the current folder.
+        InputError: it is empty, which would mean the current folder, or no name of a file.
     """
-    path = path_of("out", out)
+    path = path_of(name, out)
     if not str(out).strip():
-        raise InputError("`out`: is empty; name a folder or a file")
+        raise InputError(f"`{name}`: is empty; name a folder or a file")
     if "\0" in str(out):
-        raise InputError("`out`: holds a null character; choose another name")
+        raise InputError(f"`{name}`: holds a null character; choose another name")
     if any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
-        raise InputError(f"`out`: a name of more than {LONGEST_NAME} bytes; choose a shorter one")
+        raise InputError(
+            f"`{name}`: a name of more than {LONGEST_NAME} bytes; choose a shorter one"
+        )
     return path
 
 

@@ -25,6 +25,7 @@ import numpy as np
 from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
+from ddpmbench.checksums import UnreadableError, status_of
 from ddpmbench.codec.chain import ReverseProcess
 from ddpmbench.codec.rans import DamageError
 from ddpmbench.errors import InputError
@@ -265,11 +266,13 @@ class Reader:
         """
         self.path = path
         try:
+            status_of(path)
             self._file: IO[bytes] = path.open("rb")
             self._size = os.fstat(self._file.fileno()).st_size
-        except OSError as error:
+        except (OSError, UnreadableError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
             raise InputError(
-                f"{path}: cannot be read ({(error.strerror or '').lower()})"
+                f"{path}: cannot be read ({reason.lower()}); name a file that compress wrote"
             ) from error
         try:
             self.header = self._header()

@@ -52,7 +52,7 @@ def decompress(
             of a library.
     """
     instance_of("checkpoint", checkpoint, Checkpoint, "see load_checkpoint")
-    path = named_path(file)
+    path = named_path(file, "file")
     with Reader(path) as reader:
         header, blocks = reader.header, reader.verify()
         records = [record for record, _ in blocks]
@@ -129,7 +129,7 @@ def new_place(out: str | Path) -> Path:
 
 def first_image(file: str | Path, block: int | None) -> int:
     """The index, within its file, of the first image that `decompress` returns."""
-    with Reader(named_path(file)) as reader:
+    with Reader(named_path(file, "file")) as reader:
         return (block or 0) * reader.header.block_images
 
 
