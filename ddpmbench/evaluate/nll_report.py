@@ -22,7 +22,7 @@ from ddpmbench.execution.finished import (
 from ddpmbench.report import schema as records
 from ddpmbench.report import tables
 from ddpmbench.report.card import Card, Draw, PageReport
-from ddpmbench.report.contents import RunContents, read_table
+from ddpmbench.report.contents import RunContents, read_environment, read_table
 from ddpmbench.report.conventions import CONVENTION_COLUMNS, SUB_SCHEDULE_COLUMNS
 from ddpmbench.report.tables import PLACE_COLUMNS, RATE_DISTORTION_COLUMNS
 
@@ -76,7 +76,8 @@ class NllReport(PageReport):
     def _page(self, folder: Path, svgs: Mapping[str, str]) -> str:
         from ddpmbench.report.nll_page import run_page
 
-        return run_page(RunContents.of(self, folder), svgs)
+        # What the figures show was read when they were drawn.
+        return run_page(RunContents(self, environment=read_environment(folder)), svgs)
 
 
 def load_nll(path: Path) -> NllReport:

@@ -56,7 +56,7 @@ class RunContents:
 
     @classmethod
     def of(cls, tables: RunTables, folder: Path | None) -> "RunContents":
-        """The tables of a run, with the files of its folder if it has one.
+        """The tables of a run, with what its figures show of its folder, if it has one.
 
         Raises:
             InputError: a file is damaged; the message names it.
@@ -70,7 +70,6 @@ class RunContents:
             density_frame(FinishedRun(folder, summary).density()) if has_density else None,
             read_extremes(folder / EXTREMES, summary["num_images"]),
             Pictures.read(folder, summary["num_timesteps"]),
-            read_environment(folder),
         )
 
 

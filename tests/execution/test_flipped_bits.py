@@ -16,7 +16,7 @@ import ddpmbench as db
 from ddpmbench import checksums
 from ddpmbench.evaluate.sample import load_samples
 from ddpmbench.execution import worker
-from ddpmbench.report.contents import RunContents
+from ddpmbench.report.contents import RunContents, read_environment
 from ddpmbench.report.fidelity import FidelityContents
 from ddpmbench.samples.scores import PROTOCOLS
 
@@ -127,6 +127,7 @@ def read(folder, beside):
         folder.name,
         [
             lambda: RunContents.of(db.load_report(folder), folder),
+            lambda: read_environment(folder),
             lambda: db.rate_distortion(folder).curve,
             lambda: db.compare([beside, folder]).per_timestep.drop(columns="run"),
         ],
