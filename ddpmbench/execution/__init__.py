@@ -1,1 +1,1 @@
-"""What happens on a machine: devices, processes, files, interruptions."""
+"""How a run is computed: batches, devices, processes, shards that are kept, and resumption."""

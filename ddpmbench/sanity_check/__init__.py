@@ -1,1 +1,1 @@
-"""The sanity check: is a checkpoint evaluated as it was trained?"""
+"""Is the checkpoint evaluated as it was trained? Tried before long runs."""

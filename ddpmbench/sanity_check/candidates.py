@@ -1,4 +1,4 @@
-"""Other parameterizations of the same weights: predictions, data ranges, time inputs, schedules.
+"""Candidates: the same weights with another prediction, data range, time input or schedule.
 
 A wrong parameterization raises no error; it only makes the bound worse. Every candidate is a model
 of the same images, and its bound a code length in the same unit, so candidates can be compared
@@ -7,13 +7,11 @@ of the same images, and its bound a code length in the same unit, so candidates 
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from ddpmbench.checkpoints.schedules import read_schedule
 from ddpmbench.diffusion.model import Checkpoint, TimeInput
@@ -36,9 +34,9 @@ one data range: CIFAR-10 (two in use) and ImageNet.
 LENGTHS = (10, 20, 25, 50, 100, 200, 250, 300, 400, 500, 600, 800, 1000, 1500, 2000, 4000)
 """Common numbers of timesteps."""
 _INTEGER_TIMES = (TimeInput.INDEX, TimeInput.ONE_BASED)
-_TIMES = (*_INTEGER_TIMES, TimeInput.FRACTION, TimeInput.RESCALED_1000)
+TIMES = (*_INTEGER_TIMES, TimeInput.FRACTION, TimeInput.RESCALED_1000)
+"""Common time inputs for VP, which count timesteps."""
 _PREDICTIONS = (Prediction.EPSILON, Prediction.X_START, Prediction.V, Prediction.PREVIOUS_MEAN)
-"""Common time inputs and predictions for VP."""
 _PREDICTIONS_OF_SCALE = (
     *(Prediction.SCORE, Prediction.VELOCITY, Prediction.EPSILON, Prediction.X_START),
 )
@@ -133,7 +131,7 @@ def other_lengths(base: Candidate) -> tuple[Candidate, ...]:
     if own.num_timesteps != total or not (base.is_preserving and base.has_integer_times):
         return ()
     return tuple(
-        _with(base, "schedule", form, schedule=schedule)
+        with_parameter(base, "schedule", form, schedule=schedule)
         for steps in LENGTHS
         if steps != total
         for form, schedule in common_schedules(steps)
@@ -157,108 +155,7 @@ def common_schedules(total: int) -> tuple[tuple[str, NoiseSchedule], ...]:
     return tuple(schedules)
 
 
-def at_constant_time(candidate: Candidate, time: int) -> Candidate:
-    """The same with one constant network time at all timesteps."""
-    return _retimed(candidate, lambda times: torch.full_like(times, time))
-
-
-def time_at(candidate: Candidate, log_snr: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The network's time, counted in timesteps, at given log SNRs; interpolated between timesteps.
-
-    Beyond the ends of the schedule, the nearest timestep counts.
-    """
-    own = candidate.checkpoint.schedule.log_snr.numpy()
-    first = 1 if candidate.checkpoint.time_input is TimeInput.ONE_BASED else 0
-    return np.asarray(np.interp(-log_snr, -own, np.arange(len(own)))) + first
-
-
-def shifted(candidate: Candidate, timesteps: int) -> Candidate:
-    """The same with the network's time shifted by `timesteps`; negative for earlier."""
-    if candidate.checkpoint.time_input not in _TIMES:
-        return _at_other_timesteps(candidate, lambda t: t + timesteps)
-    unit = _time_unit(candidate.checkpoint)
-    return _retimed(candidate, lambda time: time + timesteps * unit)
-
-
-def scaled_time(candidate: Candidate, factor: float) -> Candidate:
-    """The same with the network's time scaled by about a factor, above 1 for later.
-
-    It changes by at least one timestep, and stays within the schedule.
-    """
-
-    def farther(t: Tensor) -> Tensor:
-        other = t * factor
-        if candidate.has_integer_times:
-            other = other.round()
-        return torch.maximum(other, t + 1) if factor > 1 else torch.minimum(other, t - 1)
-
-    checkpoint, unit = candidate.checkpoint, _time_unit(candidate.checkpoint)
-    if checkpoint.time_input not in _TIMES:
-        return _at_other_timesteps(candidate, farther)
-    first = 0.0 if checkpoint.time_input in (TimeInput.INDEX, TimeInput.RESCALED_1000) else unit
-    last = first + (checkpoint.schedule.num_original_timesteps - 1) * unit
-
-    def change(time: Tensor) -> Tensor:
-        other = farther((time.double() - first) / unit + 1)
-        return ((other - 1) * unit + first).clamp(first, last).to(time.dtype)
-
-    return _retimed(candidate, change)
-
-
-def one_timestep_away(base: Candidate) -> Iterator[tuple[int, Candidate]]:
-    """Candidates whose network time is one timestep later, 1, or earlier, -1.
-
-    Where no parameter gives that time, their `parameters` are those of the base.
-    """
-    match base.checkpoint.time_input:
-        case TimeInput.INDEX:
-            yield 1, _with(base, "time_input", "one-based", time_input=TimeInput.ONE_BASED)
-        case TimeInput.ONE_BASED:
-            yield -1, _with(base, "time_input", "index", time_input=TimeInput.INDEX)
-        case _:
-            yield -1, shifted(base, -1)
-            yield 1, shifted(base, 1)
-
-
-class _Retimed(nn.Module):
-    """A network that transforms its time first."""
-
-    def __init__(self, network: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.network, self.change = network, change
-
-    def forward(self, x_t: Tensor, time: Tensor, *labels: Tensor) -> Tensor:
-        output: Tensor = self.network(x_t, self.change(time), *labels)
-        return output
-
-
-def _retimed(candidate: Candidate, change: Callable[[Tensor], Tensor]) -> Candidate:
-    network = _Retimed(candidate.checkpoint.network, change)
-    checkpoint = dataclasses.replace(candidate.checkpoint, network=network)
-    return dataclasses.replace(candidate, checkpoint=checkpoint)
-
-
-def _at_other_timesteps(candidate: Candidate, change: Callable[[Tensor], Tensor]) -> Candidate:
-    """The same with the network's times of other timesteps, rounded to the schedule's."""
-    total = candidate.checkpoint.schedule.num_timesteps
-    times = candidate.checkpoint.network_time(torch.arange(1, total + 1))
-
-    def changed(time: Tensor) -> Tensor:
-        table = times.to(time.device)
-        t = 1 + (table[None] - time[:, None]).abs().argmin(1)
-        return table[change(t.double()).round().long().clamp(1, total) - 1]
-
-    return _retimed(candidate, changed)
-
-
-def _time_unit(checkpoint: Checkpoint) -> float:
-    """The difference between the network's times at adjacent timesteps."""
-    total = checkpoint.schedule.num_original_timesteps
-    units = {TimeInput.FRACTION: 1 / total, TimeInput.RESCALED_1000: 1000 / total}
-    return units.get(checkpoint.time_input, 1)
-
-
-def _with(base: Candidate, parameter: str, value: str, **changes: object) -> Candidate:
+def with_parameter(base: Candidate, parameter: str, value: str, **changes: object) -> Candidate:
     """The base with one parameter changed; `changes` are the fields of its checkpoint."""
     other_parameters = {name: own for name, own in base.parameters.items() if name != parameter}
     checkpoint = dataclasses.replace(base.checkpoint, **changes)  # type: ignore[arg-type]
@@ -276,7 +173,7 @@ def other_predictions(base: Candidate) -> Iterator[Candidate]:
     usual = _PREDICTIONS if base.is_preserving else _PREDICTIONS_OF_SCALE
     for prediction in usual:
         if prediction is not own:
-            yield _with(base, "prediction", str(prediction), prediction=prediction)
+            yield with_parameter(base, "prediction", str(prediction), prediction=prediction)
 
 
 def _ranges(base: Candidate, channels: int) -> Iterator[Candidate]:
@@ -286,7 +183,7 @@ def _ranges(base: Candidate, channels: int) -> Iterator[Candidate]:
         if not np.allclose(ends, (own.low, own.high), rtol=1e-9, atol=1e-3):
             low, high = (round(end, 6) for end in ends)
             other = dataclasses.replace(own, low=low, high=high)
-            candidate = _with(base, "data_range", other.option, data_range=other)
+            candidate = with_parameter(base, "data_range", other.option, data_range=other)
             is_average = channels > 1 and ends in normalized
             yield dataclasses.replace(candidate, is_exact=base.is_exact and not is_average)
 
@@ -294,9 +191,9 @@ def _ranges(base: Candidate, channels: int) -> Iterator[Candidate]:
 def _time_inputs(base: Candidate) -> Iterator[Candidate]:
     t = torch.arange(1, base.checkpoint.schedule.num_timesteps + 1)
     own = base.checkpoint.network_time(t).double()
-    usual = _TIMES if base.is_preserving else TimeInput
+    usual = TIMES if base.is_preserving else TimeInput
     for time_input in usual:
-        other = _with(base, "time_input", str(time_input), time_input=time_input)
+        other = with_parameter(base, "time_input", str(time_input), time_input=time_input)
         times = other.checkpoint.network_time(t).double()
         if not torch.allclose(times, own, rtol=1e-6, atol=0.0):
             yield other
@@ -310,7 +207,7 @@ def _schedules(base: Candidate) -> Iterator[Candidate]:
         schedule = full_schedule.subset(own.original_timesteps.tolist())
         log_snr, other = own.log_snr, schedule.log_snr
         if not torch.allclose(log_snr, other, rtol=0.0, atol=_SAME_LOG_SNR):
-            yield _with(base, "schedule", form, schedule=schedule)
+            yield with_parameter(base, "schedule", form, schedule=schedule)
 
 
 def other_processes(base: Candidate) -> Iterator[Candidate]:
@@ -319,4 +216,4 @@ def other_processes(base: Candidate) -> Iterator[Candidate]:
     for process in _PROCESSES:
         if process is not own.process:
             schedule = dataclasses.replace(own, process=process)
-            yield _with(base, "process", str(process), schedule=schedule)
+            yield with_parameter(base, "process", str(process), schedule=schedule)

@@ -213,13 +213,13 @@ def _warning(check: SanityCheck) -> str | None:
     if check.given is None or check.outcome in (Outcome.PASSED, Outcome.UNDECIDED):
         return None
     begin = f"`ckpt={check.given.candidate.checkpoint.source}`: "
-    if check.outcome is Outcome.FAULT and check.fault is not None:
+    fault, candidate = check.evidence.fault, check.candidate
+    if check.outcome is Outcome.FAULT and fault is not None:
         return (
             f"{begin}the parameterization is wrong, or the weights are not those of a trained "
-            f"model: {_fault(check.fault)}; no common prediction, time input, schedule or data "
-            "range mends it"
+            f"model: {_fault(fault)}; no common prediction, time input, schedule or data range "
+            "mends it"
         )
-    candidate = check.candidate
     assert candidate is not None
     if check.outcome is Outcome.LIKELY:
         return (
@@ -227,23 +227,29 @@ def _warning(check: SanityCheck) -> str | None:
             f"{'it' if len(candidate.parameters) == 1 else 'them'}, or `check=False` to keep what "
             "was given"
         )
-    return f"{begin}is better with {_remedy(check)}: {_numbers(check)}"
+    better = candidate.quoted or f"the times of the {_neighbor(check)} timestep"
+    return f"{begin}is better with {better}: {_numbers(check)}; {_remedy(candidate)}"
 
 
-def _remedy(check: SanityCheck) -> str:
-    """A candidate that is better but likely not right, with a guess at the reason."""
-    if check.best is None:
-        assert check.offset is not None
-        neighbor = "next" if check.offset.is_later else "previous"
-        return f"the time of the {neighbor} timestep, perhaps since its schedule has one more entry"
-    candidate = check.best.score.candidate
+def _neighbor(check: SanityCheck) -> str:
+    return "next" if check.offset is not None and check.offset.is_later else "previous"
+
+
+def _remedy(candidate: Candidate) -> str:
+    """What to do about a candidate that is better, but likely not what the network learned."""
     if not candidate.is_exact:
-        reason = "perhaps since its data were normalized by channel"
-    elif "schedule" in candidate.parameters:
-        reason = "perhaps a schedule that is not listed"
-    else:
-        reason = "but another parameter may be wrong, too"
-    return f"{candidate.quoted}, {reason}"
+        return (
+            "its images were perhaps normalized channel by channel, which `data_range` states on "
+            "average only"
+        )
+    if "schedule" in candidate.parameters:
+        return (
+            "it was perhaps trained with a schedule that the check does not try; look it up and "
+            "give it as `schedule`"
+        )
+    if candidate.is_given:
+        return "its schedule perhaps has one more entry; give that of its training as `schedule`"
+    return "another parameter may be wrong, too; compare all of them with those of its training"
 
 
 def _numbers(check: SanityCheck) -> str:

@@ -54,7 +54,7 @@ RIGHT = {
 @pytest.mark.parametrize("name", RIGHT)
 def test_a_right_model_passes(name, shipped, images):
     check = checked(RIGHT[name](shipped), images)
-    assert check.outcome is Outcome.PASSED, (check.better, check.fault)
+    assert check.outcome is Outcome.PASSED, (check.better, check.evidence.fault)
     assert check.num_evaluations < 1000
 
 
@@ -100,7 +100,7 @@ def test_an_error_that_may_be_chance_leaves_the_check_undecided(shipped, images)
     # In bytes the first timestep has less noise than the network inside was trained with.
     check = checked(trained(shipped, data_range=BYTES), images)
     assert check.outcome is Outcome.UNDECIDED
-    assert check.fault.value > 1
+    assert check.evidence.fault.value > 1
 
 
 def test_another_seed_and_other_images_raise_no_false_alarm(shipped, images):
@@ -116,11 +116,11 @@ def test_an_untrained_network_has_a_fault_that_nothing_mends(small_model, images
     crops = dataclasses.replace(crops, pixels=crops.pixels[:, :, 6:22:2, 6:22:2].copy())
     check = checked(small_model, crops)
     assert check.likely is None
-    assert (check.fault.name, check.fault.limit) == ("eps_mse", 0.1)
-    assert check.fault.value > 0.5
+    assert (check.evidence.fault.name, check.evidence.fault.limit) == ("eps_mse", 0.1)
+    assert check.evidence.fault.value > 0.5
     # Predicting v = 0 is better than predicting no noise, but not than independent pixels.
     as_v = dataclasses.replace(small_model, prediction=Prediction.V)
-    assert checked(as_v, crops).fault.name == "nats"
+    assert checked(as_v, crops).evidence.fault.name == "nats"
 
 
 def test_a_time_two_timesteps_off_is_not_taken_for_one(shipped, images):
