@@ -2,7 +2,7 @@ from .checkpoints.custom import wrap_network as wrap_network
 from .checkpoints.load import load_checkpoint as load_checkpoint
 from .checkpoints.settings import CheckpointSettings as CheckpointSettings
 from .data.images import ImageSet as ImageSet
-from .data.images import load_images as load_images
+from .data.load import load_images as load_images
 from .diffusion.data_range import DataRange as DataRange
 from .diffusion.data_range import EightBit as EightBit
 from .diffusion.model import Checkpoint as Checkpoint

@@ -3,6 +3,7 @@
 import math
 import numbers
 import os
+import re
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -59,6 +60,12 @@ def listed(names: Sequence[str]) -> str:
     """The first names, and the number of further ones."""
     more = f" and {len(names) - _MOST_LISTED:,} more" if len(names) > _MOST_LISTED else ""
     return f"{', '.join(names[:_MOST_LISTED])}{more}"
+
+
+def shown_value(value: object) -> object:
+    """A value as a message shows it: the first 12 digits of a SHA-256, else all of it."""
+    is_hash = isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value)
+    return str(value)[:12] if is_hash else value
 
 
 LARGEST_SEED = 2**64 - 1

@@ -16,7 +16,8 @@ from processes import undrawn
 from unet_configs import TINY_CONFIG
 
 from ddpmbench.checkpoints.native import write_native
-from ddpmbench.data.images import ImageSet, load_images
+from ddpmbench.data.images import ImageSet
+from ddpmbench.data.load import load_images
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.process import Prediction, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule

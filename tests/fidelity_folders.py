@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pandas as pd
 
-from ddpmbench.data.images import load_images
+from ddpmbench.data.load import load_images
 from ddpmbench.report.fidelity import SCHEMA, NearestImages
 from ddpmbench.version import __version__
 

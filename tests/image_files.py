@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpmbench.data.images import load_images
+from ddpmbench.data.load import load_images
 from ddpmbench.errors import InputError
 
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from ddpmbench.data.images import load_images
+from ddpmbench.data.load import load_images
 from ddpmbench.errors import (
     LARGEST_SEED,
     InputError,

@@ -189,4 +189,4 @@ def _downloading(spec: str, names: list[str], folder: Path) -> Iterator[None]:
             spec,
             f"not intact on this machine, and not downloaded ({error}); put "
             f"{' and '.join(names)}, as published, into {folder} ({CACHE_VARIABLE} moves it)",
-        ) from error
+        ) from None  # the line has it all; urllib's errors come in long chains

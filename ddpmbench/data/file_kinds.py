@@ -143,6 +143,8 @@ def open_maybe_gzip(path: Path) -> gzip.GzipFile | io.BufferedReader:
 
 
 _TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
+WEIGHTS_SUFFIXES = (*_TORCH_SUFFIXES, ".safetensors")
+"""Endings of files that hold weights."""
 
 
 def refuse_unread(path: Path, kind: str) -> None:
@@ -155,6 +157,8 @@ def refuse_unread(path: Path, kind: str) -> None:
     Raises:
         InputError: it is of such a kind; the message says how to convert it.
     """
+    if path.suffix.lower() == ".safetensors":
+        kind = "safetensors file"
     if kind in ("", "idx file"):
         return
     if _is_tar(path):
@@ -168,7 +172,7 @@ def refuse_unread(path: Path, kind: str) -> None:
     if kind in ("zip archive", "tar archive"):
         module, target = f"{kind[:3]}file", f"{path}-images"
         remedy = f"unpack it with: python -m {module} -e {path} {target}, and give {target}"
-    elif kind == "torch file":
+    elif kind in ("torch file", "safetensors file"):
         remedy += " (a checkpoint is given as `ckpt`)"
     elif kind == "parquet file":
         try:

@@ -13,11 +13,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpmbench.checksums import DamageError, read_json
 from ddpmbench.data.arrays import ImageData, packed, pixels_of, shape_words
 from ddpmbench.data.file_kinds import (
     ARCHIVE_SUFFIXES,
     IMAGE_SUFFIXES,
     UNREAD_SUFFIXES,
+    WEIGHTS_SUFFIXES,
     first_bytes,
     kind_of,
     require_regular,
@@ -28,6 +30,7 @@ from ddpmbench.errors import InputError, count_to_read, listed, printable, refus
 
 _SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "icon\r"})
 _CIFAR10_BATCHES = {"data_batch_1", "test_batch"}
+_RUN_RECORDS, _SAMPLES = ("run.json", "summary.json"), "samples.npz"  # of a run folder
 _ARCHIVE, _HIDDEN, _OTHER = "archive or array", "hidden", "other"
 _MOST_ENDINGS = 20
 """Endings that are counted one by one; the rarer ones are counted together."""
@@ -70,7 +73,7 @@ class FolderContents:
         Files without the ending of an image are opened, to see whether they are images.
 
         Raises:
-            InputError: links form a circle, or a name is not UTF-8.
+            InputError: links form a circle, a name is not UTF-8, or it is or holds a run folder.
             OSError: a folder cannot be listed.
         """
         names: list[str] = []
@@ -78,6 +81,9 @@ class FolderContents:
         archives: list[str] = []
         counts: Counter[str] = Counter()
         paths, folders = _files(folder, counts)
+        for path in paths:
+            if path.name in _RUN_RECORDS:
+                _refuse_run(path)
         for name, path in sorted(
             ((path.relative_to(folder).as_posix(), path) for path in paths),
             key=lambda pair: natural_key(pair[0]),
@@ -115,6 +121,18 @@ class FolderOptions:
     convert: str | None = None
     class_names: tuple[str, ...] | None = None
     any_size: bool = False
+
+
+def _refuse_run(record: Path) -> None:
+    """Refuse a run folder by its record, because its figures are images, too."""
+    try:
+        schema = read_json(record).get("schema")
+    except DamageError:
+        return
+    if str(schema).startswith("ddpmbench."):
+        samples = record.parent / _SAMPLES
+        what = f"{samples} for its samples" if samples.exists() else "the images that it evaluated"
+        raise refusal(record.parent, f"is a run folder, whose figures are no data; give {what}")
 
 
 def passed_over_words(passed_over: Mapping[str, int], archives: Sequence[str]) -> str:
@@ -264,10 +282,15 @@ def _no_images(folder: Path, contents: FolderContents) -> InputError:
         problem = f"holds no image that can be read; {next(iter(contents.refused.values()))}"
     elif _CIFAR10_BATCHES & {name.rsplit("/", 1)[-1] for name in contents.archives}:
         problem = "holds the batches of CIFAR-10; name the data set, cifar10:train or cifar10:test"
+    elif arrays := [n for n in contents.archives if not n.lower().endswith(WEIGHTS_SUFFIXES)]:
+        problem = (
+            f"holds no images, but {listed(arrays)}; give the path of one, as in "
+            f"{folder / arrays[0]}"
+        )
     elif contents.archives:
         problem = (
-            f"holds no images, but {listed(contents.archives)}; give the path of one, as in "
-            f"{folder / contents.archives[0]}"
+            f"holds no images, but {listed(contents.archives)}; give a folder of images (and a "
+            "checkpoint as `ckpt`)"
         )
     else:
         problem = f"holds no images; their names must end in one of {' '.join(IMAGE_SUFFIXES)}"

@@ -1,53 +1,31 @@
-"""Image sets: named data sets, folders, npz, npy and idx files, and arrays, as 8-bit pixels."""
+"""Image sets: 8-bit pixels in a fixed order, with names, labels and where they are from."""
 
+import base64
 import dataclasses
 import hashlib
+import io
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Self, TypeAlias
+from typing import Any, Self
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 
-from ddpmbench.data.array_files import (
-    IDX_SPLITS,
-    chosen_idx,
-    is_idx_of_images,
-    is_npz,
-    read_idx,
-    read_npy,
-    read_npz,
-)
-from ddpmbench.data.arrays import (
-    CONVERSIONS,
-    SOURCE,
-    Arrays,
-    ImageData,
-    converted,
-    packed,
-    padded,
-    read_array,
-    shape_words,
-)
-from ddpmbench.data.datasets import SPLITS, dataset_specs, read_dataset
-from ddpmbench.data.file_kinds import IMAGE_SUFFIXES, first_bytes, kind_of, refuse_unread
-from ddpmbench.data.folders import FolderContents, FolderOptions, passed_over_words, read_folder
-from ddpmbench.data.pixel_store import release
+from ddpmbench.data.arrays import CONVERSIONS, packed, shape_words
+from ddpmbench.data.folders import passed_over_words
+from ddpmbench.data.pixel_store import release, store
 from ddpmbench.diffusion.data_range import UNIT_RANGE, DataRange
-from ddpmbench.errors import (
-    InputError,
-    count_to_read,
-    listed,
-    one_of,
-    printable,
-    refusal,
-    whole_number,
-)
+from ddpmbench.errors import InputError, count_to_read, listed, printable, refusal
 from ddpmbench.records import short_repr
 
 _HASH_CHUNK = 1 << 24
 _MOST_LISTED = 10  # names in a record or a line
+_MOST_SHOWN, _LARGEST_SHOWN = 10, 64  # images in a notebook, and pixels of a side
+_TABLE = Markup('<table style="{style}"><caption style="{style}"><b>{}</b></caption>{}</table>')
+_ROW = Markup('<tr><th scope="row" style="{style}">{}</th><td style="{style}">{}</td></tr>')
+_IMAGE = Markup('<img src="data:image/png;base64,{}" alt="{name}" title="{name}" style="{style}"/>')
+_STYLE = "text-align: left; color: inherit; background: none"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,6 +48,8 @@ class ImageSet:
         convert: "rgb" or "gray" where the images were converted, or None; see `CONVERSIONS`.
         padded_from: (H, W) before padding with black, or None.
         shapes: (N, 3), C, H, W of each image where they differ; else None.
+        chosen_from: the number of images of the set that these were chosen from by index; None if
+            they are all, or its first ones.
 
     Raises:
         InputError: the pixels are not uint8 of these shapes, or ids or labels differ in number.
@@ -88,6 +68,7 @@ class ImageSet:
     convert: str | None = None
     padded_from: tuple[int, ...] | None = None
     shapes: NDArray[np.int64] | None = None
+    chosen_from: int | None = None
 
     __repr__ = short_repr
 
@@ -160,6 +141,7 @@ class ImageSet:
             "convert": self.convert,
             "padding": padding,
             "shapes": shapes,
+            "chosen_from": self.chosen_from,
         }
         return {
             "source": self.source,
@@ -170,7 +152,7 @@ class ImageSet:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """A line for each conversion, and one for files that were passed over."""
+        """A line for each conversion and choice, and one for files that were passed over."""
         lines = []
         if self.passed_over:
             words = passed_over_words(self.passed_over, self.archives)
@@ -187,6 +169,9 @@ class ImageSet:
         if self.shapes is not None:
             words = f"images are {self.shape_words}; each is resized by the protocol alone"
             words += ", gray is repeated to RGB" if 1 in self.shapes[:, 0] else ""
+            lines.append(printable(f"{self.source}: {words}"))
+        if self.chosen_from is not None:
+            words = f"{len(self):,} of {self.chosen_from:,} images, chosen by index"
             lines.append(printable(f"{self.source}: {words}"))
         return tuple(lines)
 
@@ -262,157 +247,75 @@ class ImageSet:
         Raises:
             InputError: `num_images` lies outside 1..N.
         """
-        count = count_to_read(num_images, len(self), self.source)
-        pixels, shapes = self.pixels[:count], None
+        return self[: count_to_read(num_images, len(self), self.source)]
+
+    def __getitem__(self, index: "slice | Sequence[int] | NDArray[Any]") -> Self:
+        """Some of the images: `images[:100]`, `images[[3, 5]]`, `images[images.labels == 2]`.
+
+        Each keeps its name, its label and the number of its class; the hash is that of the images
+        chosen. Images that are not adjacent are copied.
+
+        Args:
+            index: a slice, the positions of different images, or (N,) booleans.
+
+        Raises:
+            InputError: it is none of these, chooses no image or one twice, or there is no such
+                image.
+        """
+        try:
+            chosen = np.arange(len(self))[index]
+        except (IndexError, TypeError, ValueError) as error:
+            raise self._bad_index(str(error)) from None
+        if chosen.ndim != 1 or not len(chosen):
+            raise self._bad_index("takes a slice or a list, which chooses one image or more")
+        if len(np.unique(chosen)) < len(chosen):
+            raise self._bad_index("an image is there twice, and would count as two")
+        start, stop = int(chosen[0]), int(chosen[-1]) + 1
+        is_adjacent = bool((np.diff(chosen) == 1).all())
+        shapes, ids = None, self.ids[start:stop]
         if self.shapes is not None:
-            pixels, shapes = packed(self.part(0, count))
+            pixels, shapes = packed(image for i in chosen for image in self.part(i, i + 1))
+        elif is_adjacent:
+            pixels = self.pixels[start:stop]
+        else:
+            each = (self.pixels[i] for i in chosen)
+            pixels = store((len(chosen), *self.pixels.shape[1:]), each, np.uint8)
+        is_start = is_adjacent and not start
         return dataclasses.replace(
             self,
             pixels=pixels,
             shapes=shapes,
-            ids=self.ids[:count],
-            labels=None if self.labels is None else self.labels[:count],
+            ids=ids if is_adjacent else [self.ids[i] for i in chosen],
+            labels=None if self.labels is None else self.labels[chosen],
+            chosen_from=self.chosen_from or (None if is_start else len(self)),
         )
 
+    def _bad_index(self, problem: str) -> InputError:
+        remedy = f"give a slice or positions from 0 to {len(self) - 1}: images[:100], images[[3]]"
+        return refusal("images[...]", f"{problem}; {remedy}")
 
-ImageSource: TypeAlias = "ImageSet | str | Path | Arrays"
-"""Sources that `load_images` accepts."""
-
-
-def load_images(
-    source: ImageSource,
-    *,
-    num_images: int | None = None,
-    on_bad: str = "fail",
-    convert: str | None = None,
-    pad: int | None = None,
-    class_names: Sequence[str] | None = None,
-    any_size: bool = False,
-) -> ImageSet:
-    """Read an image set.
-
-    Args:
-        source: `name:split` of a named data set; a folder of images, an .npz (arr_0 uint8
-            (N, H, W, C) or (N, H, W), arr_1 labels), an .npy or an idx file; or images in memory,
-            see `arrays.read_array`. A `Path` is never a name. An `ImageSet` is converted and
-            padded only.
-        num_images: number of images to read, from the first on; None for all.
-        on_bad: "fail" at a file in a folder that is not an image like the others, or "skip" it.
-        convert: "rgb" repeats gray to RGB, "gray" takes the luma of color; None for neither.
-        pad: height and width to which images are padded with black on all sides; None for none.
-        class_names: the class folders in the order of the checkpoint's classes; None for sorted.
-        any_size: accept images of several sizes, and gray among RGB, as `fid` does.
-
-    Returns:
-        The images, uint8 (N, C, H, W) in 0..255; nothing is resized.
-
-    Raises:
-        InputError: the data set or file does not exist, holds anything but 8-bit gray or RGB images
-            of one size (unless `any_size`), or fewer than `num_images` of them.
-    """
-    if num_images is not None:
-        num_images = whole_number("num_images", num_images, 1)
-    one_of("on_bad", on_bad, ("fail", "skip"))
-    if convert is not None:
-        one_of("convert", convert, CONVERSIONS)
-    names = None if class_names is None else tuple(class_names)
-    options = FolderOptions(on_bad == "skip", convert, names, any_size)
-    if isinstance(source, ImageSet):
-        if names is not None or on_bad != "fail":
-            given = "`on_bad`" if names is None else "`class_names`"
-            raise refusal(given, f"{source.name} is read already; read its folder with it")
-        images = source if num_images is None else source.subset(num_images)
-    else:
-        images = _read(source, num_images, options)
-    if names is not None and not images.classes:
-        raise refusal("`class_names`", f"{images.name} has no class folders; leave it out")
-    if images.shapes is not None and (pad is not None or not any_size):
-        raise refusal(
-            images.name,
-            f"images are {images.shape_words}, which only fid takes; read the folder without "
-            'any_size, with on_bad="skip" to pass over those that differ from most',
-        )
-    if convert is not None:
-        images = _converted(images, convert)
-    if pad is not None:
-        pad = whole_number("pad", pad, 1)
-        images = dataclasses.replace(
-            images,
-            pixels=padded(images.pixels, pad, images.name),
-            padded_from=images.padded_from or images.pixels.shape[2:],
-        )
-    return images
+    def _repr_html_(self) -> str:
+        total = "" if self.chosen_from is None else f" of {self.chosen_from:,}"
+        facts = {"images": f"{len(self):,}{total}, {self.shape_words}", "source": self.name}
+        if self.labels is not None:
+            facts["labels"] = f"{len(np.unique(self.labels)):,} classes"
+        count = min(len(self), _MOST_SHOWN)
+        pictures = Markup(" ").join(map(_picture, self.part(0, count), self.ids[:count]))
+        rows = [_ROW.format(name, value, style=_STYLE) for name, value in facts.items()]
+        rows.append(_ROW.format("the first", pictures, style=_STYLE))
+        return str(_TABLE.format("ImageSet", Markup("").join(rows), style=_STYLE))
 
 
-def _converted(images: ImageSet, to: str) -> ImageSet:
-    if images.shapes is None:
-        pixels, shapes = converted(images.pixels, to), None
-    else:
-        parts = images.part(0, len(images))
-        pixels, shapes = packed(converted(image[None], to)[0] for image in parts)
-    return dataclasses.replace(images, pixels=pixels, shapes=shapes, convert=to)
+def _picture(image: NDArray[np.uint8], name: str) -> Markup:
+    """An image (C, H, W) in HTML."""
+    from PIL import Image
 
-
-def _read(
-    source: "str | Path | Arrays", num_images: int | None, options: FolderOptions
-) -> ImageSet:
-    if not isinstance(source, str | Path):
-        return ImageSet(**vars(read_array(source, num_images, options.convert)), source=SOURCE)
-    name, _, split = source.partition(":") if isinstance(source, str) else ("", "", "")
-    try:
-        if split in SPLITS.get(name, ()):
-            data = read_dataset(name, split, num_images)
-            return ImageSet(**vars(data), source=name, split=split)
-        data = _read_path(*_path_and_split(source, name), num_images, options)
-    except MemoryError as error:
-        raise refusal(
-            source, "does not fit in memory; take fewer images with `num_images`"
-        ) from error
-    except OSError as error:
-        raise refusal(
-            source, f"cannot be read ({error}); check the file and its permissions"
-        ) from error
-    is_open = options.class_names is None and _sorts_otherwise(data.classes)
-    return ImageSet(**vars(data), source=str(source), class_order_open=is_open)
-
-
-def _sorts_otherwise(classes: tuple[str, ...]) -> bool:
-    return all(name.isdecimal() for name in classes) and list(classes) != sorted(classes, key=int)
-
-
-def _path_and_split(source: str | Path, name: str) -> tuple[Path, str]:
-    """The path, and the split of FOLDER:SPLIT, as for MNIST's files."""
-    if str(source) and Path(source).exists():
-        return Path(source), ""
-    folder, _, split = str(source).rpartition(":")
-    if split in IDX_SPLITS and folder and Path(folder).is_dir():
-        return Path(folder), split
-    if name in SPLITS:
-        choices = ", ".join(f"{name}:{split}" for split in SPLITS[name])
-        raise refusal(source, f"name a split of {name}: {choices}")
-    raise refusal(
-        source or "an empty path",
-        "no such file or folder, nor a data set's name; the names are "
-        f"{', '.join(dataset_specs())}",
-    )
-
-
-def _read_path(path: Path, split: str, num_images: int | None, options: FolderOptions) -> ImageData:
-    if path.is_dir():
-        contents = FolderContents.scan(path)
-        idx = list(filter(is_idx_of_images, contents.archives))
-        if split or (idx and not contents.names and not contents.refused):
-            return read_idx(path / chosen_idx(path, idx, split), num_images)
-        return read_folder(path, contents, num_images, options)
-    suffix, kind = path.suffix.lower(), kind_of(first_bytes(path))
-    if suffix == ".npz" or is_npz(path):
-        return read_npz(path, num_images)
-    if kind == ("unread", "npy"):
-        return read_npy(path, num_images)
-    if suffix in IMAGE_SUFFIXES or (kind and kind[0] in ("read", "unread")):
-        raise refusal(path, "is a single image; give the folder that holds it")
-    refuse_unread(path, kind[1] if kind else "")
-    return read_idx(path, num_images)
+    picture = Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
+    file = io.BytesIO()
+    picture.thumbnail((_LARGEST_SHOWN, _LARGEST_SHOWN))
+    picture.save(file, "PNG")
+    code = base64.b64encode(file.getvalue()).decode()
+    return _IMAGE.format(code, name=name, style="height: 4em; image-rendering: pixelated")
 
 
 def refuse_reduced(images: ImageSet, data_range: DataRange) -> None:

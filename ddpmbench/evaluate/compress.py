@@ -17,7 +17,8 @@ from ddpmbench.codec.blocks import Labels, Pixels, decode_block, encode_block
 from ddpmbench.codec.chain import Chain, ReverseProcess
 from ddpmbench.codec.container import MOST, Block, Bound, Header, Reader, Writer
 from ddpmbench.codec.rans import DamageError
-from ddpmbench.data.images import ImageSet, ImageSource, load_images
+from ddpmbench.data.images import ImageSet
+from ddpmbench.data.load import ImageSource, load_images
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError, instance_of, one_of, path_of, whole_number
 from ddpmbench.evaluate.code_choice import (

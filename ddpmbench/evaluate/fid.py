@@ -7,7 +7,8 @@ from typing import Any, TypeAlias
 
 import pandas as pd
 
-from ddpmbench.data.images import ImageSet, ImageSource, load_images, refuse_reduced
+from ddpmbench.data.images import ImageSet, refuse_reduced
+from ddpmbench.data.load import ImageSource, load_images
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError, instance_of, whole_number
 from ddpmbench.evaluate.fid_scores import FidScores

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from ddpmbench.data.images import ImageSource, load_images
+from ddpmbench.data.load import ImageSource, load_images
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.probability_flow import ProbabilityFlow
 from ddpmbench.errors import InputError, whole_number

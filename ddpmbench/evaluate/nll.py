@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from ddpmbench.data.images import ImageSource, load_images
+from ddpmbench.data.load import ImageSource, load_images
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import one_of, path_of
 from ddpmbench.evaluate.evaluation import (

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from ddpmbench.data.images import ImageSource, load_images
+from ddpmbench.data.load import ImageSource, load_images
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError, whole_number

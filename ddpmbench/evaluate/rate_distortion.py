@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ddpmbench.data.images import ImageSet, ImageSource, load_images
+from ddpmbench.data.images import ImageSet
+from ddpmbench.data.load import ImageSource, load_images
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError, one_of, path_of
 from ddpmbench.evaluate.nll_report import NllReport

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ddpmbench.data.images import ImageSet, load_images
+from ddpmbench.data.images import ImageSet
+from ddpmbench.data.load import load_images
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError, instance_of, whole_number
 from ddpmbench.evaluate.progress import reported_session

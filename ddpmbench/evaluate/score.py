@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ddpmbench.data.images import ImageSet, ImageSource, load_images
+from ddpmbench.data.images import ImageSet
+from ddpmbench.data.load import ImageSource, load_images
 from ddpmbench.diffusion.data_range import DataRange
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError, one_of, path_of, whole_number

@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ddpmbench.data.images import ImageSet, ImageSource, load_images, refuse_reduced
+from ddpmbench.data.images import ImageSet, refuse_reduced
+from ddpmbench.data.load import ImageSource, load_images
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError
 from ddpmbench.execution.devices import device_name, resolve_device

@@ -15,7 +15,7 @@ import torch
 
 from ddpmbench.checksums import CHECKSUMS, DamageError, checksum, read_json, write_json
 from ddpmbench.diffusion.model import OUTPUT, same_output
-from ddpmbench.errors import InputError
+from ddpmbench.errors import InputError, shown_value
 from ddpmbench.execution.devices import cpu_threads, device_name
 from ddpmbench.execution.store import FolderStore
 from ddpmbench.files import is_temporary, replacing, writing_to
@@ -302,7 +302,8 @@ def _refuse_another_run(path: Path, identity: dict[str, Any]) -> None:
     for name in [*identity, *recorded]:
         values = (recorded.get(name), identity.get(name))
         if not (same_output(*values) if name == OUTPUT else values[0] == values[1]):
+            there, here = map(shown_value, values)
             raise InputError(
-                f"`out={path}`: holds another run ({name} is {values[0]} there, "
-                f"{values[1]} here); name a new folder"
+                f"`out={path}`: holds another run ({name} is {there} there, {here} here); name a "
+                "new folder"
             )

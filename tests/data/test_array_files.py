@@ -11,7 +11,7 @@ import pytest
 from image_files import idx_bytes, npz_bytes, random_images, refused
 from numpy.lib import format as npy
 
-from ddpmbench.data.images import load_images
+from ddpmbench.data.load import load_images
 from ddpmbench.errors import InputError
 from ddpmbench.samples.statistics import is_statistics, read_statistics
 

@@ -8,6 +8,7 @@ import pickle
 import socket
 import sys
 import tarfile
+import traceback
 import urllib.request
 from pathlib import Path
 from urllib.error import URLError
@@ -17,7 +18,8 @@ import pytest
 from image_files import idx_bytes, random_images, refused, save_folder
 
 from ddpmbench.data import datasets
-from ddpmbench.data.images import load_images
+from ddpmbench.data.load import load_images
+from ddpmbench.errors import InputError
 
 ASSETS = Path(datasets.__file__).parents[1] / "assets"
 T10K = ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz")
@@ -184,6 +186,15 @@ def test_the_files_of_a_distribution_are_found(monkeypatch, not_shipped, tmp_pat
     for name, content in not_shipped.items():  # packed once more
         (tmp_path / "debian" / name).write_bytes(gzip.compress(gzip.decompress(content), 1))
     assert load_images("fashion-mnist:test", num_images=7).labels.shape == (7,)
+
+
+@pytest.mark.parametrize("spec", ["mnist:test", "cifar10:train"])
+def test_offline_python_shows_one_error(spec):
+    with pytest.raises(InputError) as caught:
+        load_images(spec)
+    shown = "".join(traceback.format_exception(caught.value))
+    assert shown.count("Traceback") == 1
+    assert shown.count("Name or service not known") == 1
 
 
 def test_a_download_is_kept_and_used_again(monkeypatch, not_shipped, capsys):

@@ -1,6 +1,7 @@
 """Folders of images: every file is read, refused or counted."""
 
 import os
+import re
 import socket
 import struct
 import sys
@@ -8,11 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from image_files import encoded, gray, png, random_images, refused, rgb, save_folder
 from PIL import Image
+from safetensors.torch import save_file
 
+from ddpmbench.checksums import write_json
 from ddpmbench.data.file_kinds import IMAGE_SUFFIXES, kind_of
-from ddpmbench.data.images import load_images
+from ddpmbench.data.load import load_images
 from ddpmbench.errors import InputError
 
 
@@ -333,6 +337,31 @@ def test_a_folder_of_archives_names_one_that_can_be_given(tmp_path):
     assert len(load_images(str(info.value).rsplit(" ", 1)[1])) == 2
     (folder / "data_batch_1").write_bytes(b"\x80\2")
     assert "name the data set, cifar10:train or cifar10:test" in refused(folder)
+
+
+@pytest.mark.parametrize("place", ["", "runs/a"])
+@pytest.mark.parametrize("record", ["run.json", "summary.json"])
+def test_a_run_folder_is_none_of_images(folder, place, record):
+    run = folder / place
+    run.mkdir(parents=True, exist_ok=True)
+    (run / record).write_text('{"schema": "another.tool/1"}')
+    assert len(load_images(folder)) == 2
+    write_json(run / record, {"schema": "ddpmbench.nll/1"})
+    for on_bad in ("fail", "skip"):
+        message = refused(folder, on_bad=on_bad)
+        assert message.startswith(f"{run}: is a run folder")
+        assert message.endswith("give the images that it evaluated")
+    np.savez(run / "samples.npz", random_images(3, 8, 8))
+    given = re.search(r"give (\S+) for its samples$", refused(folder))[1]
+    assert len(load_images(given)) == 3
+
+
+def test_a_folder_of_weights_names_none_of_them_as_images(tmp_path):
+    for name in ("checkpoint.safetensors", "training_state.pt"):
+        (tmp_path / name).write_bytes(b"")
+        assert refused(tmp_path).endswith("give a folder of images (and a checkpoint as `ckpt`)")
+    save_file({"a": torch.zeros(1)}, tmp_path / "checkpoint.safetensors")
+    assert "a checkpoint is given as `ckpt`" in refused(tmp_path / "checkpoint.safetensors")
 
 
 @pytest.mark.parametrize("name", ["a.png", "a", "a.txt"])

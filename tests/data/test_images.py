@@ -1,7 +1,11 @@
 """The same images are the same set, whatever holds them: files, folders, arrays."""
 
+import base64
+import dataclasses
 import hashlib
+import io
 import os
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -12,7 +16,9 @@ from image_files import FORMS, random_images, refused, rgb, save_as
 from PIL import Image
 
 from ddpmbench.data import images
-from ddpmbench.data.images import ImageSet, load_images
+from ddpmbench.data.arrays import packed
+from ddpmbench.data.images import ImageSet
+from ddpmbench.data.load import load_images
 from ddpmbench.errors import InputError
 from ddpmbench.evaluate.nll import evaluate_nll
 from ddpmbench.samples.statistics import is_statistics
@@ -92,6 +98,70 @@ def test_a_set_refuses_what_does_not_match():
         ImageSet(pixels, ["a"], "x")
     with pytest.raises(InputError, match="one label"):
         ImageSet(pixels, ["a", "b"], "x", np.array([3]))
+
+
+CHOSEN = {
+    "all": (slice(None), [0, 1, 2, 3, 4, 5, 6]),
+    "the first": (slice(3), [0, 1, 2]),
+    "a slice": (slice(2, 5), [2, 3, 4]),
+    "backwards": (slice(None, None, -2), [6, 4, 2, 0]),
+    "a list": ([3, 5], [3, 5]),
+    "from the end": (np.array([-1, 1]), [6, 1]),
+    "booleans": (np.arange(7) % 3 == 1, [1, 4]),
+}
+
+
+@pytest.mark.parametrize("is_mixed", [False, True])
+@pytest.mark.parametrize("name", CHOSEN)
+def test_some_images_are_a_set_of_them_alone(name, is_mixed):
+    index, places = CHOSEN[name]
+    parts = [random_images(3, 4, 5 + i * is_mixed, seed=i) for i in range(7)]
+    pixels, shapes = packed(parts)
+    about = {"classes": ("a", "b"), "passed_over": {".csv": 1}}
+    ids, labels = [f"image {i}" for i in range(7)], np.arange(7) % 2
+    some = ImageSet(pixels, ids, "x", labels, shapes=shapes, **about)[index]
+    alone, alone_shapes = packed(parts[i] for i in places)
+    assert list(some.ids) == [ids[i] for i in places]
+    assert some.labels.tolist() == [i % 2 for i in places]
+    assert {field: getattr(some, field) for field in about} == about
+    assert some.sha256 == ImageSet(alone, some.ids, "x", shapes=alone_shapes).sha256
+    total = None if places == list(range(len(places))) else 7
+    assert some.record.get("chosen_from") == some.chosen_from == total
+    assert any("of 7 images, chosen by index" in line for line in some.notes) == bool(total)
+    assert some[:1].chosen_from == total
+
+
+@pytest.mark.parametrize(
+    "index", [3, np.int64(3), 1.0, "0", None, (1, 2), [], slice(5, 2), [7], [1, -6], [True] * 6]
+)
+def test_what_chooses_no_images_is_refused(index):
+    images = load_images(random_images(7, 4, 5))
+    with pytest.raises(
+        InputError, match=r"images\[\.\.\.\]: .*; give a slice or positions from 0 to 6"
+    ):
+        images[index]
+
+
+def test_a_set_is_not_iterated():
+    with pytest.raises(InputError, match="give a slice"):
+        list(load_images(random_images(7, 4, 5)))
+
+
+@pytest.mark.parametrize("shape", [(12, 4, 5), (3, 4, 5, 3), (2, 200, 100)])
+def test_a_notebook_shows_the_first_images(shape):
+    pixels, source = random_images(*shape), "<script>"
+    images = dataclasses.replace(load_images(pixels), source=source)
+    table = ElementTree.fromstring(images[1:]._repr_html_())
+    text = " ".join(table.itertext())
+    assert f"{len(pixels) - 1} of {len(pixels)}, {images.shape_words}" in text
+    assert source in text
+    pictures = list(table.iter("img"))
+    assert [p.get("title") for p in pictures] == list(images.ids[1:11])
+    code = base64.b64decode(pictures[0].get("src").partition(",")[2])
+    first = np.asarray(Image.open(io.BytesIO(code)))
+    if max(shape[1:3]) <= 64:
+        np.testing.assert_array_equal(first, pixels[1])
+    assert max(first.shape) <= 64
 
 
 REFUSED = {

@@ -15,7 +15,7 @@ from image_files import FORMS, random_images, save_as
 
 from ddpmbench.data import folders, pixel_store
 from ddpmbench.data.arrays import PositionIds
-from ddpmbench.data.images import load_images
+from ddpmbench.data.load import load_images
 from ddpmbench.errors import InputError
 
 

@@ -9,7 +9,7 @@ from peers import UNet2DModel
 from scipy import stats
 
 import ddpmbench as db
-from ddpmbench.data.images import load_images
+from ddpmbench.data.load import load_images
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.likelihood.terms import TermIndex, TermsPass
 

@@ -13,7 +13,7 @@ from ddpmbench.execution.folder import RunFolder
 from ddpmbench.execution.terms import arrays_of, read_terms
 from ddpmbench.likelihood.terms import VALUE_COLUMNS, TermIndex, TermTable
 
-IDENTITY = {"schema": "ddpmbench.nll/1", "seed": 0}
+IDENTITY = {"schema": "ddpmbench.nll/1", "seed": 0, "data": "0" * 64}
 
 
 def table(start, stop):
@@ -54,9 +54,17 @@ def test_the_same_run_goes_on_and_leftovers_go(folder, shards):
     assert not leftover.exists()
 
 
-def test_another_run_is_refused_by_the_field_that_differs(folder):
-    with pytest.raises(InputError, match=r"seed is 0 there, 1 here"):
-        RunFolder(folder.path, {**IDENTITY, "seed": 1})
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("seed", 1, r"seed is 0 there, 1 here"),
+        ("data", "f" * 64, r"data is 0{12} there, f{12} here"),
+        ("source", "f" * 65, r"source is None there, f{65} here"),
+    ],
+)
+def test_another_run_is_refused_by_the_field_that_differs(folder, field, value, words):
+    with pytest.raises(InputError, match=rf"holds another run \({words}\); name a new folder"):
+        RunFolder(folder.path, {**IDENTITY, field: value})
     result = read_json(folder.path / "run.json")
     assert {name: result[name] for name in IDENTITY} == IDENTITY
 

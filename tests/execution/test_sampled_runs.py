@@ -10,7 +10,7 @@ from run_folders import assert_same_numbers
 from sealing import edit, seal_again, terms_in, write_frame
 
 from ddpmbench.cli.main import run
-from ddpmbench.data.images import load_images
+from ddpmbench.data.load import load_images
 from ddpmbench.diffusion.process import Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError

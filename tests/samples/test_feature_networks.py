@@ -12,7 +12,7 @@ import torch
 from feature_networks import write_network
 from PIL import Image
 
-from ddpmbench.data.images import load_images
+from ddpmbench.data.load import load_images
 from ddpmbench.errors import InputError
 from ddpmbench.samples.feature_networks import image_features, load_feature_network
 from ddpmbench.samples.frechet import frechet_distance

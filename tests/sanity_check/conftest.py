@@ -2,7 +2,8 @@ import pytest
 from retrained import remembering
 
 from ddpmbench import Checkpoint, load_checkpoint
-from ddpmbench.data.images import ImageSet, load_images
+from ddpmbench.data.images import ImageSet
+from ddpmbench.data.load import load_images
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from unet_configs import TINY_CONFIG
 
 from ddpmbench.checkpoints.native import read_native
-from ddpmbench.data.images import load_images
+from ddpmbench.data.load import load_images
 from ddpmbench.diffusion.process import GaussianDiffusion, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError
