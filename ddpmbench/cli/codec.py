@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from ddpmbench.cli import options
-from ddpmbench.cli.launch import note, open_checkpoint, open_inputs
+from ddpmbench.cli.launch import note, open_checkpoint, open_inputs, resumable
 from ddpmbench.errors import InputError
 
 
@@ -14,7 +14,11 @@ from ddpmbench.errors import InputError
 @options.ckpt_option
 @options.reading_options
 @options.data_options
-@options.path_option("File to write; an interrupted one is continued.", metavar="FILE")
+@options.path_option(
+    "File to write. The same command on an unfinished one resumes it.",
+    metavar="FILE",
+    required=True,
+)
 @options.count(
     "--timesteps",
     metavar="K",
@@ -41,19 +45,19 @@ from ddpmbench.errors import InputError
 @options.choice(
     "--verify",
     ["first", "all", "none"],
-    "Decode the first block, all blocks or none at once, and compare with the images.",
+    "Blocks to decode right after they are written, and to compare with the images.",
     default="first",
 )
 @click.option(
     "--compare/--no-compare",
     default=True,
-    help="Compress the images with other lossless codecs, too.  [default: compare]",
+    help="Also compress the images with other lossless codecs.  [default: compare]",
 )
-@options.path_option("Write the result as a page, too.", "--page", "HTML")
+@options.path_option("Also write the result as a page.", "--page", "HTML")
 @options.device_option
 @options.format_option
 def compress(
-    out: Path | None,
+    out: Path,
     page: Path | None,
     output_format: str,
     **given: Any,  # noqa: ANN401
@@ -72,14 +76,13 @@ def compress(
     from ddpmbench.files import named_path, replacing, writing_to
     from ddpmbench.report.codec import codec_page, printed_codec
 
-    if out is None:
-        raise click.UsageError("--out: is missing; name the file to write")
     if page is not None:
         _check_page(page, named_path(out))
     inputs = {name: given.pop(name) for name in options.INPUTS if name != "timesteps"}
     checkpoint, images = open_inputs(inputs)
     note(*checkpoint.notes)
-    report = compressed(checkpoint, images, out, **given)
+    with resumable(out):
+        report = compressed(checkpoint, images, out, **given)
     if page is not None:
         with writing_to(page.parent, "--page"), replacing(page) as temporary:
             temporary.write_text(codec_page(report.summary), encoding="utf-8")
@@ -105,10 +108,12 @@ def _check_page(page: Path, out: Path) -> None:
 @click.argument("file", type=options.path)
 @options.ckpt_option
 @options.reading_options
-@options.path_option("An .npz to write, or a folder for one PNG per image.", metavar="NPZ|DIR")
+@options.path_option(
+    "An .npz to write, or a folder for one PNG per image.", metavar="NPZ|DIR", required=True
+)
 @options.count("--block", limits=(0, None), text="Decompress block N alone, from 0 on.")
 @options.device_option
-def decompress(file: Path, out: Path | None, **given: Any) -> None:  # noqa: ANN401
+def decompress(file: Path, out: Path, **given: Any) -> None:  # noqa: ANN401
     """Restore the images of FILE, which compress wrote, every pixel as it was.
 
     \b
@@ -119,8 +124,6 @@ def decompress(file: Path, out: Path | None, **given: Any) -> None:  # noqa: ANN
     from ddpmbench.evaluate.decompress import decompress as decompressed
     from ddpmbench.evaluate.decompress import first_image, new_place, write_images
 
-    if out is None:
-        raise click.UsageError("--out: is missing; name an .npz or a folder to write")
     how = {name: given.pop(name) for name in ("block", "device")}
     new_place(out)  # fail now, not after minutes of decoding
     checkpoint = open_checkpoint(given)

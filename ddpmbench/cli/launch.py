@@ -1,9 +1,11 @@
 """How a command starts: its checkpoint and images, its notes, and its evaluation."""
 
+import contextlib
 import dataclasses
 import re
+import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -101,7 +103,7 @@ def open_images(checkpoint: "Checkpoint", data: str | None, given: dict[str, Any
     """
     import numpy as np
 
-    from ddpmbench.data.images import load_images
+    from ddpmbench.data.load import load_images
 
     images = load_images(
         DEFAULT_DATA if data is None else data,
@@ -109,6 +111,13 @@ def open_images(checkpoint: "Checkpoint", data: str | None, given: dict[str, Any
         class_names=_class_names(given["class_names"]),
         **{name: given[name] for name in options.PREPARATION},
     )
+    if images.convert is not None and checkpoint.channels not in (None, *images.channels):
+        other = "gray" if images.convert == "rgb" else "rgb"
+        raise InputError(
+            f"`convert={images.convert}`: the checkpoint takes images of "
+            f"{'1 channel' if checkpoint.channels == 1 else f'{checkpoint.channels} channels'}; "
+            f"leave it out, or choose {other}"
+        )
     label = given["label"]
     if label is None:
         return images
@@ -136,7 +145,7 @@ def open_prepared(
     data: str, prepared: dict[str, Any], *, num_images: int | None = None
 ) -> "ImageSet":
     """Images according to the options of `options.PREPARATION`; their notes are printed."""
-    from ddpmbench.data.images import load_images
+    from ddpmbench.data.load import load_images
 
     images = load_images(data, num_images=num_images, **prepared)
     note(*images.notes)
@@ -146,6 +155,15 @@ def open_prepared(
 
 
 # ---- evaluations
+
+
+@contextlib.contextmanager
+def resumable(out: Path) -> Iterator[None]:
+    """Within, an interruption names the folder or file that the same command resumes from."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"with --out {shlex.quote(str(out))} to resume") from None
 
 
 def launch(
@@ -181,7 +199,7 @@ def launch(
         folder = ranks.once(lambda: out or options.dated_folder(command))
         if ranks.reports:
             note(*checkpoint.notes)
-        with progress(command, "evaluations") as update:
+        with progress(command, "evaluations") as update, resumable(folder):
 
             def on_start(count: int) -> None:
                 line = f"{count:,} {evaluations} at first; to resume: --out {folder}"

@@ -12,6 +12,7 @@ from ddpmbench.cli.launch import (
     open_images,
     open_inputs,
     print_report,
+    resumable,
     warn,
 )
 from ddpmbench.execution.progress import progress
@@ -43,7 +44,7 @@ _likelihood_options = options.decorate(
         text="importance: stop after M network evaluations, however wide the interval is.",
     ),
     options.path_option(
-        "importance: evaluate the terms of that run, so that compare can pair the two.",
+        "importance: evaluate the same terms as that run, so that compare can pair the two.",
         "--terms-of",
         "RUN",
     ),
@@ -83,9 +84,9 @@ _timesteps_option = click.option(
 )
 
 _precision_option = options.precision(
-    "Below strict fp32, some terms are evaluated in both to correct the bound. auto is that of the "
-    "run in --out, if there is one; else fp16 on CUDA, bf16 on a CPU where a test finds it faster "
-    "by a third, and fp32 elsewhere."
+    "In any but fp32, some terms are evaluated in both, to correct the bound. auto is that of the "
+    "run in --out, if there is one; else fp16 on CUDA, bf16 on a CPU where it is found a third "
+    "faster, and fp32 elsewhere."
 )
 
 
@@ -189,7 +190,8 @@ def rd(
         return
     report = result[-1]
     _print_curve(report, output_format)
-    with progress("pictures", "evaluations") as update:
+    assert report.folder is not None
+    with progress("pictures", "evaluations") as update, resumable(report.folder):
 
         def on_start(calls: int) -> None:
             click.echo(f"{calls:,} network evaluations more for the pictures", err=True)
@@ -227,7 +229,7 @@ _score_options = options.decorate(
         "timesteps.",
     ),
     options.path_option(
-        "Take the proposal density of that run of score, so that an image has the same score in "
+        "Sample the timesteps as that run of score did, so that an image has the same score in "
         "both.",
         "--terms-of",
         "RUN",
@@ -294,21 +296,22 @@ _ode_options = options.decorate(
     options.choice(
         "--dequantization",
         ["decoder", "uniform", "truncated-normal"],
-        "decoder: the forward process to x_1, and the decoder of the variational bound; uniform "
-        "and truncated-normal noise stay in the bin of each level.",
+        "How pixels become continuous. decoder: by the noise of the forward process up to x_1, "
+        "with the decoder of the variational bound; uniform, truncated-normal: by noise within the "
+        "bin of each level.",
         default="decoder",
     ),
     options.choice(
         "--trace",
         ["hutchinson", "exact"],
-        "Divergence: estimated with random signs, or exact with one vector-Jacobian product per "
-        "dimension.",
+        "Divergence: estimated with random signs (hutchinson), or exact, with a vector-Jacobian "
+        "product per dimension.",
         default="hutchinson",
     ),
     options.count(
         "--probes",
         default=1,
-        text="hutchinson: vectors of random signs per image. Their error is known from 2 on.",
+        text="hutchinson: vectors of random signs per image; from 2 on, their error is known.",
     ),
     options.choice(
         "--solver",
@@ -319,7 +322,8 @@ _ode_options = options.decorate(
     options.count(
         "--solver-steps",
         default=12,
-        text="Steps in log sigma, an even number: half as many give the solver's error.",
+        text="Steps in log sigma, an even number; the error of the solver is estimated with half "
+        "as many.",
     ),
     click.option(
         "--half-width",

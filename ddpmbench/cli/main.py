@@ -65,7 +65,6 @@ def stopping() -> Iterator[Stopped]:
 
 
 DONE, FAILED, USER_MISTAKE = 0, 1, 2
-_RESUMED = frozenset({"nll", "rd", "ode", "likelihoods", "score", "sample", "fid", "train"})
 
 
 @click.command(short_help="Versions, devices, data sets and caches here.")
@@ -148,12 +147,10 @@ def _run(arguments: list[str] | None, stopped: Stopped) -> int:
         line = printable(text)
         click.echo(f"Error: {with_options(line, _command(given))}", err=True)
         return FAILED if isinstance(error, ProcessLostError) else USER_MISTAKE
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as error:
         if os.environ.get("RANK", "0") == "0":
-            name = given[0] if given else ""
-            again = "with --out and its folder to resume" if name in _RESUMED else "again"
-            again = "to resume" if name == "compress" else again
-            click.echo(f"Interrupted: run the same command {again}", err=True)
+            how = str(error.__cause__ or error) or "again"  # click wraps what `resumable` says
+            click.echo(f"Interrupted: run the same command {how}", err=True)
         return stopped.status
     return status if isinstance(status, int) else DONE
 

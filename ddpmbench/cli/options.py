@@ -94,9 +94,11 @@ def output_format(text: str, *choices: str) -> Option:
     )
 
 
-def path_option(text: str, name: str = "--out", metavar: str = "DIR") -> Option:
+def path_option(
+    text: str, name: str = "--out", metavar: str = "DIR", *, required: bool = False
+) -> Option:
     """An option that takes a path."""
-    return click.option(name, type=path, metavar=metavar, help=text)
+    return click.option(name, type=path, metavar=metavar, required=required, help=text)
 
 
 def _batch_size(value: str) -> int | None:
@@ -174,8 +176,8 @@ reading_options = decorate(
         "--process",
         metavar="PROCESS",
         help="Family of the forward process x_t = a x_start + s eps; overrides the file: vp, "
-        "sub-vp, ve or flow with the noise levels of the schedule, ve:SIGMA_MIN:SIGMA_MAX:LEVELS, "
-        "or flow:T.  [default: the file's; else vp]",
+        "sub-vp, ve or flow at the noise levels of --schedule; or with levels of its own, "
+        "ve:SIGMA_MIN:SIGMA_MAX:LEVELS or flow:T.  [default: the file's; else vp]",
     ),
     choice(
         "--prediction",
@@ -190,10 +192,10 @@ reading_options = decorate(
     choice(
         "--time-input",
         [kind.value for kind in TimeInput],
-        "How the network receives timestep t = 1..T; overrides the file: as the integer t - 1 "
-        "(index), t (one-based) or T - t (reversed-index), as the float t / T (fraction) or "
-        "(t - 1) 1000 / T, or as the noise s in x_t (sigma), its logarithm, a quarter of that, or "
-        "log a^2 / s^2.",
+        "How the network receives timestep t = 1..T; overrides the file. By its number: t - 1 "
+        "(index), t (one-based), T - t (reversed-index), t / T (fraction) or (t - 1) 1000 / T "
+        "(rescaled-1000). By the signal a and the noise s in x_t: s (sigma), log s (log-sigma), "
+        "log s / 4 (quarter-log-sigma) or log a^2 / s^2 (log-snr).",
     ),
     click.option(
         "--data-range",
@@ -205,7 +207,7 @@ reading_options = decorate(
         "--levels",
         metavar="L",
         limits=(2, 256),
-        text="Levels of a pixel; 8-bit images are reduced to their top bits.  [default: 256]",
+        text="Number of levels of a pixel; 8-bit images keep their top bits.  [default: 256]",
     ),
     click.option(
         "--clip/--no-clip",
@@ -323,7 +325,10 @@ check_option = click.option(
 )
 
 device_option = click.option(
-    "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."
+    "--device",
+    default="auto",
+    show_default=True,
+    help="Where the network runs: auto, cpu, cuda, cuda:N or mps.",
 )
 
 run_options = decorate(

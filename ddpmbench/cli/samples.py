@@ -14,6 +14,7 @@ from ddpmbench.cli.launch import (
     note,
     open_checkpoint,
     print_report,
+    resumable,
     say,
     warn,
 )
@@ -37,7 +38,7 @@ _sampler_options = options.decorate(
         "ancestral: Algorithm 2 of Ho et al. with the checkpoint's variance; ddim: the implicit "
         "process; langevin: annealed Langevin dynamics; predictor-corrector: Langevin steps before "
         "each ancestral step; ode: the probability-flow ODE; dpm-solver++: its multistep solver "
-        "2M. The guide says what each costs.",
+        "2M.",
         default="ancestral",
     ),
     click.option(
@@ -56,20 +57,21 @@ _sampler_options = options.decorate(
     options.count(
         "--langevin-steps",
         metavar="L",
-        text="langevin, predictor-corrector: Langevin steps at each timestep.  [default: 5; 1]",
+        text="langevin, predictor-corrector: Langevin steps at each timestep.  [default: 5 and 1]",
     ),
     click.option(
         "--step-size",
         type=float,
         metavar="RHO",
-        help="langevin: the step alpha over sigma^2, which is epsilon / sigma_min^2 of Song & "
-        "Ermon 2020.  [default: 0.062]",
+        help="langevin: size of a step, divided by sigma^2 (in Song & Ermon 2020 epsilon / "
+        "sigma_min^2): above 0 and at most 1.  [default: 0.062]",
     ),
     click.option(
         "--snr",
         type=float,
         metavar="R",
-        help="predictor-corrector: signal-to-noise ratio of a Langevin step.  [default: 0.16]",
+        help="predictor-corrector: signal-to-noise ratio of a Langevin step: above 0 and at most "
+        "1.  [default: 0.16]",
     ),
     options.choice(
         "--solver",
@@ -79,8 +81,8 @@ _sampler_options = options.decorate(
     options.count(
         "--solver-steps",
         metavar="N",
-        text="ode, dpm-solver++: N equal steps in log sigma, for which the network is evaluated "
-        "between its timesteps.  [default: the steps between the timesteps]",
+        text="ode, dpm-solver++: take N equal steps in log sigma, with the network evaluated "
+        "between its timesteps.  [default: from timestep to timestep]",
     ),
     options.count(
         "--image-size",
@@ -114,6 +116,7 @@ _reference_options = options.decorate(
         type=options.text,
         multiple=True,
         metavar="DATA",
+        show_default="for the checkpoint that comes with ddpmbench, the images that do",
         help="Real images: NAME:SPLIT, a folder, an npz or idx file; or an npz of mu and sigma "
         "(pytorch-fid, clean-fid, ADM). Repeat it for several references; the first one gives the "
         "headline.",
@@ -196,7 +199,7 @@ def sample(out: Path | None, output_format: str, **given: Any) -> None:  # noqa:
         if ranks.reports:
             note(*checkpoint.notes)
         steps = settings.sampler.num_evaluations(checkpoint.schedule)
-        with progress("sample", "images", calls=steps) as update:
+        with progress("sample", "images", calls=steps) as update, resumable(folder):
 
             def on_start(calls: int) -> None:
                 amount = f"{calls // steps:,} images, {steps:,} network evaluations each"
@@ -287,18 +290,20 @@ def fid(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: AN
         if ranks.reports:
             note(*(source.notes if isinstance(source, Checkpoint) else ()))
             click.echo(f"To resume after a stop: --out {folder}", err=True)
-        report = evaluate_fid(
-            source,
-            references,
-            FidSettings(
-                network, protocol, given["num_generated"], samples, given["check"], made_by
-            ),
-            device=given["device"],
-            batch_size=given["batch_size"],
-            out=folder,
-            command=["ddpmbench", *sys.argv[1:]],
-            listener=FidelityListener(_stage, _print_cost, warn, note),
+        settings = FidSettings(
+            network, protocol, given["num_generated"], samples, given["check"], made_by
         )
+        with resumable(folder):
+            report = evaluate_fid(
+                source,
+                references,
+                settings,
+                device=given["device"],
+                batch_size=given["batch_size"],
+                out=folder,
+                command=["ddpmbench", *sys.argv[1:]],
+                listener=FidelityListener(_stage, _print_cost, warn, note),
+            )
     if ranks.reports:
         print_report(printed_fidelity(report.summary, output_format), report)
 

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from ddpmbench.cli import options
-from ddpmbench.cli.launch import open_prepared
+from ddpmbench.cli.launch import open_prepared, resumable
 from ddpmbench.errors import LARGEST_SEED
 from ddpmbench.execution.progress import progress
 
@@ -41,8 +41,8 @@ def _depths(value: str) -> tuple[int, ...]:
 @options.choice(
     "--objective",
     ["simple", "vlb", "hybrid", "sliced"],
-    "L_simple, which is weighted denoising score matching; the bound itself; L_simple + 0.001 "
-    "L_vlb with a learned variance; or sliced score matching.",
+    "simple: L_simple, which is weighted denoising score matching; vlb: the bound itself; hybrid: "
+    "L_simple + 0.001 L_vlb with a learned variance; sliced: sliced score matching.",
     default="simple",
 )
 @click.option(
@@ -50,7 +50,8 @@ def _depths(value: str) -> tuple[int, ...]:
     default="vp",
     show_default=True,
     metavar="PROCESS",
-    help="Family of the forward process: vp, sub-vp, flow, ve, or ve:SIGMA_MIN:SIGMA_MAX.",
+    help="Family of the forward process x_t = a x_start + s eps: vp, sub-vp, flow, ve, or "
+    "ve:SIGMA_MIN:SIGMA_MAX.",
 )
 @click.option(
     "--variance",
@@ -77,7 +78,7 @@ def _depths(value: str) -> tuple[int, ...]:
     default="128,256,256",
     show_default=True,
     type=_integers,
-    metavar="TEXT",
+    metavar="C,C,...",
     help="Channels of the U-Net at each resolution, from the image's down.",
 )
 @options.count(
@@ -92,17 +93,28 @@ def _depths(value: str) -> tuple[int, ...]:
     default="2",
     show_default=True,
     type=_depths,
-    metavar="TEXT",
-    help="Resolutions with attention, as the number of halvings: 2 is a quarter of the image, none "
-    "is the middle alone.",
+    metavar="K,K,...|none",
+    help="Resolutions with attention, as numbers of halvings: 2 is a quarter of the image's side. "
+    "The middle always has it; none means the middle alone.",
 )
 @options.count(
     "--norm-groups", default=32, text="Groups of the normalizations; must divide all --channels."
 )
-@click.option("--dropout", type=click.FloatRange(0, 1, max_open=True), default=0.0)
+@click.option(
+    "--dropout",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.0,
+    show_default=True,
+    help="Share of activations that the residual blocks set to 0 in training.",
+)
 @options.count("--batch-size", limits=(1, 2**16), default=128, text="Images in a training step.")
 @click.option(
-    "--learning-rate", type=click.FloatRange(0, min_open=True), default=2e-4, show_default=True
+    "--learning-rate",
+    "--lr",
+    type=click.FloatRange(0, min_open=True),
+    default=2e-4,
+    show_default=True,
+    help="Learning rate of Adam, after the warm-up.",
 )
 @options.count("--warmup-steps", default=1000, text="Steps over which the learning rate rises.")
 @click.option(
@@ -112,12 +124,23 @@ def _depths(value: str) -> tuple[int, ...]:
     show_default=True,
     help="Decay of the moving average of the weights, which the checkpoint holds.",
 )
-@click.option("--horizontal-flip/--no-horizontal-flip", default=False, show_default=True)
+@click.option(
+    "--horizontal-flip/--no-horizontal-flip",
+    default=False,
+    show_default=True,
+    help="Mirror each image with probability 1/2.",
+)
 @options.choice(
     "--precision", ["fp32", "bf16"], "Precision of the network's forward pass.", default="fp32"
 )
 @options.device_option
-@click.option("--seed", type=click.IntRange(0, LARGEST_SEED), default=0, show_default=True)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, LARGEST_SEED),
+    default=0,
+    help="Seed of the first weights, and of the images, timesteps and noise of each step.  "
+    "[default: 0]",
+)
 def train(
     data: str,
     out: Path,
@@ -170,7 +193,7 @@ def train(
         norm_groups=norm_groups,
         dropout=dropout,
     )
-    with progress("train", "steps") as update:
+    with progress("train", "steps") as update, resumable(out):
 
         def on_progress(now: TrainingProgress) -> None:
             update(now.step, now.total, f"loss {now.loss:.5f}" if now.loss is not None else "")

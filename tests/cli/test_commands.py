@@ -15,6 +15,7 @@ from processes import Command, ddpmbench
 from sealing import read_record
 from setups import report_often, save_often
 
+import ddpmbench as db
 from ddpmbench.report.text import digits_by
 
 EVERY_PAIR = ("--estimator", "every-pair", "--draws", 1)
@@ -194,7 +195,7 @@ def test_training_interrupted_from_the_keyboard_loses_nothing(tmp_path):
     running.send(signal.SIGINT)
     result = running.result()
     assert result.returncode == 130, result.stderr
-    assert "Interrupted" in result.stderr
+    assert f"Interrupted: run the same command with --out {out} to resume" in result.stderr
     assert "Traceback" not in result.stderr
     state = torch.load(out / "training_state.pt", weights_only=True)
     assert state["step"] > 0
@@ -253,3 +254,40 @@ def test_help_and_import_load_neither_torch_nor_torchvision():
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+# ---- report
+
+
+@pytest.fixture(scope="module")
+def small_run(small_model, small_images, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "run"
+    db.evaluate_nll(small_model, small_images, half_width=5.0, out=out)
+    return out
+
+
+def test_the_path_of_the_page_is_what_is_printed(small_run, invoke):
+    assert invoke("report", small_run) == (0, f"{small_run / 'report.html'}\n", "")
+    assert (small_run / "report.html").read_text().startswith("<!doctype html>")
+
+
+def test_a_comparison_leaves_its_page(small_run, invoke, tmp_path):
+    status, _, message = invoke("compare", small_run, small_run, "--out", tmp_path / "out")
+    assert status == 0, message
+    assert message.endswith(f"Report: {tmp_path / 'out' / 'report.html'}\n")
+    again = invoke("report", tmp_path / "out")
+    assert again == (0, f"{tmp_path / 'out' / 'report.html'}\n", "")
+
+
+def test_what_is_no_run_is_refused(refused, tmp_path):
+    assert "is no run folder" in refused("report", tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    assert "holds no run of ddpmbench" in refused("report", tmp_path / "empty")
+
+
+def test_a_folder_that_cannot_be_written_is_named(small_run, refused, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("ddpmbench.files.os.fsync", refuse)
+    assert f"{small_run}: cannot be written (permission denied)" in refused("report", small_run)

@@ -1,6 +1,7 @@
 """What the command prints about a network of one's own names a remedy, which leads to a number."""
 
 import contextlib
+import json
 import os
 import shutil
 import textwrap
@@ -216,8 +217,6 @@ def test_a_folder_names_the_file_in_it(own, right):
 
 def shards(folder, state):
     """As `save_model` of accelerate divides weights."""
-    import json
-
     files = {n: f"model-0000{k % 2 + 1}-of-00002.safetensors" for k, n in enumerate(state)}
     for file in set(files.values()):
         part = {name: state[name].contiguous() for name in state if files[name] == file}
@@ -472,6 +471,45 @@ def test_what_its_file_sets_of_the_process_is_undone(own, right):
     assert os.getcwd() == folder
     assert torch.equal(torch.get_rng_state(), state)
     assert np.array_equal(np.random.get_state()[1], numbers)
+
+
+# ---- the command
+
+WHOLE = ("--estimator", "every-pair", "--draws", 1, "--format", "json")
+
+
+def test_it_is_named_and_what_it_prints_is_no_result(own, invoke, tmp_path):
+    own.code(OUTPUTS)
+    status, printed, message = invoke("nll", *own.words("Prints"), *WHOLE, "--out", tmp_path / "r")
+    assert status == 0, message
+    checkpoint = json.loads(printed)["checkpoint"]
+    assert checkpoint["family"] == "own network"
+    assert checkpoint["network"].endswith("net.py:Prints")
+    assert message.count("in forward") > 2  # two are before the run
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        (
+            dict.fromkeys(["schedule", "prediction", "variance", "time_input"]),
+            [
+                "--schedule linear:T:START:END",
+                "--prediction PREDICTION",
+                "--variance VARIANCE",
+                "--time-input TIME as it was",
+                "eps, x_start, v, previous_mean",
+            ],
+        ),
+        ({"schedule": "linear:50:0.001:0.3"}, ["nn.Embedding of 20 rows", "50 steps"]),
+        ({"time_input": "one-based"}, ["nn.Embedding of 20 rows", "--time-input one-based"]),
+        ({"model_flags": "--image_size 8"}, ["--model-flags"]),
+        ({"weights": "ema"}, ["--weights ema", "weights.pt"]),
+    ],
+)
+def test_a_mistake_writes_nothing(refused, own, changed, words):
+    line = refused("nll", *own.words(**changed))
+    assert all(word in line for word in words), line
 
 
 # ---- the name and the file

@@ -113,39 +113,6 @@ def test_a_note_of_samples_is_printed_once(invoke, small_npz, network, tmp_path)
     assert message.count("passed over besides the images") == 1
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (("fid", "--eta", "1"), "--eta 1.0: applies only to --sampler ddim"),
-        (("fid", "--snr", ".2"), "--snr 0.2: applies only to --sampler predictor-corrector"),
-        (
-            ("sample", "--sampler", "ode", "--timesteps", "9", "--solver-steps", "4"),
-            "--solver-steps 4: is a grid over all 1,000 timesteps, and the model visits 9; leave "
-            "out --timesteps or --solver-steps",
-        ),
-        (("fid", "--sampler", "euler"), "euler"),
-        (("fid", "--num-generated", "1"), "--num-generated"),
-        (
-            ("fid", "--feature-network", "nothing.pt"),
-            "--feature-network nothing.pt: there is no such file",
-        ),
-        (("fid", "--samples", "nothing", "--data", "fashion-mnist:test"), "nothing: no such file"),
-        (("fid", "--feature-network", "efficientnet-lite0", "--protocol", "adm"), "choose clean"),
-        (("fid", "--inception", "nothing.pt"), "--inception nothing.pt: cannot be read"),
-        (
-            ("fid", "--samples", "x.npz", "--timesteps", "9"),
-            "--timesteps: applies only to a checkpoint",
-        ),
-        (("sample", "--class", "3"), "--class 3: the checkpoint has no classes"),
-        (("sample", "--image-size", "64"), "--image-size 64"),
-        (("sample", "--ckpt", "nothing"), "nothing"),
-        (("sample", "--timesteps", "0"), "--timesteps"),
-    ],
-)
-def test_a_mistake_is_one_line(refused, arguments, words):
-    assert words in refused(*arguments)
-
-
 def test_first_images_of_statistics_are_refused(refused, network, small_npz, tmp_path):
     np.savez(tmp_path / "stats.npz", mu=np.zeros(6), sigma=np.eye(6))
     command = ("fid", "--samples", small_npz, "--feature-network", network)

@@ -1,7 +1,5 @@
 """`ddpmbench rd --pictures` as a user types it, and what it refuses."""
 
-import re
-
 import pandas as pd
 import pytest
 import torch
@@ -77,26 +75,3 @@ def test_of_several_processes_one_makes_them(arguments, tmp_path):
     refused = ranks(2, *arguments, "--pictures", "all", "--depth", 41)
     assert [result.returncode for result in refused] == [2, 2]
     assert "".join(result.stderr for result in refused).count("Error: --depth 41") == 1
-
-
-# ---- what is refused
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (("--pictures", "some"), "--pictures"),
-        (("--depth", 3), "--depth 3: .*--pictures all"),
-        (("--depth", 3, "--pictures", "none"), "--depth 3: .*--pictures all"),
-        (("--depth", 0, "--pictures", "all"), "--depth"),
-        (("--depth", 41, "--pictures", "all"), "--depth 41: choose a timestep from 1 to 40"),
-        (("--depth", 5, "--pictures", "all", "--timesteps", 4), "from 1 to 4"),
-        (
-            ("--pictures", "all", "--num-images", 1),
-            "--pictures all: interpolation needs two images",
-        ),
-    ],
-)
-def test_pictures_that_cannot_be_made(refused, arguments, tmp_path, options, message):
-    assert re.search(message, refused(*arguments, *options))
-    assert not (tmp_path / "run").exists(), "the run was begun"

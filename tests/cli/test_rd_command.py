@@ -11,8 +11,8 @@ import torch
 from sealing import write_frame
 
 import ddpmbench as db
-from ddpmbench.checkpoints import load
-from ddpmbench.data import images
+from ddpmbench.checkpoints import load as checkpoints
+from ddpmbench.data import load as images
 
 OPTIONS = {"pairs": {"estimator": "every-pair"}, "importance": {"half_width": 5.0}}
 
@@ -31,7 +31,7 @@ def no_network(monkeypatch):
         raise AssertionError("the network was called, or its checkpoint looked for")
 
     monkeypatch.setattr(torch.nn.Module, "__call__", refuse)
-    monkeypatch.setattr(load, "load_checkpoint", refuse)
+    monkeypatch.setattr(checkpoints, "load_checkpoint", refuse)
     monkeypatch.setattr(images, "load_images", refuse)
 
 
@@ -110,6 +110,19 @@ def test_what_is_unknown_is_said(finished, invoke, tmp_path):
     printed = invoke("rd", "--run", out, "--format", "json")[1]
     (point,) = (p for p in json.loads(printed)["curve"] if p["num_decoded_steps"] == 20)
     assert point["distortion_rmse"] is point["psnr"] is None
+
+
+def test_nll_and_rd_say_what_was_corrected(invoke, small_checkpoint, small_npz, tmp_path):
+    inputs = ["--ckpt", small_checkpoint, "--data", small_npz, "--half-width", 5]
+    options = ["--precision", "bf16", "--out", tmp_path / "run"]
+    for command in (["nll"], ["rd", "--pictures", "none"]):
+        status, printed, message = invoke(*command, *inputs, *options)
+        assert status == 0, message
+        assert "bf16, corrected by " in printed
+        assert "in bf16, uncorrected" in printed
+    status, printed, _ = invoke("rd", "--run", tmp_path / "run", "--format", "json")
+    assert status == 0
+    assert json.loads(printed)["precision_correction"]["num_evaluations"] == 200
 
 
 # ---- what is refused

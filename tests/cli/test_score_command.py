@@ -76,16 +76,3 @@ def test_two_processes_have_the_scores_of_one(finished, arguments, tmp_path):
     assert other.stdout == ""
     one, two = (pd.read_csv(path / "per_image.csv") for path in (out, tmp_path / "run"))
     pd.testing.assert_frame_equal(one, two, rtol=1e-5)
-
-
-def test_mistakes_are_one_line(refused, small_checkpoint, small_npz, tmp_path):
-    command = ("score", "--ckpt", small_checkpoint)
-    message = refused(*command, "--data", small_npz, "--evaluations-per-image", 1)
-    assert "--evaluations-per-image" in message
-    message = refused(*command, *("--data", small_npz) * 3)
-    assert "--data: names 3 image sets" in message
-    larger = tmp_path / "larger.npz"
-    np.savez(larger, arr_0=np.zeros((2, 16, 16, 1), np.uint8))
-    assert "16x16" in refused(*command, "--data", small_npz, "--data", larger)
-    message = refused(*command, "--data", small_npz, "--terms-of", tmp_path)
-    assert message.startswith("Error: --terms-of")

@@ -1,6 +1,7 @@
 """What stops a command: one line, the status that a shell expects, and what is whole is kept."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,10 +14,10 @@ from ddpmbench.unet.unet import UNet
 
 
 @pytest.fixture
-def nll(invoke, small_checkpoint, small_npz, tmp_path):
+def nll(invoke, small_checkpoint, small_npz):
     options = ["--estimator", "every-pair", "--timesteps", 5, "--batch-size", 4, "--draws", 1]
     command = ["nll", "--ckpt", small_checkpoint, "--data", small_npz, *options]
-    return lambda: invoke(*command, "--out", tmp_path / "run", "--format", "quiet")
+    return lambda *more: invoke(*command, "--format", "quiet", *more)
 
 
 @pytest.fixture
@@ -39,20 +40,24 @@ def stopped_by(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_each_is_an_interruption(nll, stopped_by, tmp_path, name):
+def test_each_is_an_interruption_and_says_how_to_resume(
+    nll, stopped_by, tmp_path, monkeypatch, name
+):
+    monkeypatch.chdir(tmp_path)
     before = signal.getsignal(getattr(signal, name))
     go_on = stopped_by(getattr(signal, name))
     status, printed, message = nll()
     assert status == 128 + getattr(signal, name)
     assert printed == ""
-    assert "Interrupted: run the same command" in message.splitlines()[-1]
+    remedy = r"Interrupted: run the same command with (--out) (runs/nll-\S+) to resume"
+    again = re.fullmatch(remedy, message.splitlines()[-1]).groups()
     assert "Traceback" not in message
     assert signal.getsignal(getattr(signal, name)) == before
-    kept = list((tmp_path / "run" / "shards").iterdir())
+    kept = list((tmp_path / again[1] / "shards").iterdir())
     assert len(kept) == 1
     content = kept[0].read_bytes()
     go_on()
-    status, printed, _ = nll()
+    status, printed, _ = nll(*again)
     assert status == 0
     assert float(printed) > 0
     assert kept[0].read_bytes() == content
@@ -67,7 +72,7 @@ def test_a_second_one_does_not_stop_what_is_being_kept(nll, stopped_by, monkeypa
         save(*of, **more)
 
     monkeypatch.setattr(FolderStore, "save", impatient)
-    status, _, message = nll()
+    status, _, message = nll("--out", tmp_path / "run")
     assert status == 130
     assert message.count("Interrupted") == 1
     assert len(list((tmp_path / "run" / "shards").iterdir())) == 1
