@@ -21,8 +21,8 @@ from matplotlib.figure import Figure
 from ddpmbench.errors import InputError
 from ddpmbench.execution.folder import write_figure
 from ddpmbench.files import replacing, writing_to
-from ddpmbench.report.figures.style import COLORS, INK, axes_panels, drawing, finish
-from ddpmbench.report.figures.throughput import BAR, batch_figure, name_bars, parts_figure
+from ddpmbench.report.figures import COLORS, INK, axes_panels, drawing, finish
+from ddpmbench.report.speed import BAR, batch_figure, name_bars, parts_figure
 
 COLUMNS = (
     *("suite", "name", "device", "what", "model", "batch_size"),

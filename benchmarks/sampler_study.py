@@ -22,7 +22,7 @@ from ddpmbench.evaluate.sample import MadeBy, load_samples
 from ddpmbench.execution.progress import tell
 from ddpmbench.execution.samples import Generation
 from ddpmbench.files import replacing
-from ddpmbench.report.figures.style import COLORS, GRID, drawing
+from ddpmbench.report.figures import COLORS, GRID, drawing
 from ddpmbench.samples.feature_networks import EFFICIENTNET
 from ddpmbench.samples.frechet import leave_one_out
 from ddpmbench.samples.statistics import Estimate

@@ -40,7 +40,6 @@ from .evaluate.speed import SpeedSettings as SpeedSettings
 from .evaluate.speed import measure_speed as measure_speed
 from .execution.features import FidelityListener as FidelityListener
 from .execution.samples import SampleSettings as SampleSettings
-from .execution.speed import SpeedPlan as SpeedPlan
 from .execution.worker import RunListener as RunListener
 from .likelihood.bound import BoundEstimate as BoundEstimate
 from .likelihood.bound import estimate_bound as estimate_bound

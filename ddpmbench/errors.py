@@ -68,6 +68,11 @@ def shown_value(value: object) -> object:
     return str(value)[:12] if is_hash else value
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things, in words."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 LARGEST_SEED = 2**64 - 1
 
 

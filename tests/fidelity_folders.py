@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 
 from ddpmbench.data.load import load_images
-from ddpmbench.report.fidelity import SCHEMA, NearestImages
+from ddpmbench.execution.pictures import NearestImages
+from ddpmbench.report.fid_text import SCHEMA
 from ddpmbench.version import __version__
 
 HASH = "9f6c1d2e3a4b" * 5 + "0f1e"

@@ -143,8 +143,8 @@ def speed(output_format: str, **given: Any) -> None:  # noqa: ANN401
         ddpmbench speed --ckpt google/ddpm-cifar10-32 --device cuda --compile
         ddpmbench speed --data cifar10:test --ckpt DIR --precision fp32 --precision fp16
     """
-    from ddpmbench.evaluate.speed import SpeedSettings, measure_speed, printed_speed
-    from ddpmbench.execution.speed import SpeedPlan
+    from ddpmbench.evaluate.speed import SpeedSettings, measure_speed
+    from ddpmbench.report.speed import printed_speed
     from ddpmbench.unet.precision import Precision
 
     checkpoint = open_checkpoint({name: given.pop(name) for name in options.CHECKPOINT})
@@ -154,7 +154,8 @@ def speed(output_format: str, **given: Any) -> None:  # noqa: ANN401
     images = None if data is None else open_prepared(data, prepared, num_images=num_images)
     precisions = tuple(map(Precision, dict.fromkeys(given.pop("precision"))))
     settings = SpeedSettings(
-        plan=SpeedPlan(precisions or None, given.pop("compiled")),
+        precisions=precisions or None,
+        compiled=given.pop("compiled"),
         num_images=num_images or SpeedSettings.num_images,
         **{name: given.pop(name) for name in ("half_width", "num_samples", "image_size")},
     )

@@ -209,7 +209,7 @@ def rd(
 
 def _print_curve(source: "NllReport | Path", output_format: str) -> None:
     from ddpmbench.evaluate.rate_distortion import rate_distortion
-    from ddpmbench.report.nll_text import printed_rate_distortion
+    from ddpmbench.report.rate_distortion import printed_rate_distortion
     from ddpmbench.report.text import raw_pixels_warning
 
     result = rate_distortion(source)
@@ -262,7 +262,7 @@ def score(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: 
         ddpmbench score --ckpt google/ddpm-cifar10-32 --data cifar10:train --data cifar10:test
     """
     from ddpmbench.evaluate.score import score_images
-    from ddpmbench.report.scores import printed_scores
+    from ddpmbench.report.score_text import printed_scores
 
     names = given["data"] or (None,)
     if len(names) > 2:

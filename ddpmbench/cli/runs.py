@@ -31,7 +31,7 @@ def compare(runs: tuple[str, ...], out: Path | None, output_format: str) -> None
         ddpmbench compare runs/ddim-50 runs/ddim-100
     """
     from ddpmbench.evaluate.compare import compare
-    from ddpmbench.report.comparison import printed_comparison
+    from ddpmbench.report.compare_nll import printed_comparison
 
     folder = out or options.dated_folder("compare")
     comparison = compare(runs, out=folder)

@@ -189,7 +189,7 @@ def sample(out: Path | None, output_format: str, **given: Any) -> None:  # noqa:
     from ddpmbench.evaluate.sample import generate_samples
     from ddpmbench.execution.distributed import joined
     from ddpmbench.execution.worker import RunListener
-    from ddpmbench.report.samples import printed_samples
+    from ddpmbench.report.sample import printed_samples
 
     checkpoint_options = {name: given.pop(name) for name in options.CHECKPOINT}
     with joined() as ranks:
@@ -278,7 +278,7 @@ def fid(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: AN
     from ddpmbench.evaluate.fid import FidSettings, evaluate_fid
     from ddpmbench.execution.distributed import joined
     from ddpmbench.execution.features import FidelityListener
-    from ddpmbench.report.samples import printed_fidelity
+    from ddpmbench.report.fid_text import printed_fid
 
     with joined() as ranks:
         samples = _sample_settings(given, local_rank=ranks.local_rank)
@@ -305,7 +305,7 @@ def fid(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: AN
                 listener=FidelityListener(_stage, _print_cost, warn, note),
             )
     if ranks.reports:
-        print_report(printed_fidelity(report.summary, output_format), report)
+        print_report(printed_fid(report.summary, output_format), report)
 
 
 @contextlib.contextmanager

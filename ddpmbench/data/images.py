@@ -16,7 +16,7 @@ from ddpmbench.data.arrays import CONVERSIONS, packed, shape_words
 from ddpmbench.data.folders import passed_over_words
 from ddpmbench.data.pixel_store import release, store
 from ddpmbench.diffusion.data_range import UNIT_RANGE, DataRange
-from ddpmbench.errors import InputError, count_to_read, listed, printable, refusal
+from ddpmbench.errors import InputError, count_to_read, counted, listed, printable, refusal
 from ddpmbench.records import short_repr
 
 _HASH_CHUNK = 1 << 24
@@ -217,8 +217,9 @@ class ImageSet:
         """A line about skipped images; None if there are none."""
         if not self.skipped:
             return None
+        verb = "was" if len(self.skipped) == 1 else "were"
         return (
-            f"{len(self.skipped)} files of {self.name} were passed over; the first: "
+            f"{counted(len(self.skipped), 'file')} of {self.name} {verb} passed over; the first: "
             f"{self.skipped[0]}"
         )
 

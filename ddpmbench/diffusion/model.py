@@ -20,7 +20,7 @@ from ddpmbench.diffusion.parameterization import Prediction, Process, Variance
 from ddpmbench.diffusion.parameterization import TimeInput as TimeInput
 from ddpmbench.diffusion.process import GaussianDiffusion
 from ddpmbench.diffusion.schedule import NoiseSchedule
-from ddpmbench.errors import InputError
+from ddpmbench.errors import InputError, counted
 from ddpmbench.records import short_repr
 from ddpmbench.unet.unet import UNet
 from ddpmbench.user_code import UserCode, UserModules, calling, restored_process_state
@@ -441,7 +441,7 @@ class Checkpoint:
         conversion = (channels, self.channels or channels)
         if self.channels is not None and channels != self.channels:
             raise InputError(
-                f"`data={source}`: images have {channels} channels, "
+                f"`data={source}`: images have {counted(channels, 'channel')}, "
                 f"the checkpoint {self.source} takes {self.channels}{_CONVERT.get(conversion, '')}"
             )
         if height % self.size_multiple or width % self.size_multiple:

@@ -26,14 +26,12 @@ from ddpmbench.likelihood.precision import (
     differences,
     estimate_correction,
 )
-from ddpmbench.report import comparison, fidelity, fidelity_comparison, tables
+from ddpmbench.report import compare_fid, compare_nll, fid_text, tables
 from ddpmbench.report.card import Card, Draw, PageReport
 from ddpmbench.report.contents import schema_of
-from ddpmbench.report.fidelity import INFLUENCE, SCHEMA
-from ddpmbench.report.fidelity_comparison import difference, differences_frame
-from ddpmbench.report.figures.style import NORMAL
-from ddpmbench.report.metrics import AGAINST_REFERENCE, METRICS, WITHOUT_REFERENCE
-from ddpmbench.report.schema import STRICT, Fidelity, FidelityDifference, Run
+from ddpmbench.report.fid_text import AGAINST_REFERENCE, INFLUENCE, METRICS, WITHOUT_REFERENCE
+from ddpmbench.report.figures import NORMAL
+from ddpmbench.report.tables import STRICT
 from ddpmbench.report.text import with_data_range
 
 
@@ -63,7 +61,8 @@ class FidelityComparison(PageReport):
 
     Attributes:
         summary: the object of `summary.json`.
-        differences: one row per run, metric and reference; see `differences_frame`.
+        differences: one row per run, metric and reference; see
+            `report.compare_fid.differences_frame`.
         folder: with the tables, the figure and the page; None if nothing was written.
     """
 
@@ -72,34 +71,28 @@ class FidelityComparison(PageReport):
     folder: Path | None
 
     def _card(self) -> Card:
-        from ddpmbench.report.fidelity_comparison import fidelity_comparison_card
-
-        return fidelity_comparison_card(self.summary)
+        return compare_fid.fidelity_comparison_card(self.summary)
 
     def _figures(self) -> Mapping[str, Draw]:
-        from ddpmbench.report.figures.fidelity import differences_figure
-
-        figure = differences_figure(self.differences, self.summary["name"])
+        figure = compare_fid.differences_figure(self.differences, self.summary["name"])
         return {} if figure is None else {"differences": lambda: figure}
 
     def _page(self, folder: Path, svgs: Mapping[str, str]) -> str:
-        from ddpmbench.report.fidelity_comparison import fidelity_comparison_page
-
-        return fidelity_comparison_page(self.summary, svgs)
+        return compare_fid.fidelity_comparison_page(self.summary, svgs)
 
 
 def _compare_fidelity(runs: Sequence[str | Path], out: str | Path | None) -> FidelityComparison:
-    opened = [finished_run(Path(run), SCHEMA, Fidelity) for run in runs]
+    opened = [finished_run(Path(run), fid_text.SCHEMA, fid_text.Fidelity) for run in runs]
     baseline, *others = opened
     for run in others:
         _check_comparable(run, baseline, _fidelity_facts)
-    summary = fidelity_comparison.summary(
+    summary = compare_fid.summary(
         [str(run) for run in runs],
         [run.summary for run in opened],
         [_differences(run, baseline) for run in others],
     )
     folder = None if out is None else named_path(out)
-    compared = FidelityComparison(summary, differences_frame(summary), folder)
+    compared = FidelityComparison(summary, compare_fid.differences_frame(summary), folder)
     _write(compared, {"differences.csv": compared.differences}, identity="samples")
     return compared
 
@@ -129,19 +122,21 @@ def _write(
     write_page(compared, progress=False)
 
 
-def _differences(run: FinishedRun, baseline: FinishedRun) -> list[FidelityDifference]:
+def _differences(run: FinishedRun, baseline: FinishedRun) -> list[compare_fid.FidelityDifference]:
     """The differences of each metric: those against each reference, then those without one."""
     paired = _paired_half_widths(run, baseline)
     references = run.summary["references"], baseline.summary["references"]
     return [
         *(
             # Influences are on the metrics against the first reference.
-            difference(metric, own, first, paired=paired.get(metric) if k == 0 else None)
+            compare_fid.difference(
+                metric, own, first, paired=paired.get(metric) if k == 0 else None
+            )
             for k, (own, first) in enumerate(zip(*references, strict=True))
             for metric in AGAINST_REFERENCE
         ),
         *(
-            difference(metric, run.summary, baseline.summary, paired=paired.get(metric))
+            compare_fid.difference(metric, run.summary, baseline.summary, paired=paired.get(metric))
             for metric in WITHOUT_REFERENCE
         ),
     ]
@@ -216,8 +211,8 @@ class Comparison(PageReport):
 
     Attributes:
         summary: the object of `summary.json`.
-        runs: one row per run; see `report.comparison.runs_frame`.
-        per_timestep: one row per run and timestep; see `report.comparison.steps_frame`.
+        runs: one row per run; see `report.compare_nll.runs_frame`.
+        per_timestep: one row per run and timestep; see `report.compare_nll.steps_frame`.
         folder: with the tables, the figure and the page; None if nothing was written.
     """
 
@@ -227,21 +222,15 @@ class Comparison(PageReport):
     folder: Path | None
 
     def _card(self) -> Card:
-        from ddpmbench.report.comparison import comparison_card
-
-        return comparison_card(self.summary)
+        return compare_nll.comparison_card(self.summary)
 
     def _figures(self) -> Mapping[str, Draw]:
-        from ddpmbench.report.figures.timesteps import difference_figure
-
         baseline = str(self.summary["baseline"]["run"])
-        return {"difference": lambda: difference_figure(self.per_timestep, baseline)}
+        return {"difference": lambda: compare_nll.difference_figure(self.per_timestep, baseline)}
 
     def _page(self, folder: Path, svgs: Mapping[str, str]) -> str:
-        from ddpmbench.report.comparison import comparison_page
-        from ddpmbench.report.figures.timesteps import difference_groups
-
-        return comparison_page(self.summary, difference_groups(self.per_timestep), svgs)
+        groups = compare_nll.difference_groups(self.per_timestep)
+        return compare_nll.comparison_page(self.summary, groups, svgs)
 
 
 def compare(
@@ -268,20 +257,20 @@ def compare(
     names = [str(folder) for folder in folders]
     if len(set(names[1:])) < len(names[1:]):
         raise InputError("compare: a run is named twice; name each that is compared once")
-    if schema_of(folders[0]) == fidelity.SCHEMA:
+    if schema_of(folders[0]) == fid_text.SCHEMA:
         return _compare_fidelity(folders, out)
-    opened = [finished_run(folder, tables.SCHEMA, Run) for folder in folders]
+    opened = [finished_run(folder, tables.SCHEMA, tables.Run) for folder in folders]
     for run in opened:
         refuse_missing_shards(run, option="", reads_terms=True)
     baseline, *others = opened
     for run in others:
         _check_comparable(run, baseline, _facts, without=_not_compared(run, baseline))
     differences = [_difference(run, baseline) for run in others]
-    frame = comparison.runs_frame(names, [run.summary for run in opened], differences)
+    frame = compare_nll.runs_frame(names, [run.summary for run in opened], differences)
     compared = Comparison(
-        comparison.summary(frame, baseline.summary),
+        compare_nll.summary(frame, baseline.summary),
         frame,
-        comparison.steps_frame(names[1:], differences),
+        compare_nll.steps_frame(names[1:], differences),
         None if out is None else named_path(out),
     )
     tables_of = {"runs.csv": compared.runs, "per_timestep.csv": compared.per_timestep}
@@ -298,12 +287,12 @@ def _folder_of(run: str | Path | PageReport) -> Path:
     return run.folder
 
 
-def _difference(run: FinishedRun, baseline: FinishedRun) -> comparison.Difference:
+def _difference(run: FinishedRun, baseline: FinishedRun) -> compare_nll.Difference:
     prior = (run.summary["prior"] - baseline.summary["prior"]) * NATS_PER_BIT
     clip = bool(baseline.summary["conventions"]["clip"])
     estimator, correction = kind_of(baseline.summary), _correction(run, baseline)
     bound, share = estimator.difference(run, baseline, prior=prior, clip=clip)
-    return comparison.Difference(bound, share, correction)
+    return compare_nll.Difference(bound, share, correction)
 
 
 def _correction(run: FinishedRun, baseline: FinishedRun) -> Correction | None:

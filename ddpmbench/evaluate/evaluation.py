@@ -21,7 +21,7 @@ from ddpmbench.execution.folder import RunFolder
 from ddpmbench.execution.session import Session
 from ddpmbench.execution.store import Store
 from ddpmbench.execution.worker import RunListener, Worker
-from ddpmbench.report.schema import check
+from ddpmbench.report.contents import check
 from ddpmbench.sanity_check.run import CheckRecord, PreliminaryCheck
 from ddpmbench.unet.precision import Precision
 from ddpmbench.version import __version__

@@ -20,7 +20,8 @@ from ddpmbench.execution.folder import RunFolder
 from ddpmbench.execution.samples import Generation, SampleSettings
 from ddpmbench.execution.session import session
 from ddpmbench.report.card import Card, Draw, PageReport
-from ddpmbench.report.fidelity import SCHEMA, FidelityContents
+from ddpmbench.report.contents import read_environment
+from ddpmbench.report.fid_text import SCHEMA, fid_card
 from ddpmbench.samples.feature_networks import FeatureNetwork
 from ddpmbench.samples.scores import PUBLISHED_AT, Protocol
 from ddpmbench.samples.statistics import ReferenceStatistics, is_statistics, read_statistics
@@ -68,8 +69,8 @@ class FidReport(PageReport):
 
     Attributes:
         summary: the object of `summary.json`.
-        per_image: one row per sample; see `report.fidelity`.
-        against_n: the distance at several numbers of samples; see `report.fidelity`.
+        per_image: one row per sample; see `FidScores.per_image`.
+        against_n: the distance at several numbers of samples; see `FidScores.against_n`.
         folder: the run folder; None if the run was kept in memory.
     """
 
@@ -79,19 +80,17 @@ class FidReport(PageReport):
     folder: Path | None
 
     def _card(self) -> Card:
-        from ddpmbench.report.samples import fidelity_card
-
-        return fidelity_card(self.summary, self.folder)
+        return fid_card(self.summary, self.folder)
 
     def _figures(self) -> Mapping[str, Draw]:
-        from ddpmbench.report.samples import fid_figures
+        from ddpmbench.report.fid_page import fid_figures
 
-        return fid_figures(FidelityContents.of(self, self.folder))
+        return fid_figures(self.summary, self.per_image, self.against_n, self.folder)
 
     def _page(self, folder: Path, svgs: Mapping[str, str]) -> str:
-        from ddpmbench.report.samples import fid_page
+        from ddpmbench.report.fid_page import fid_page
 
-        return fid_page(FidelityContents.of(self, folder), svgs)
+        return fid_page(self.summary, self.against_n, read_environment(folder), svgs)
 
 
 def evaluate_fid(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,24 @@ from numpy.typing import NDArray
 from ddpmbench.checksums import write_npz
 from ddpmbench.data.arrays import picture_of
 from ddpmbench.data.images import ImageSet
+from ddpmbench.errors import counted
 from ddpmbench.evaluate.sample import MadeBy
 from ddpmbench.execution.features import FidelityRun, Reference
 from ddpmbench.execution.finished import PER_IMAGE
 from ddpmbench.execution.folder import RunFolder
+from ddpmbench.execution.pictures import NEAREST, NearestImages
 from ddpmbench.execution.samples import SAMPLES, Generation, write_samples
 from ddpmbench.execution.store import Store, gathered
-from ddpmbench.report import fidelity as tables
-from ddpmbench.report.fidelity import AGAINST_N, INFLUENCE, NEAREST, SCHEMA, NearestImages
+from ddpmbench.report.fid_text import (
+    AGAINST_N,
+    AGAINST_N_COLUMNS,
+    AGAINST_REFERENCE,
+    INFLUENCE,
+    METRICS,
+    PER_IMAGE_COLUMNS,
+    SCHEMA,
+    half_width_of,
+)
 from ddpmbench.samples.feature_networks import FeatureNetwork
 from ddpmbench.samples.precision_recall import NEIGHBORS, nearest_images
 from ddpmbench.samples.scores import (
@@ -34,7 +44,7 @@ from ddpmbench.samples.scores import (
     inception_score,
     scores_of,
 )
-from ddpmbench.samples.statistics import FeatureGaussian
+from ddpmbench.samples.statistics import Estimate, FeatureGaussian
 from ddpmbench.unet.precision import Precision
 
 _SHOWN, _NEAREST_SHOWN = 8, 4  # samples, and real images beside each
@@ -97,22 +107,34 @@ class FidScores:
 
     @cached_property
     def per_image(self) -> pd.DataFrame:
-        """See `report.fidelity`."""
+        """One row per sample, `PER_IMAGE_COLUMNS`: nearest in the first reference."""
         first = self.run.references[0]
-        reference_ids = first.ids if isinstance(first, ImageSet) else ()
-        scores, classes = self._scores[0], self._classes
-        return tables.per_image_frame(self.images.ids, scores, reference_ids, classes)
+        neighbors, classes = self._scores[0].neighbors, self._classes
+        nearest = None
+        if neighbors is not None and isinstance(first, ImageSet):
+            nearest = [first.ids[int(i)] for i in neighbors.nearest]
+        columns = {
+            "image_id": list(self.images.ids),
+            "nearest_reference_id": nearest,
+            "nearest_reference_distance": None if neighbors is None else neighbors.distance,
+            "class_entropy": None if classes is None else classes.class_entropy,
+        }
+        return pd.DataFrame(columns, columns=list(PER_IMAGE_COLUMNS))
 
     @cached_property
     def against_n(self) -> pd.DataFrame:
-        """See `report.fidelity`."""
-        return tables.against_n_frame(
-            [_name(reference) for reference in self.run.references], self._scores
-        )
+        """The distance at N, N / 2 and N / 4 samples against each reference."""
+        rows = [
+            (_name(reference), point.num_generated, point.fid, point.standard_error)
+            for reference, scores in zip(self.run.references, self._scores, strict=True)
+            for point in (() if scores.infinity is None else scores.infinity.points)
+        ]
+        return pd.DataFrame(rows, columns=list(AGAINST_N_COLUMNS)).astype(AGAINST_N_COLUMNS)
 
     def summary(self) -> dict[str, Any]:
         """The fields of `summary.json` that follow from samples and features."""
         run, count, made_by = self.run, len(self.images), self.made_by
+        of_classes = None if self._classes is None else self._classes.estimate
         is_generated = isinstance(run.source, Generation)
         stores = [run.features] + ([run.samples] if is_generated else [])
         references = [
@@ -121,7 +143,7 @@ class FidScores:
                 "source": _name(reference),
                 "sha256": reference.sha256,
                 "num_reference": len(reference) if isinstance(reference, ImageSet) else None,
-                **tables.scores_summary(scores),
+                **_values(scores.estimates, AGAINST_REFERENCE),
             }
             for reference, scores in zip(run.references, self._scores, strict=True)
         ]
@@ -129,7 +151,7 @@ class FidScores:
         return {
             "schema": SCHEMA,
             "name": run.network.label,
-            **tables.headline_summary(self._scores[0], self._classes),
+            **_values({**self._scores[0].estimates, "inception_score": of_classes}, METRICS),
             "num_generated": count,
             "num_reference": references[0]["num_reference"],
             "protocol": self._protocol_record(),
@@ -219,6 +241,18 @@ class FidScores:
         )
 
 
+def _values(
+    estimates: Mapping[str, Estimate | None], names: Iterable[str]
+) -> dict[str, float | None]:
+    """The scores of these names, each with its half width."""
+    values: dict[str, float | None] = {}
+    for name in names:
+        estimate = estimates[name]
+        values[name] = None if estimate is None else estimate.value
+        values[half_width_of(name)] = None if estimate is None else estimate.half_width
+    return values
+
+
 def _shape_shown(samples: ImageSet, reference: ImageSet) -> tuple[int, ...]:
     """(C, H, W) of the pictures shown: the first sample's, with color if any image has it."""
     if samples.shape == reference.shape and samples.shape is not None:
@@ -269,28 +303,27 @@ def _warnings(
             f"the distance is {scores.frechet.value:.2g}: these are likely the images of the "
             "reference themselves"
         )
-    if images.skipped:
-        lines.append(
-            f"{len(images.skipped)} of {count + len(images.skipped):,} files were passed over; "
-            f"the first: {images.skipped[0]}"
-        )
+    if images.skipped_note is not None:
+        lines.append(images.skipped_note)
     if any(Path(name).suffix.lower() in _LOSSY for name in images.ids[: min(count, 1000)]):
         lines.append("samples are JPEG or WebP files, whose compression changes the distance")
     hashes = _hashes(images)
     if copies := count - len(np.unique(hashes)):
-        lines.append(f"{copies:,} samples are copies of others")
+        words = "is a copy of another" if copies == 1 else "are copies of others"
+        lines.append(f"{counted(copies, 'sample')} {words}")
     for reference in references:
         if not isinstance(reference, ImageSet):
             continue
-        if reference.skipped:
-            lines.append(f"{len(reference.skipped)} files of {reference.name} were passed over")
+        if reference.skipped_note is not None:
+            lines.append(reference.skipped_note)
         if images.shape_words != reference.shape_words:
             lines.append(
                 f"samples are {images.shape_words}, the images of {reference.name} "
                 f"{reference.shape_words}: their resizing differs"
             )
         if shared := int(np.isin(hashes, _hashes(reference)).sum()):
-            lines.append(f"{shared:,} samples are also in {reference.name}")
+            verb = "is" if shared == 1 else "are"
+            lines.append(f"{counted(shared, 'sample')} {verb} also in {reference.name}")
     return lines
 
 

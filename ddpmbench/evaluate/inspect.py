@@ -71,7 +71,7 @@ class Inspection(Shown):
         return Card(line, numbers, facts)
 
     def _figures(self) -> Mapping[str, Draw]:
-        from ddpmbench.report.figures.timesteps import schedule_figure
+        from ddpmbench.report.nll_figures import schedule_figure
 
         frame = self.schedule
         return {} if frame is None else {"schedule": lambda: schedule_figure(frame)}
@@ -473,7 +473,7 @@ def _write(
     }
     folder = RunFolder(out, identity)
     if schedule is not None:
-        from ddpmbench.report.figures.timesteps import schedule_figure
+        from ddpmbench.report.nll_figures import schedule_figure
 
         write_figure(folder.path, "schedule", *schedule_figure(_schedule_frame(schedule)))
     folder.write_json(SUMMARY, summary)

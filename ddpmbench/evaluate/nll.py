@@ -54,8 +54,7 @@ from ddpmbench.likelihood.estimator import SampledBound
 from ddpmbench.likelihood.terms import TermsPass
 from ddpmbench.report import tables
 from ddpmbench.report.conventions import conventions_frame, sub_schedules_frame
-from ddpmbench.report.schema import Comparability
-from ddpmbench.report.tables import in_bits
+from ddpmbench.report.tables import Comparability, in_bits
 from ddpmbench.report.text import raw_pixels_warning
 from ddpmbench.sanity_check.run import PreliminaryCheck, recorded_check
 from ddpmbench.unet.precision import Precision

@@ -19,10 +19,9 @@ from ddpmbench.execution.finished import (
     num_steps,
     texts_of,
 )
-from ddpmbench.report import schema as records
 from ddpmbench.report import tables
 from ddpmbench.report.card import Card, Draw, PageReport
-from ddpmbench.report.contents import RunContents, read_environment, read_table
+from ddpmbench.report.contents import read_environment, read_table
 from ddpmbench.report.conventions import CONVENTION_COLUMNS, SUB_SCHEDULE_COLUMNS
 from ddpmbench.report.tables import PLACE_COLUMNS, RATE_DISTORTION_COLUMNS
 
@@ -71,13 +70,12 @@ class NllReport(PageReport):
     def _figures(self) -> Mapping[str, Draw]:
         from ddpmbench.report.nll_page import run_figures
 
-        return run_figures(RunContents.of(self, self.folder))
+        return run_figures(self, self.folder)
 
     def _page(self, folder: Path, svgs: Mapping[str, str]) -> str:
         from ddpmbench.report.nll_page import run_page
 
-        # What the figures show was read when they were drawn.
-        return run_page(RunContents(self, environment=read_environment(folder)), svgs)
+        return run_page(self, read_environment(folder), svgs)
 
 
 def load_nll(path: Path) -> NllReport:
@@ -86,7 +84,7 @@ def load_nll(path: Path) -> NllReport:
     Raises:
         InputError: it holds none, or a file is missing or damaged; the message names it.
     """
-    run = finished_run(path, tables.SCHEMA, records.Run)
+    run = finished_run(path, tables.SCHEMA, tables.Run)
     refuse_missing_shards(run, option="")
     return NllReport(
         summary=run.summary,

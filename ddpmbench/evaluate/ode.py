@@ -78,7 +78,7 @@ class OdeReport(PageReport):
         return ode_card(self.summary, self.folder)
 
     def _figures(self) -> Mapping[str, Draw]:
-        from ddpmbench.report.figures.images import pairs_figure
+        from ddpmbench.report.ode import pairs_figure
 
         return {"pairs": partial(pairs_figure, self.per_image)}
 

@@ -21,9 +21,9 @@ from ddpmbench.execution.pictures import PICTURES, DamagedPicturesError, Picture
 from ddpmbench.execution.store import recomputed
 from ddpmbench.execution.worker import BatchSize, RunListener, RunProgress
 from ddpmbench.report.card import Card, Draw, Shown
-from ddpmbench.report.nll_text import curve_summary
-from ddpmbench.report.schema import Run, check
-from ddpmbench.report.tables import RATE_DISTORTION_COLUMNS, SCHEMA
+from ddpmbench.report.contents import check
+from ddpmbench.report.rate_distortion import curve_summary
+from ddpmbench.report.tables import RATE_DISTORTION_COLUMNS, SCHEMA, Run
 from ddpmbench.report.text import with_data_range
 from ddpmbench.samples.progressive import (
     WEIGHTS,
@@ -50,12 +50,12 @@ class RateDistortion(Shown):
     folder: Path | None
 
     def _card(self) -> Card:
-        from ddpmbench.report.nll_text import curve_card
+        from ddpmbench.report.rate_distortion import curve_card
 
         return curve_card(self.summary, self.folder)
 
     def _figures(self) -> Mapping[str, Draw]:
-        from ddpmbench.report.figures.timesteps import rate_distortion_figure
+        from ddpmbench.report.rate_distortion import rate_distortion_figure
 
         return {"rate_distortion": lambda: rate_distortion_figure(self.curve)}
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from msgspec import Struct
 
 from ddpmbench.checksums import DamageError, read_json
@@ -13,7 +14,7 @@ from ddpmbench.data.array_files import read_npz
 from ddpmbench.data.arrays import PositionIds
 from ddpmbench.data.images import ImageSet
 from ddpmbench.errors import InputError, damaged, path_of
-from ddpmbench.evaluate import ode, sample, speed
+from ddpmbench.evaluate import ode
 from ddpmbench.evaluate.compare import Comparison, FidelityComparison
 from ddpmbench.evaluate.evaluation import finished_run
 from ddpmbench.evaluate.fid import FidReport
@@ -27,26 +28,28 @@ from ddpmbench.evaluate.speed import SpeedReport
 from ddpmbench.execution.finished import (
     PER_IMAGE,
     SUMMARY,
-    FinishedRun,
     num_steps,
     read_summary,
     refuse_later,
+    result_kind,
     texts_of,
 )
 from ddpmbench.execution.folder import IDENTITY
 from ddpmbench.execution.samples import SAMPLES
 from ddpmbench.report import (
-    comparison,
-    fidelity,
-    fidelity_comparison,
+    compare_fid,
+    compare_nll,
+    fid_text,
     likelihoods,
-    scores,
+    sample,
+    score_text,
+    speed,
     tables,
 )
-from ddpmbench.report import schema as records
 from ddpmbench.report.card import PageReport
-from ddpmbench.report.contents import read_table, schema_of
-from ddpmbench.report.schema import check
+from ddpmbench.report.contents import check, json_rows, read_table, schema_of
+from ddpmbench.report.fid_text import AGAINST_N, reference_name
+from ddpmbench.report.ode import OdeRun
 
 Report = (
     NllReport
@@ -106,7 +109,7 @@ def load_report(folder: str | Path) -> Report:
             return read(path)
     if run_schema is not None:
         raise InputError(
-            f"{path}: its {SUMMARY} is of {run_schema}, which has no report to load; give "
+            f"{path}: is {result_kind(run_schema)}, which has no report to load; give "
             "the folder of a run of nll, rd, ode, likelihoods, score, fid, sample or speed, or of "
             "a comparison"
         )
@@ -147,14 +150,14 @@ def write_report(run: str | Path, *, progress: bool = True) -> Path:
 
 
 def _load_ode(path: Path) -> OdeReport:
-    run = finished_run(path, ode.SCHEMA, records.OdeRun)
+    run = finished_run(path, ode.SCHEMA, OdeRun)
     columns = {"image_id": "str", **dict.fromkeys(ode.PER_IMAGE_COLUMNS, "float64")}
     per_image = read_table(path / PER_IMAGE, columns, rows=run.summary["num_ode_images"])
     return OdeReport(run.summary, per_image, path)
 
 
 def _load_likelihoods(path: Path) -> LikelihoodsReport:
-    run = finished_run(path, likelihoods.SCHEMA, records.LikelihoodsRun)
+    run = finished_run(path, likelihoods.SCHEMA, likelihoods.LikelihoodsRun)
     frame = read_table(path / TABLE, likelihoods.COLUMNS)
     if likelihoods.rows_of(frame) != run.summary["likelihoods"]:
         raise damaged(path / TABLE)
@@ -162,23 +165,32 @@ def _load_likelihoods(path: Path) -> LikelihoodsReport:
 
 
 def _load_scores(path: Path) -> ScoreReport:
-    run = finished_run(path, scores.SCHEMA, records.ScoreRun)
-    optional, columns_present = scores.OPTIONAL_COLUMNS.items(), texts_of(path / PER_IMAGE)
-    columns = scores.PER_IMAGE_COLUMNS | {
+    run = finished_run(path, score_text.SCHEMA, score_text.ScoreRun)
+    optional, columns_present = score_text.OPTIONAL_COLUMNS.items(), texts_of(path / PER_IMAGE)
+    columns = score_text.PER_IMAGE_COLUMNS | {
         name: kind for name, kind in optional if name in columns_present
     }
     rows = sum(image_set["num_images"] for image_set in run.summary["sets"])
     return ScoreReport(run.summary, read_table(path / PER_IMAGE, columns, rows=rows), path)
 
 
-def _load_fidelity(path: Path) -> FidReport:
-    run = FinishedRun.open(path, option="", schema=fidelity.SCHEMA)
-    per_image, against_n = fidelity.read_fidelity_tables(run)
-    return FidReport(run.summary, per_image, against_n, path)
+def _load_fid(path: Path) -> FidReport:
+    run = finished_run(path, fid_text.SCHEMA, fid_text.Fidelity)
+    summary, per_image_path, against_n_path = run.summary, path / PER_IMAGE, path / AGAINST_N
+    rows = summary["num_generated"]
+    per_image = read_table(per_image_path, fid_text.PER_IMAGE_COLUMNS, rows=rows, least=1)
+    against_n = read_table(against_n_path, fid_text.AGAINST_N_COLUMNS)
+    references = summary["references"]
+    names = {name for one in references for name in (reference_name(one), one["source"])}
+    is_needed = any(one["fid_infinity"] is not None for one in references)
+    is_whole = set(against_n.reference) <= names and (against_n.num_generated > 0).all()
+    if not is_whole or (is_needed and against_n.empty) or not np.isfinite(against_n.fid).all():
+        raise damaged(against_n_path)
+    return FidReport(summary, per_image, against_n, path)
 
 
 def _load_samples(path: Path) -> SampleReport:
-    summary = _summary(path, records.SampleRun)
+    summary = _summary(path, sample.SampleRun)
     try:
         data = read_npz(path / SAMPLES, None)
     except InputError as error:
@@ -190,7 +202,7 @@ def _load_samples(path: Path) -> SampleReport:
 
 
 def _load_speed(path: Path) -> SpeedReport:
-    summary = _summary(path, records.SpeedRun)
+    summary = _summary(path, speed.SpeedRun)
     calls, parts, predictions = (
         read_table(path / f"{name}.csv", _columns_of(summary[name]), rows=len(summary[name]))
         for name in ("calls", "parts", "predictions")
@@ -199,9 +211,9 @@ def _load_speed(path: Path) -> SpeedReport:
 
 
 def _load_comparison(path: Path) -> Comparison:
-    summary = _summary(path, records.Comparison)
+    summary = _summary(path, compare_nll.Comparison)
     runs = read_table(path / "runs.csv", _RUNS)
-    if comparison.rows_of(runs) != [summary["baseline"], *summary["runs"]]:
+    if json_rows(runs) != [summary["baseline"], *summary["runs"]]:
         raise damaged(path / "runs.csv")
     columns = {"run": "str", **PER_TIMESTEP, **_RATE}
     rows = len(summary["runs"]) * num_steps(summary)
@@ -211,8 +223,8 @@ def _load_comparison(path: Path) -> Comparison:
 
 
 def _load_fidelity_comparison(path: Path) -> FidelityComparison:
-    summary = _summary(path, records.FidelityComparison)
-    return FidelityComparison(summary, fidelity_comparison.differences_frame(summary), path)
+    summary = _summary(path, compare_fid.FidelityComparison)
+    return FidelityComparison(summary, compare_fid.differences_frame(summary), path)
 
 
 def _summary(path: Path, kind: type[Struct]) -> dict[str, Any]:
@@ -234,10 +246,10 @@ _READERS: dict[str, Callable[[Path], Report]] = {
     tables.SCHEMA: load_nll,
     ode.SCHEMA: _load_ode,
     likelihoods.SCHEMA: _load_likelihoods,
-    scores.SCHEMA: _load_scores,
-    fidelity.SCHEMA: _load_fidelity,
+    score_text.SCHEMA: _load_scores,
+    fid_text.SCHEMA: _load_fid,
     sample.SCHEMA: _load_samples,
     speed.SCHEMA: _load_speed,
-    comparison.SCHEMA: _load_comparison,
-    fidelity_comparison.SCHEMA: _load_fidelity_comparison,
+    compare_nll.SCHEMA: _load_comparison,
+    compare_fid.SCHEMA: _load_fidelity_comparison,
 }

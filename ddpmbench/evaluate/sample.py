@@ -11,7 +11,7 @@ from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError, instance_of, whole_number
 from ddpmbench.evaluate.progress import reported_session
 from ddpmbench.execution.engine import EngineChoice
-from ddpmbench.execution.finished import ENVIRONMENT, SUMMARY, FinishedRun
+from ddpmbench.execution.finished import ENVIRONMENT, SUMMARY, FinishedRun, result_kind
 from ddpmbench.execution.folder import IDENTITY, write_figure
 from ddpmbench.execution.samples import (
     SAMPLES,
@@ -24,11 +24,11 @@ from ddpmbench.execution.samples import (
 )
 from ddpmbench.execution.store import Store
 from ddpmbench.execution.worker import RunListener
-from ddpmbench.report import fidelity
+from ddpmbench.report import fid_text
 from ddpmbench.report.card import Card, Draw, Shown
-from ddpmbench.report.contents import schema_of
-from ddpmbench.report.figures.pictures import samples_figure
-from ddpmbench.report.schema import Fidelity, Sampled, SampleRun, check
+from ddpmbench.report.contents import check, schema_of
+from ddpmbench.report.fid_text import Fidelity
+from ddpmbench.report.sample import SCHEMA, Sampled, SampleRun, samples_card, samples_figure
 from ddpmbench.version import __version__
 
 
@@ -84,10 +84,10 @@ def load_samples(
     if not schema.startswith("ddpmbench.") and not (path / IDENTITY).is_file():
         images = load_images(path, on_bad=on_bad, convert=convert, any_size=True)
         return images, None
-    has_samples = schema in (SCHEMA, fidelity.SCHEMA) and (path / SAMPLES).exists()
+    has_samples = schema in (SCHEMA, fid_text.SCHEMA) and (path / SAMPLES).exists()
     if schema and not has_samples:
         raise InputError(
-            f"{path}: is a run folder without samples ({schema}); name one of sample, "
+            f"{path}: is {result_kind(schema)} and holds no samples; name a run of sample, "
             "or a file or a folder of images"
         )
     run = FinishedRun.open(path, option="`samples`", schema=schema or SCHEMA)
@@ -113,7 +113,6 @@ def _made_by(run: FinishedRun, images: ImageSet) -> MadeBy:
     return MadeBy(summary["checkpoint"], summary["sampler"], summary["seed"], eight_bit, precision)
 
 
-SCHEMA = "ddpmbench.sample/1"
 PNGS = "png"
 
 
@@ -132,8 +131,6 @@ class SampleReport(Shown):
     folder: Path | None
 
     def _card(self) -> Card:
-        from ddpmbench.report.samples import samples_card
-
         return samples_card(self.summary, self.folder)
 
     def _figures(self) -> Mapping[str, Draw]:

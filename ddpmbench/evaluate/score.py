@@ -55,14 +55,13 @@ from ddpmbench.likelihood.image_scores import (
 )
 from ddpmbench.likelihood.regression import portions
 from ddpmbench.report.card import Card, Draw, PageReport
-from ddpmbench.report.scores import (
+from ddpmbench.report.score_text import (
     EXTREMES,
     SCHEMA,
     Scored,
     comparison_record,
     per_image_frame,
     score_card,
-    score_page,
     score_warnings,
     set_record,
 )
@@ -93,11 +92,13 @@ class ScoreReport(PageReport):
         return score_card(self.summary, self.folder)
 
     def _figures(self) -> Mapping[str, Draw]:
-        from ddpmbench.report.scores import score_figures
+        from ddpmbench.report.score_page import score_figures
 
         return score_figures(self.per_image, self.summary, self.folder)
 
     def _page(self, folder: Path, svgs: Mapping[str, str]) -> str:
+        from ddpmbench.report.score_page import score_page
+
         return score_page(self.summary, folder, svgs)
 
 

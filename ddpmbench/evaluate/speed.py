@@ -1,8 +1,6 @@
 """How fast a model is on a device, and how long other commands would take."""
 
 import dataclasses
-import json
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,29 +13,21 @@ import torch
 from ddpmbench.data.images import ImageSet, refuse_reduced
 from ddpmbench.data.load import ImageSource, load_images
 from ddpmbench.diffusion.model import Checkpoint
-from ddpmbench.errors import InputError
+from ddpmbench.errors import positive_number, whole_number
 from ddpmbench.execution.devices import device_name, resolve_device
 from ddpmbench.execution.finished import ENVIRONMENT
 from ddpmbench.execution.folder import RunFolder, environment, write_figure
 from ddpmbench.execution.network_check import check_network
 from ddpmbench.execution.progress import tell as to_standard_error
 from ddpmbench.execution.samples import Generation, SampleSettings
-from ddpmbench.execution.speed import (
-    MeasuredSpeed,
-    SpeedPlan,
-    Workload,
-    fitting_probe,
-    measured,
-    workloads,
-)
+from ddpmbench.execution.speed import MeasuredSpeed, Workload, fitting_probe, measured, workloads
 from ddpmbench.execution.timing import CallSpeed, Probe, gray_images
 from ddpmbench.files import named_path
 from ddpmbench.report.card import Card, Draw, Shown
-from ddpmbench.report.figures.throughput import batch_figure, parts_figure
-from ddpmbench.report.text import aligned, checkpoint_line, duration, fact_lines
+from ddpmbench.report.contents import json_rows
+from ddpmbench.report.speed import SCHEMA, batch_figure, parts_figure, speed_card
+from ddpmbench.unet.precision import Precision
 from ddpmbench.version import __version__
-
-SCHEMA = "ddpmbench.speed/1"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +35,8 @@ class SpeedSettings:
     """What to measure, and for which commands to predict the time.
 
     Attributes:
-        plan: the precisions and engines to measure.
+        precisions: precisions of the network; None for those that suit the device.
+        compiled: whether to try compiling, which takes longer than everything else.
         half_width: half width of the predicted bound's interval, bits per dimension.
         num_images: size of the image set for the bound, where no images are given.
         num_samples: number of samples to predict the time for.
@@ -55,7 +46,8 @@ class SpeedSettings:
         InputError: a value is out of range.
     """
 
-    plan: SpeedPlan = dataclasses.field(default_factory=SpeedPlan)
+    precisions: tuple[Precision, ...] | None = None
+    compiled: bool = False
     half_width: float = 0.005
     num_images: int = 10_000
     num_samples: int = 50_000
@@ -63,13 +55,9 @@ class SpeedSettings:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if not 0 < self.half_width < math.inf:
-            raise InputError(
-                f"`half_width={self.half_width}`: choose a number above 0, such as 0.005"
-            )
+        positive_number("half_width", self.half_width)
         for name in ("num_images", "num_samples"):
-            if (value := getattr(self, name)) < 1:
-                raise InputError(f"`{name}={value}`: choose at least one")
+            whole_number(name, getattr(self, name), 1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -97,15 +85,7 @@ class SpeedReport(Shown):
     folder: Path | None
 
     def _card(self) -> Card:
-        numbers = {
-            f"{row['question']}, {row['precision']}": f"about {duration(row['seconds'])}"
-            for row in self.summary["predictions"]
-        }
-        facts = {"checkpoint": checkpoint_line(self.summary["checkpoint"])}
-        if self.folder is not None:
-            facts["folder"] = str(self.folder)
-        facts["device"] = str(self.summary["device"])
-        return Card(_headline(self.summary), numbers, facts)
+        return speed_card(self.summary, self.folder)
 
     def _figures(self) -> Mapping[str, Draw]:
         named = self.calls.assign(
@@ -149,8 +129,8 @@ def measure_speed(
     since = time.perf_counter()
     tell = tell or (to_standard_error if progress else _silent)
     settings = settings or SpeedSettings()
-    if batch_size is not None and batch_size < 1:
-        raise InputError(f"`batch_size={batch_size}`: choose at least one")
+    if batch_size is not None:
+        batch_size = whole_number("batch_size", batch_size, 1)
     target = resolve_device(device)
     images = None if images is None else load_images(images)
     shape, num_images = _shape(checkpoint, images, settings), settings.num_images
@@ -164,7 +144,7 @@ def measure_speed(
     identity = _identity(checkpoint, target, settings, batch_size)
     folder = None if out is None else RunFolder(named_path(out), identity)
     probe = fitting_probe(checkpoint, images, target, batch_size=batch_size, tell=tell)
-    speed = measured(probe, settings.plan, tell=tell)
+    speed = measured(probe, settings.precisions, compiled=settings.compiled, tell=tell)
     works = workloads(
         num_images,
         checkpoint.schedule.num_timesteps,
@@ -195,15 +175,14 @@ def _identity(
     checkpoint: Checkpoint, device: torch.device, settings: SpeedSettings, batch_size: int | None
 ) -> dict[str, Any]:
     """The fields that must be equal for a measurement to replace that in a folder."""
-    plan = settings.plan
-    precisions = plan.precisions and [str(precision) for precision in plan.precisions]
+    precisions = settings.precisions and [str(precision) for precision in settings.precisions]
     return {
         "schema": SCHEMA,
         "checkpoint": checkpoint.sha256,
         **checkpoint.identity,
         "device": device_name(device),
         "precisions": precisions,
-        "compiled": plan.compiled,
+        "compiled": settings.compiled,
         "batch_size": batch_size,
         **checkpoint.data_range.identity,
         "ddpmbench": __version__,
@@ -229,17 +208,12 @@ def _report(
         "flop_per_call": speed.flop_per_call,
         "device": device_name(probe.device),
         "matmul_tflops": {str(kind): peak / 1e12 for kind, peak in speed.peaks.items()},
-        "calls": _records(calls),
-        "parts": _records(parts),
-        "predictions": _records(predictions),
+        "calls": json_rows(calls),
+        "parts": json_rows(parts),
+        "predictions": json_rows(predictions),
         "seconds": round(seconds, 3),
     }
     return SpeedReport(summary, calls, parts, predictions, None if folder is None else folder.path)
-
-
-def _records(frame: pd.DataFrame) -> list[dict[Any, Any]]:
-    """Rows for JSON, with null for unknown values."""
-    return frame.astype(object).where(frame.notna(), None).to_dict("records")
 
 
 def _write(folder: RunFolder, report: SpeedReport, record: dict[str, object]) -> None:
@@ -323,106 +297,3 @@ def _predictions_frame(speed: MeasuredSpeed, works: Sequence[Workload]) -> pd.Da
             for precision, parts in speed.parts.items()
         ]
     )
-
-
-_NAME = 30
-
-
-def printed_speed(summary: Mapping[str, Any], output_format: str) -> str:
-    """The summary of `speed` for standard output.
-
-    Args:
-        summary: the object of its `summary.json`.
-        output_format: "table" for reading, "json" for the object itself, "csv" for one row per
-            engine and batch size.
-    """
-    match output_format:
-        case "json":
-            return json.dumps(summary, indent=2)
-        case "csv":
-            return str(pd.DataFrame(summary["calls"]).to_csv(index=False)).rstrip()
-    blocks = [[_headline(summary)], _calls(summary), _parts(summary), _predictions(summary)]
-    return "\n\n".join("\n".join(block) for block in [*blocks, _facts(summary)])
-
-
-def _headline(summary: Mapping[str, Any]) -> str:
-    """The fastest strict float32 engine if there is one, else the fastest of all, in a line."""
-    strict = [call for call in summary["calls"] if call["precision"] == "fp32"]
-    best = max(strict or summary["calls"], key=lambda call: call["evaluations_per_second"])
-    return (
-        f"{_speed(best['evaluations_per_second'])} network evaluations/s: {best['engine']}, "
-        f"{best['batch_size']:,} at once"
-    )
-
-
-def _calls(summary: Mapping[str, Any]) -> list[str]:
-    rows = []
-    for call in summary["calls"]:
-        share, error = call["share_of_peak"], call["eps_error"]
-        rows.append(
-            (
-                call["engine"],
-                f"{call['batch_size']:,}",
-                _speed(call["evaluations_per_second"]),
-                _speed(1000 * call["tflops"]),
-                "" if share is None else f"{share:.0%}",
-                f"{error:.1e}" if error else "0",
-            )
-        )
-    heads = ("network", "at once", "evaluations/s", "GFLOP/s", "of the peak", "error of eps")
-    return [*_table(heads, rows), *_compiled(summary)]
-
-
-def _compiled(summary: Mapping[str, Any]) -> list[str]:
-    lines = []
-    for call in summary["calls"]:
-        if call["compiled"]:
-            calls = call["break_even_evaluations"]
-            pays = "not won back" if calls is None else f"won back after {calls:,.0f} evaluations"
-            setting = f"{call['engine']}, {call['batch_size']:,} at once"
-            lines.append(f"{setting}: compiled in {call['first_seconds']:.0f} s, {pays}")
-    return lines
-
-
-def _parts(summary: Mapping[str, Any]) -> list[str]:
-    rows = []
-    for part in summary["parts"]:
-        shares = (f"{part[name] / part['ms']:.0%}" for name in ("network", "noise", "rest"))
-        rows.append((f"{part['row']}, {part['precision']}", f"{part['ms']:.3g}", *shares))
-    return _table(("one evaluation", "ms", "network", "noise", "all else"), rows)
-
-
-def _predictions(summary: Mapping[str, Any]) -> list[str]:
-    precisions = list(dict.fromkeys(row["precision"] for row in summary["predictions"]))
-    questions: dict[str, list[str]] = {}
-    for row in summary["predictions"]:
-        cells = questions.setdefault(row["question"], [f"{row['num_evaluations']:,}"])
-        cells.append(f"about {duration(row['seconds'])}")
-    rows = [(question, *cells) for question, cells in questions.items()]
-    return _table(("here it takes", "evaluations", *precisions), rows)
-
-
-def _facts(summary: Mapping[str, Any]) -> list[str]:
-    channels, height, width = summary["shape"]
-    color = {1: "gray", 3: "RGB"}.get(channels, f"{channels} channels")
-    peaks = ", ".join(f"{name} {peak:.3g}" for name, peak in summary["matmul_tflops"].items())
-    facts = {
-        "checkpoint": f"{checkpoint_line(summary['checkpoint'])}, "
-        f"{summary['parameters']:,} parameters, "
-        f"{summary['flop_per_call'] / 1e9:.3f} GFLOP an evaluation",
-        "process": f"T = {summary['num_timesteps']:,}, {width}x{height} {color}",
-        "peak": f"of the matrix product: {peaks} TFLOP/s",
-        "device": f"{summary['device']}, measured in {summary['seconds']:.0f} s",
-    }
-    return fact_lines(facts.items())
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Names left-aligned, numbers right-aligned."""
-    all_rows = (heads, *rows)
-    width = max(_NAME, *(len(name) for name, *_ in all_rows))
-    return aligned([(name.ljust(width), *cells) for name, *cells in all_rows], right=True)
-
-
-def _speed(per_second: float) -> str:
-    return f"{per_second:,.0f}" if per_second >= 100 else f"{per_second:.3g}"

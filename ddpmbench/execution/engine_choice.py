@@ -35,7 +35,6 @@ SHARE_TO_GAIN = 0.1
 """Compilation is tried if saving this share of the run's time would pay for it."""
 _SMALL_BATCH = 32
 _CLEARLY = 0.05
-_AT_LEAST = 0.3  # seconds of measurement per candidate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +183,7 @@ def _batch_seconds(
     inputs = Probe.of(checkpoint, images, device, rows).inputs(rows)
     engine = Engine(checkpoint, device=device, choice=choice, rows=rows)
     with engine.running(), torch.inference_mode():
-        return seconds_per_call(lambda: engine.model_output(*inputs), device, at_least=_AT_LEAST)
+        return seconds_per_call(lambda: engine.model_output(*inputs), device)
 
 
 def _read(path: Path, device: torch.device, precision: Precision) -> EngineChoice | None:

@@ -78,7 +78,8 @@ class FinishedRun:
             raise InputError(f"{named}: {SUMMARY} is damaged; run its command again") from error
         refuse_later(kind, schema, named=named)
         if kind != schema:
-            raise InputError(f"{named}: is a run of {kind}, not of {schema}; name another folder")
+            wanted = result_kind(schema)
+            raise InputError(f"{named}: is {result_kind(kind)}, not {wanted}; name {wanted}")
         summary.pop(CHECKSUMS, None)
         run = cls(path, summary)
         refuse_later(run.identity.get("schema"), schema, named=named)
@@ -221,6 +222,14 @@ def _has_plausible_counts(summary: Mapping[str, Any]) -> bool:
     return all(type(count) is int and 0 < count < _MOST for count in counts) and (
         math.prod(counts) < _MOST**2
     )
+
+
+def result_kind(schema: object) -> str:
+    """The kind of a result in words, from its schema: `a run of nll`, or `a comparison`."""
+    program, _, kind = str(schema).partition("/")[0].partition(".")
+    if program != "ddpmbench":
+        return "no result of ddpmbench"
+    return "a comparison" if kind.startswith("compar") else f"a run of {kind}"
 
 
 def refuse_later(kind: object, schema: str, *, named: str) -> None:

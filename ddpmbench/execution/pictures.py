@@ -109,13 +109,42 @@ def _record(kind: type[Record], name: str, arrays: dict[str, Any]) -> Record | N
     return kind(**fields)
 
 
-EXTREMES = "extremes.npz"
+EXTREMES, NEAREST = "extremes.npz", "nearest.npz"
 SHOWN = 8
 """The most images shown with the shortest codes, and with the longest."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Extremes:
+class _Arrays:
+    """Arrays in a file of their own."""
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read the file of `write`.
+
+        Raises:
+            InputError: the file does not exist, or is damaged.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        try:
+            arrays = cls(**read_npz(path, names))
+        except DamageError as error:
+            raise damaged(path) from error
+        if not arrays._is_whole():
+            raise damaged(path)
+        return arrays
+
+    def write(self, path: Path) -> None:
+        """Write the file that `read` reads."""
+        write_npz(path, dataclasses.asdict(self), compressed=True)
+
+    def _is_whole(self) -> bool:
+        """Whether types and shapes go together."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Extremes(_Arrays):
     """The images with the shortest and the longest codes.
 
     Attributes:
@@ -149,24 +178,50 @@ class Extremes:
         best, worst = map(data_range.shown, (self.best_pixels, self.worst_pixels))
         return dataclasses.replace(self, best_pixels=best, worst_pixels=worst)
 
-    @classmethod
-    def read(cls, path: Path) -> Self:
-        """Read the file of `write`.
+    @property
+    def ends(self) -> list[tuple[str, NDArray[np.int64], NDArray[np.uint8]]]:
+        """Name, indices and pixels of both ends."""
+        return [
+            ("fewest", self.best_index, self.best_pixels),
+            ("most", self.worst_index, self.worst_pixels),
+        ]
 
-        Raises:
-            InputError: the file does not exist, or is damaged.
-        """
-        names = [field.name for field in dataclasses.fields(cls)]
-        try:
-            extremes = cls(**read_npz(path, names))
-        except DamageError as error:
-            raise damaged(path) from error
-        sizes = {len(getattr(extremes, name)) for name in names}
-        pixels = (extremes.best_pixels, extremes.worst_pixels)
-        if len(sizes) > 1 or any(array.dtype != np.uint8 or array.ndim != 4 for array in pixels):
-            raise damaged(path)
-        return extremes
+    def _is_whole(self) -> bool:
+        pixels = (self.best_pixels, self.worst_pixels)
+        sizes = {len(array) for array in (self.best_index, self.worst_index, *pixels)}
+        return len(sizes) == 1 and all(one.dtype == np.uint8 and one.ndim == 4 for one in pixels)
 
-    def write(self, path: Path) -> None:
-        """Write the file that `read` reads."""
-        write_npz(path, dataclasses.asdict(self), compressed=True)
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class NearestImages(_Arrays):
+    """Samples and the reference images nearest to them in feature space.
+
+    Attributes:
+        samples: (K, C, H, W) uint8.
+        sample: (K,) int64, indices of the samples.
+        references: (K, M, C, H, W) uint8, the nearest first.
+        reference_id: (K, M) str.
+        distance: (K, M) float64, in feature space.
+    """
+
+    samples: NDArray[np.uint8]
+    sample: NDArray[np.int64]
+    references: NDArray[np.uint8]
+    reference_id: NDArray[np.str_]
+    distance: NDArray[np.float64]
+
+    def _is_whole(self) -> bool:
+        kinds = {"samples": "u", "sample": "i", "references": "u", "distance": "f"}
+        if any(getattr(self, name).dtype.kind != kind for name, kind in kinds.items()):
+            return False
+        if self.references.ndim != 5 or self.reference_id.dtype.kind != "U":
+            return False
+        k, m, *shape = self.references.shape
+        return (
+            {self.samples.dtype, self.references.dtype} == {np.dtype(np.uint8)}
+            and self.samples.shape == (k, *shape)
+            and self.sample.shape == (k,)
+            and self.reference_id.shape == self.distance.shape == (k, m)
+            and min(k, m, *shape) > 0
+            and bool(np.isfinite(self.distance).all())
+        )

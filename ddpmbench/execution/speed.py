@@ -11,7 +11,8 @@ import torch
 from ddpmbench.data.images import ImageSet
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.noise import normal_noise
-from ddpmbench.errors import InputError, command
+from ddpmbench.errors import InputError, command, counted
+from ddpmbench.execution import timing
 from ddpmbench.execution.devices import evaluating_checkpoint, resolve_precision
 from ddpmbench.execution.engine import Engine
 from ddpmbench.execution.importance import expected_size
@@ -21,11 +22,9 @@ from ddpmbench.execution.timing import (
     batch_sizes,
     call_speeds,
     engine_choices,
-    fastest_call,
     matmul_peak,
+    median_seconds,
     seconds_per_call,
-    synchronize,
-    timer,
 )
 from ddpmbench.execution.worker import BatchSize
 from ddpmbench.likelihood.designs import PilotDesign, blocks_of, num_terms
@@ -111,7 +110,7 @@ def workloads(
     )
     samples = [
         Workload(
-            f"{num_samples:,} samples of {steps:,} steps",
+            f"{counted(num_samples, 'sample')} of {counted(steps, 'step')}",
             command("sample", num_samples=num_samples, timesteps=steps),
             {STEP: num_samples * steps},
         )
@@ -128,9 +127,6 @@ def workloads(
         {FIRST: num_terms(num_images, replicates, blocks) - later, LATER: later + pilot},
     )
     return [sampled, pairs, *samples]
-
-
-_LEAST_ROUNDS = 3
 
 
 def likelihood_work(probe: Probe, engine: Engine, kind: str) -> Callable[[], TermTable]:
@@ -176,18 +172,21 @@ def step_work(probe: Probe, sampler: Sampler) -> Callable[[], None]:
 
 @torch.inference_mode()
 def part_seconds(
-    kind: str, work: Callable[[], object], probe: Probe, engine: Engine, *, at_least: float
+    kind: str,
+    work: Callable[[], object],
+    probe: Probe,
+    engine: Engine,
+    *,
+    at_least: float | None = None,
 ) -> PartSeconds:
     """Seconds of the work, the network and the noise, per network evaluation.
-
-    The three are timed in turn, so that a busy machine slows all of them alike.
 
     Args:
         kind: the kind of work.
         work: does the work for the batch.
         probe: the batch.
         engine: evaluates the network; running.
-        at_least: seconds to measure.
+        at_least: seconds to measure; None for `timing.LEAST_SECONDS`.
     """
     inputs, size = probe.inputs(len(probe.rows)), len(probe.rows)
     address = [
@@ -197,22 +196,11 @@ def part_seconds(
     shape = tuple(probe.images.pixels.shape[1:])
     works: list[Callable[[], object]] = [
         work,
-        lambda: engine.model_output(*inputs),
+        partial(engine.model_output, *inputs),
         lambda: normal_noise(*address, shape=shape, seed=0),
     ]
-    for call in works:
-        call()
-    synchronize(probe.device)
-    clock = timer(probe.device)
-    samples: list[np.ndarray] = []
-    since = clock()
-    while len(samples) < _LEAST_ROUNDS or clock() - since < at_least:
-        marks = [clock()]
-        for call in works:
-            call()
-            marks.append(clock())
-        samples.append(np.diff(marks))
-    seconds, network, noise = (float(value) / size for value in np.median(samples, axis=0))
+    medians = median_seconds(works, probe.device, at_least=at_least, rounds=3)
+    seconds, network, noise = (median / size for median in medians)
     # By chance the parts may exceed the whole; they are then scaled to it.
     scale = min(1.0, seconds / (network + noise))
     network, noise = scale * network, scale * noise
@@ -231,21 +219,6 @@ _LEAST_BATCH = 4
 _PEAKS = 3
 
 Tell = Callable[[str], None]
-
-
-@dataclasses.dataclass(frozen=True)
-class SpeedPlan:
-    """What to measure.
-
-    Attributes:
-        precisions: precisions of the network; None for those that suit the device.
-        compiled: whether to try compiling, which takes longer than everything else.
-        at_least: seconds to measure each speed.
-    """
-
-    precisions: tuple[Precision, ...] | None = None
-    compiled: bool = False
-    at_least: float = 0.3
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -300,70 +273,83 @@ def fitting_probe(
     return batch.attempt(tried)
 
 
-def measured(probe: Probe, plan: SpeedPlan, *, tell: Tell = lambda line: None) -> MeasuredSpeed:
+def measured(
+    probe: Probe,
+    precisions: Sequence[Precision] | None = None,
+    *,
+    compiled: bool = False,
+    tell: Tell = lambda line: None,
+) -> MeasuredSpeed:
     """Time every engine, each kind of work with the fastest engine, and the matrix product.
 
     Args:
         probe: the model and the largest batch.
-        plan: what to measure.
+        precisions: precisions of the network; None for those that suit the device.
+        compiled: whether to try compiling, which takes longer than everything else.
         tell: called with a line for each measurement, and for what the device does not support.
 
     Raises:
-        InputError: the device does not support a precision in the plan.
+        InputError: the device does not support one of the precisions named.
     """
-    device, calls, precisions = probe.device, [], []
-    for precision in plan.precisions or PRECISIONS[device.type]:
-        with _left_out(plan, tell):
-            precisions.append(resolve_precision(precision, device))
+    device, is_named = probe.device, precisions is not None
+    calls: list[CallSpeed] = []
+    supported: list[Precision] = []
+    for precision in precisions or PRECISIONS[device.type]:
+        with _left_out(is_named, tell):
+            supported.append(resolve_precision(precision, device))
     sizes = batch_sizes(len(probe.rows))
-    for choice in engine_choices(device, precisions, compiled=plan.compiled):
+    for choice in engine_choices(device, supported, compiled=compiled):
         tell(f"The network: {choice}")
         # A compiled network is compiled again for every size.
         chosen_sizes = sizes if not choice.compiled else sorted({sizes[0], sizes[-1]})
-        with _left_out(plan, tell):
-            calls += call_speeds(probe, choice, chosen_sizes, at_least=plan.at_least)
+        with _left_out(is_named, tell):
+            calls += call_speeds(probe, choice, chosen_sizes)
     parts: dict[Precision, list[PartSeconds]] = {}
     peaks: dict[Precision, float] = {}
     for precision in dict.fromkeys(call.choice.precision for call in calls):
         best = fastest_call(calls, precision)
         tell(f"Terms, samples and the matrix product: {best.choice}")
-        parts[precision] = _parts(probe, best, plan.at_least)
+        parts[precision] = _parts(probe, best)
         # The measured product is strict, which tf32 is not.
         if precision is not Precision.TF32:
             # The best of a few: other load on the machine can only lower it.
+            at_least = timing.LEAST_SECONDS / _PEAKS
             peaks[precision] = max(
-                matmul_peak(device, precision.dtype, at_least=plan.at_least / _PEAKS)
-                for _ in range(_PEAKS)
+                matmul_peak(device, precision.dtype, at_least=at_least) for _ in range(_PEAKS)
             )
     return MeasuredSpeed(calls, parts, peaks, _flop(probe))
 
 
+def fastest_call(calls: Sequence[CallSpeed], precision: Precision) -> CallSpeed:
+    """The fastest engine of a precision, in its largest batch."""
+    candidates = [call for call in calls if call.choice.precision is precision]
+    return min(candidates, key=lambda call: (-call.batch_size, call.seconds))
+
+
 @contextlib.contextmanager
-def _left_out(plan: SpeedPlan, tell: Tell) -> Iterator[None]:
-    """Within, unsupported engines are reported, unless the plan names the precision."""
+def _left_out(is_named: bool, tell: Tell) -> Iterator[None]:
+    """Within, unsupported engines are reported, unless the user named the precision."""
     try:
         yield
     except InputError as error:
-        if plan.precisions is not None:
+        if is_named:
             raise
         tell(f"Left out: {error}")
 
 
-def _parts(probe: Probe, call: CallSpeed, at_least: float) -> list[PartSeconds]:
+def _parts(probe: Probe, call: CallSpeed) -> list[PartSeconds]:
     rows = len(probe.rows)
     engine = Engine(probe.checkpoint, device=probe.device, choice=call.choice, rows=rows)
     sampler = SamplerChoice().prepare(
         probe.checkpoint, seed=0, device=probe.device, model_output=engine.model_output
     )
     kinds = (FIRST, LATER) if probe.checkpoint.schedule.num_timesteps > 1 else (FIRST,)
-    works: dict[str, Callable[[], object]] = {
-        kind: likelihood_work(probe, engine, kind) for kind in kinds
-    }
+    works = {kind: likelihood_work(probe, engine, kind) for kind in kinds}
     with engine.running():
-        parts = [part_seconds(*work, probe, engine, at_least=at_least) for work in works.items()]
+        parts = [part_seconds(*work, probe, engine) for work in works.items()]
         # Last, since the engine now belongs to the sampler step.
         step = step_work(probe, sampler.launched(engine.whole_step))
-        return [*parts, part_seconds(STEP, step, probe, engine, at_least=at_least)]
+        return [*parts, part_seconds(STEP, step, probe, engine)]
 
 
 def _flop(probe: Probe) -> int:

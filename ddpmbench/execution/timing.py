@@ -10,6 +10,7 @@ from functools import cached_property, partial
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import conv2d
 
@@ -22,6 +23,9 @@ from ddpmbench.execution.devices import evaluating_checkpoint, is_out_of_memory,
 from ddpmbench.execution.engine import Engine, EngineChoice
 from ddpmbench.likelihood.terms import TermIndex
 from ddpmbench.unet.precision import Precision
+
+LEAST_SECONDS = 0.3
+"""Seconds that a measurement takes at least."""
 
 
 def synchronize(device: torch.device) -> None:
@@ -42,29 +46,52 @@ def timer(device: torch.device) -> Callable[[], float]:
     return now
 
 
-def seconds_per_call(
-    call: Callable[[], object], device: torch.device, *, at_least: float = 0.3
-) -> float:
-    """The median seconds of a call, after a warm-up.
+def median_seconds(
+    calls: Sequence[Callable[[], object]],
+    device: torch.device,
+    *,
+    at_least: float | None = None,
+    rounds: int = 1,
+) -> list[float]:
+    """The median seconds of each call, after a warm-up.
+
+    The calls are timed in turn, so that a busy machine slows all of them alike.
 
     Args:
-        call: the work.
+        calls: the work.
         device: the device that does it.
-        at_least: seconds to measure.
+        at_least: seconds to measure; None for `LEAST_SECONDS`.
+        rounds: the least number of times that each is measured.
     """
+    at_least = LEAST_SECONDS if at_least is None else at_least
     clock = timer(device)
-    call()
-    seconds: list[float] = []
-    since = clock()
-    while not seconds or clock() - since < at_least:
-        begin = clock()
+    for call in calls:
         call()
-        seconds.append(clock() - begin)
-    return float(np.median(seconds))
+    samples: list[NDArray[np.float64]] = []
+    since = clock()
+    while len(samples) < rounds or clock() - since < at_least:
+        marks = [clock()]
+        for call in calls:
+            call()
+            marks.append(clock())
+        samples.append(np.diff(marks))
+    medians: list[float] = np.median(samples, axis=0).tolist()
+    return medians
+
+
+def seconds_per_call(
+    call: Callable[[], object], device: torch.device, *, at_least: float | None = None
+) -> float:
+    """The median seconds of a single call; see `median_seconds`."""
+    return median_seconds([call], device, at_least=at_least)[0]
 
 
 def matmul_peak(
-    device: torch.device, dtype: torch.dtype, *, size: int | None = None, at_least: float = 0.3
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    size: int | None = None,
+    at_least: float | None = None,
 ) -> float:
     """FLOP/s of a product of two matrices, the fastest work of a device.
 
@@ -74,7 +101,7 @@ def matmul_peak(
         device: the device to measure.
         dtype: dtype of the matrices; float32 products are strict.
         size: rows; None for a size that fills the device.
-        at_least: seconds to measure.
+        at_least: seconds to measure; None for `LEAST_SECONDS`.
     """
     size = size or (1024 if device.type == "cpu" else 8192)
     one, other = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
@@ -170,7 +197,7 @@ def gray_images(shape: tuple[int, ...], count: int, num_classes: int) -> ImageSe
     return ImageSet(pixels, PositionIds(range(count)), "gray", labels)
 
 
-_BATCH_STEP = 8
+# ---- the network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,70 +226,52 @@ class CallSpeed:
 
 
 def batch_sizes(largest: int) -> list[int]:
-    """Batch sizes from a single image to the largest batch."""
-    sizes = [_BATCH_STEP**k for k in range(8)]
+    """Batch sizes from a single image to the largest batch, 8 times as many each."""
+    sizes = [8**k for k in range(8)]
     return [*(size for size in sizes if size < largest), largest]
 
 
 def engine_choices(
     device: torch.device, precisions: Sequence[Precision], *, compiled: bool
 ) -> list[EngineChoice]:
-    """The engines that are worth measuring.
-
-    Args:
-        device: the device.
-        precisions: the precisions.
-        compiled: whether to try compiling as well.
-    """
-    plain = [
-        EngineChoice(precision, channels_last)
-        for precision in precisions
-        for channels_last in (False, True)
-    ]
-    more = [
-        EngineChoice(precision, True, True, cuda_graph)
-        for precision in precisions
-        for cuda_graph in ((False, True) if device.type == "cuda" else (False,))
-        if compiled
-    ]
-    return plain + more
+    """The engines that are worth measuring; compiled ones, too, if asked for."""
+    layouts = (False, True)
+    choices = [EngineChoice(precision, last) for precision in precisions for last in layouts]
+    if compiled:
+        graphs = (False, True) if device.type == "cuda" else (False,)
+        choices += [EngineChoice(p, True, True, graph) for p in precisions for graph in graphs]
+    return choices
 
 
-def call_speeds(
-    probe: Probe, choice: EngineChoice, sizes: list[int], *, at_least: float
-) -> list[CallSpeed]:
+def call_speeds(probe: Probe, choice: EngineChoice, sizes: list[int]) -> list[CallSpeed]:
     """Time the network with one engine in batches of several sizes.
 
     Args:
         probe: the batch.
         choice: the engine.
         sizes: the batch sizes.
-        at_least: seconds to measure each.
 
     Raises:
         InputError: the device does not support the engine.
     """
     if not (choice.compiled or choice.cuda_graph):
-        return _speeds_of_engine(probe, choice, sizes, at_least)
+        return _speeds_of_engine(probe, choice, sizes)
     # A compiled or recorded network has one batch size, and pads smaller batches.
     speeds = []
     for size in sizes:
         sized_probe = Probe.of(probe.checkpoint, probe.images, probe.device, size)
-        speeds += _speeds_of_engine(sized_probe, choice, [size], at_least)
+        speeds += _speeds_of_engine(sized_probe, choice, [size])
     return speeds
 
 
-def _speeds_of_engine(
-    probe: Probe, choice: EngineChoice, sizes: list[int], at_least: float
-) -> list[CallSpeed]:
-    strict, speeds = probe.strict_eps, []
+def _speeds_of_engine(probe: Probe, choice: EngineChoice, sizes: list[int]) -> list[CallSpeed]:
+    strict, speeds, rows = probe.strict_eps, [], len(probe.rows)
     clock = timer(probe.device)
     begin = clock()
-    rows = len(probe.rows)
     engine = Engine(probe.checkpoint, device=probe.device, choice=choice, rows=rows)
     with torch.inference_mode(), engine.running():
         try:
-            output = engine.model_output(*probe.inputs(len(probe.rows)))
+            output = engine.model_output(*probe.inputs(rows))
         except RuntimeError as failure:
             if is_out_of_memory(failure) or not choice.compiled:
                 raise
@@ -275,13 +284,6 @@ def _speeds_of_engine(
         error = float(difference.square().mean() / strict.square().mean()) ** 0.5
         for size in sizes:
             call = partial(engine.model_output, *probe.inputs(size))
-            seconds = seconds_per_call(call, probe.device, at_least=at_least) / size
+            seconds = seconds_per_call(call, probe.device) / size
             speeds.append(CallSpeed(choice, size, seconds, first_seconds, error))
     return speeds
-
-
-def fastest_call(calls: Sequence[CallSpeed], precision: Precision) -> CallSpeed:
-    """The fastest engine of a precision, in its largest batch."""
-    candidates = [call for call in calls if call.choice.precision is precision]
-    largest = max(call.batch_size for call in candidates)
-    return min((c for c in candidates if c.batch_size == largest), key=lambda call: call.seconds)

@@ -81,7 +81,7 @@ def codec_facts(summary: Mapping[str, Any]) -> dict[str, str]:
         "start-up": f"{start / 8:,.0f} bytes, header {header / 8:,.0f}: {100 * share:.2f} %; below "
         f"1 % from {summary['startup_below_one_percent_from']:,} images on",
         "timesteps": f"{len(steps)}, {summary['code_variance']} variance; "
-        f"{summary['evaluations_per_image']} network evaluations per image",
+        f"{counted(summary['evaluations_per_image'], 'network evaluation')} per image",
         "images": images_line(summary),
         "checkpoint": checkpoint_line(summary["checkpoint"]),
         "file": f"{summary['file']}, {summary['bytes']:,} bytes; "

@@ -1,84 +1,130 @@
-"""The contents of the page of a run: the tables of its report, and files of its folder."""
+"""The contents of run folders, checked when they are read: records, tables, figures, pictures.
 
-import dataclasses
+The records that are particular to one command are defined beside its text.
+"""
+
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from xml.etree import ElementTree
 
-import numpy as np
+import msgspec
 import pandas as pd
-from numpy.typing import NDArray
+from msgspec import Struct
 
 from ddpmbench.checksums import DamageError, read_json
 from ddpmbench.errors import InputError, damaged
-from ddpmbench.execution.finished import DENSITY, SUMMARY, FinishedRun, density_frame, texts_of
-from ddpmbench.execution.pictures import EXTREMES, Extremes, Pictures
-from ddpmbench.report.schema import Environment, check
+from ddpmbench.execution.finished import SUMMARY, texts_of
+from ddpmbench.execution.pictures import Extremes
+
+# ---- records, in summary.json and environment.json
 
 
-class RunTables(Protocol):
-    """The report of a run of `nll`; see `evaluate.nll_report.NllReport`."""
+class Data(Struct):
+    """An image set."""
 
-    @property
-    def summary(self) -> dict[str, Any]: ...  # noqa: D102
-    @property
-    def per_timestep(self) -> pd.DataFrame: ...  # noqa: D102
-    @property
-    def rate_distortion(self) -> pd.DataFrame: ...  # noqa: D102
-    @property
-    def per_image(self) -> pd.DataFrame: ...  # noqa: D102
-    @property
-    def conventions(self) -> pd.DataFrame: ...  # noqa: D102
-    @property
-    def sub_schedules(self) -> pd.DataFrame: ...  # noqa: D102
-    @property
-    def continuous(self) -> pd.DataFrame | None: ...  # noqa: D102
+    source: str
+    split: str | None
+    sha256: str
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class RunContents:
-    """The contents of the page of a run of `nll`; None if the run lacks them.
+class Checkpoint(Struct):
+    """The checkpoint of a run."""
 
-    Attributes:
-        tables: the report of the run.
-        density: of stratified importance sampling, `t` and `density`.
-        extremes: the images with the fewest and the most bits.
-        pictures: pictures along the chain.
-        environment: the object of `environment.json`.
+    source: str
+    family: str
+    sha256: str
+
+
+class Range(Struct, kw_only=True):
+    """The data range; results of earlier versions lack it, and have the default range."""
+
+    data_range: str = ""
+    levels: int = 0
+
+
+class Conventions(Range):
+    """The conventions of a bound."""
+
+    prediction: str
+    variance: str
+    clip: bool
+    decoder: str
+    schedule: str
+    labels: str | None
+
+
+class SanityCheck(Struct, kw_only=True):
+    """`check` of a run whose checkpoint was checked beforehand."""
+
+    warning: str | None
+    likely: str | None
+    num_evaluations: int
+    outcome: str = ""
+    better: str | None = None
+
+
+class NetworkRun(Struct, kw_only=True):
+    """The common part of the summaries of `ode`, `likelihoods` and `score`."""
+
+    num_timesteps: int
+    num_evaluations: int
+    conventions: Conventions
+    checkpoint: Checkpoint
+    seed: int
+    device: str
+    precision: str
+    seconds: float
+    check: SanityCheck | None = None
+
+
+class Arguments(Struct):
+    """The arguments of a command, as resolved and as given."""
+
+    resolved: dict[str, Any]
+    given: list[str] | None = None
+
+
+class Environment(Struct):
+    """`environment.json`."""
+
+    versions: dict[str, Any]
+    arguments: Arguments
+
+
+_PLACE = re.compile(r"(?P<problem>.*?)(?: - at `\$\.?(?P<place>.*)`)?")
+_MISSING = re.compile(r"Object missing required field `(?P<name>.*)`")
+
+
+def check(record: object, kind: type[Struct], path: Path) -> None:
+    """Check the parsed JSON of a file against a record.
+
+    Raises:
+        InputError: a field is missing or has another type; one line names the file and the field.
     """
-
-    tables: RunTables
-    density: pd.DataFrame | None = None
-    extremes: Extremes | None = None
-    pictures: Pictures = dataclasses.field(default_factory=Pictures)
-    environment: dict[str, Any] | None = None
-
-    @classmethod
-    def of(cls, tables: RunTables, folder: Path | None) -> "RunContents":
-        """The tables of a run, with what its figures show of its folder, if it has one.
-
-        Raises:
-            InputError: a file is damaged; the message names it.
-        """
-        if folder is None:
-            return cls(tables)
-        summary = tables.summary
-        has_density = (folder / DENSITY).exists()
-        return cls(
-            tables,
-            density_frame(FinishedRun(folder, summary).density()) if has_density else None,
-            read_extremes(folder / EXTREMES, summary["num_images"]),
-            Pictures.read(folder, summary["num_timesteps"]),
-        )
+    try:
+        msgspec.convert(record, kind)
+    except msgspec.ValidationError as error:
+        raise InputError(
+            f"{path}: missing or damaged: {_where(str(error))}; run the command of its folder again"
+        ) from error
 
 
-def bits_of_images(per_image: pd.DataFrame) -> tuple[NDArray[np.float64], str]:
-    """(N,) the known bits of each image, and their name for a title."""
-    whole = per_image.bits_per_dim
-    if whole.notna().all():
-        return whole.to_numpy(), "Bits"
-    return per_image.decoder.to_numpy(), "Bits of the decoder"
+def _where(error: str) -> str:
+    """A message of msgspec in the form `conventions.labels: missing`."""
+    match = _PLACE.fullmatch(error)
+    assert match is not None
+    problem, place = match["problem"], match["place"] or ""
+    if missing := _MISSING.fullmatch(problem):
+        problem, place = "missing", f"{place}.{missing['name']}".lstrip(".")
+    return f"{place}: {problem}".removeprefix(": ").replace("`", "")
+
+
+def sanity_check_warning(summary: Mapping[str, Any]) -> str | None:
+    """The warning of the sanity check in a summary, if any."""
+    record = summary.get("check")
+    return None if record is None else record["warning"]
 
 
 def schema_of(folder: Path) -> str | None:
@@ -87,6 +133,26 @@ def schema_of(folder: Path) -> str | None:
         return str(read_json(folder / SUMMARY)["schema"])
     except (DamageError, KeyError):
         return None
+
+
+def read_environment(folder: Path) -> dict[str, Any] | None:
+    """The object of a folder's `environment.json`; None if there is none.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    path = folder / "environment.json"
+    if not path.exists():
+        return None
+    try:
+        record = read_json(path)
+    except DamageError as error:
+        raise damaged(path) from error
+    check(record, Environment, path)
+    return record
+
+
+# ---- tables, figures and pictures
 
 
 def read_table(
@@ -111,6 +177,11 @@ def read_table(
     if len(table) < least or rows not in (None, len(table)):
         raise damaged(path)
     return table
+
+
+def json_rows(table: pd.DataFrame) -> list[dict[Any, Any]]:
+    """The rows of a table as JSON values, null where unknown."""
+    return table.astype(object).where(table.notna(), None).to_dict("records")
 
 
 def read_svgs(path: Path, names: Sequence[str]) -> dict[str, str]:
@@ -138,23 +209,6 @@ def _column(texts: Any, kind: str) -> Any:  # noqa: ANN401
     if kind == "bool":
         return texts.map({"True": True, "False": False}).astype(kind)
     return texts.map(float).astype(kind)
-
-
-def read_environment(folder: Path) -> dict[str, Any] | None:
-    """The object of a folder's `environment.json`; None if there is none.
-
-    Raises:
-        InputError: it is damaged.
-    """
-    path = folder / "environment.json"
-    if not path.exists():
-        return None
-    try:
-        record = read_json(path)
-    except DamageError as error:
-        raise damaged(path) from error
-    check(record, Environment, path)
-    return record
 
 
 def read_extremes(path: Path, num_images: int) -> Extremes | None:

@@ -13,7 +13,7 @@ from xml.etree.ElementTree import Element
 import jinja2
 from markupsafe import Markup
 
-from ddpmbench.report.figures.style import COLORS, GRID, INK, NORMAL
+from ddpmbench.report.figures import COLORS, GRID, INK, NORMAL
 from ddpmbench.report.text import digits_by
 from ddpmbench.version import __version__
 

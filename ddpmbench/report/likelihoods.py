@@ -1,4 +1,4 @@
-"""The likelihoods of one checkpoint side by side: table, printed result and page."""
+"""The likelihoods of one checkpoint side by side: record, table, text, page and figure."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,16 +9,14 @@ from matplotlib.ticker import MaxNLocator
 
 from ddpmbench.diffusion.parameterization import Process
 from ddpmbench.report.card import Card, in_folder
+from ddpmbench.report.contents import Data, NetworkRun, sanity_check_warning
 from ddpmbench.report.conventions import ALL_STEPS, BEST_CONSTANT, CONTINUOUS_TIME
-from ddpmbench.report.figures.style import INK, Drawn, axes_panels, drawing, finish, interval
+from ddpmbench.report.figures import INK, Drawn, axes_panels, drawing, finish, interval
 from ddpmbench.report.html import drawn, rendered
-from ddpmbench.report.ode import solver_line
-from ddpmbench.report.schema import sanity_check_warning
+from ddpmbench.report.ode import cost_line, solver_line, trained_at
 from ddpmbench.report.text import (
     aligned,
     bound_line,
-    checkpoint_line,
-    conventions_line,
     device_line,
     digits_by,
     fact_lines,
@@ -43,6 +41,17 @@ FIGURES = {"likelihoods": "95 % intervals for these images (thick) and for their
 """Captions of the figures, by name."""
 _PUBLISHED = {"google/ddpm-cifar10-32": "<= 3.75 (Ho et al. 2020, table 1, L_simple)"}
 """Published bounds on all of CIFAR-10's test images at T = 1000, by hub id."""
+
+
+class LikelihoodsRun(NetworkRun, kw_only=True):
+    """`summary.json` of a run of `likelihoods`; its list holds the rows of the csv file."""
+
+    likelihoods: list[dict[str, Any]]
+    num_images: int
+    num_ode_images: int | None
+    num_vjps: int
+    ode: dict[str, Any] | None
+    data: Data
 
 
 def published_bound(hub_id: str, bound: Mapping[str, Any]) -> str:
@@ -251,19 +260,9 @@ def _order(summary: Mapping[str, Any]) -> str:
 
 def _facts(summary: Mapping[str, Any]) -> dict[str, str]:
     """The settings that comparable numbers share, by name."""
-    ode, of_ode, conventions = summary["ode"], {}, summary["conventions"]
-    if ode is not None:
-        line = solver_line(ode, ode["solver_error"])
-        line += f"; {ode['dequantization']} dequantization"
-        of_ode = {"ode": line + ("; x_start not clipped" if conventions["clip"] else "")}
-    return {
-        "images": images_line(summary),
-        "checkpoint": checkpoint_line(summary["checkpoint"]),
-        "process": f"T = {summary['num_timesteps']}, {conventions['schedule']}; the "
-        "network was trained at whole timesteps only",
-        "conventions": conventions_line(conventions),
-        **of_ode,
-        "evaluations": f"{summary['num_evaluations']:,} of the network, {summary['num_vjps']:,} "
-        f"vector-Jacobian products, seed {summary['seed']}",
-        "device": f"{device_line(summary)}, {summary['seconds']:,.0f} s",
-    }
+    facts = {"images": images_line(summary), **trained_at(summary)}
+    if (ode := summary["ode"]) is not None:
+        line = f"{solver_line(ode, ode['solver_error'])}; {ode['dequantization']} dequantization"
+        is_clipped = summary["conventions"]["clip"]
+        facts["ode"] = line + ("; x_start not clipped" if is_clipped else "")
+    return {**facts, "evaluations": cost_line(summary), "device": device_line(summary)}

@@ -4,35 +4,39 @@ import math
 import re
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
+import numpy as np
 import pandas as pd
 from markupsafe import Markup, escape
+from numpy.typing import NDArray
 
 from ddpmbench.execution.estimators import kind_of
-from ddpmbench.execution.finished import num_steps
+from ddpmbench.execution.finished import DENSITY, FinishedRun, density_frame, num_steps
+from ddpmbench.execution.pictures import EXTREMES, Pictures
 from ddpmbench.report.card import Draw
-from ddpmbench.report.contents import RunContents, RunTables, bits_of_images
-from ddpmbench.report.figures.images import images_figure
-from ddpmbench.report.figures.pictures import (
-    decoding_figure,
-    generation_figure,
-    interpolation_figure,
-)
-from ddpmbench.report.figures.style import shown
-from ddpmbench.report.figures.timesteps import (
+from ddpmbench.report.contents import read_extremes, sanity_check_warning
+from ddpmbench.report.figures import shown
+from ddpmbench.report.html import drawn, rendered
+from ddpmbench.report.nll_figures import (
     TALLEST,
     bound_figure,
     calls_figure,
     continuous_figure,
-    rate_distortion_figure,
+    images_figure,
     sub_schedules_figure,
 )
-from ddpmbench.report.html import drawn, rendered
-from ddpmbench.report.nll_text import PARTS, comparable_facts, curve_summary, num_sampled_images
-from ddpmbench.report.schema import sanity_check_warning
+from ddpmbench.report.nll_text import PARTS, comparable_facts, num_sampled_images
+from ddpmbench.report.rate_distortion import (
+    curve_summary,
+    decoding_figure,
+    generation_figure,
+    interpolation_figure,
+    rate_distortion_figure,
+)
 from ddpmbench.report.tables import uncorrected_note
-from ddpmbench.report.text import digits_by, heading, raw_pixels_warning
+from ddpmbench.report.text import counted, digits_by, heading, raw_pixels_warning
 
 FIGURES = {
     "bound": "Bits per timestep, and cumulative bits from T, over t",
@@ -72,29 +76,59 @@ _MOST_ROWS = 4000  # most rows of the table of timesteps
 _COLORS = {"prior": 3, "kl": 1, "decoder": 2}
 
 
-def run_figures(contents: RunContents) -> dict[str, Draw]:
-    """The figures of a run of `nll` by name, without those that lack data."""
-    tables, pictures = contents.tables, contents.pictures
-    curve = tables.rate_distortion
-    is_continuous = tables.summary.get("num_parts") is not None
+class RunTables(Protocol):
+    """The report of a run of `nll`; see `evaluate.nll_report.NllReport`."""
+
+    @property
+    def summary(self) -> dict[str, Any]: ...  # noqa: D102
+    @property
+    def per_timestep(self) -> pd.DataFrame: ...  # noqa: D102
+    @property
+    def rate_distortion(self) -> pd.DataFrame: ...  # noqa: D102
+    @property
+    def per_image(self) -> pd.DataFrame: ...  # noqa: D102
+    @property
+    def conventions(self) -> pd.DataFrame: ...  # noqa: D102
+    @property
+    def sub_schedules(self) -> pd.DataFrame: ...  # noqa: D102
+    @property
+    def continuous(self) -> pd.DataFrame | None: ...  # noqa: D102
+
+
+def run_figures(tables: RunTables, folder: Path | None) -> dict[str, Draw]:
+    """The figures of a run of `nll` by name, without those that lack data.
+
+    Args:
+        tables: the report of the run.
+        folder: with its pictures and its proposal density; None for a run in memory.
+
+    Raises:
+        InputError: a file of the folder is damaged; the message names it.
+    """
+    summary, curve = tables.summary, tables.rate_distortion
+    extremes, pictures = None, Pictures()
+    if folder is not None:
+        extremes = read_extremes(folder / EXTREMES, summary["num_images"])
+        pictures = Pictures.read(folder, summary["num_timesteps"])
+    is_continuous = summary.get("num_parts") is not None
     steps = {"steps": "parts of continuous time"} if is_continuous else {}
     figures: dict[str, Draw] = {
         "bound": partial(bound_figure, tables.per_timestep, curve),
         "rate_distortion": partial(rate_distortion_figure, curve, **steps),
-        "images": partial(images_figure, *bits_of_images(tables.per_image), contents.extremes),
+        "images": partial(images_figure, *bits_of_images(tables.per_image), extremes),
     }
     if len(tables.sub_schedules):
         figures["sub_schedules"] = partial(sub_schedules_figure, tables.sub_schedules)
     if tables.continuous is not None:
         figures["continuous"] = partial(continuous_figure, tables.continuous)
-    if contents.density is not None:
+    if folder is not None and (folder / DENSITY).exists():
         figures["calls"] = partial(
             calls_figure,
             tables.per_timestep,
-            contents.density,
-            num_images=tables.summary["num_images"],
-            num_sampled=num_sampled_images(tables.summary),
-            num_replicates=tables.summary["sampling"]["num_replicates"],
+            density_frame(FinishedRun(folder, summary).density()),
+            num_images=summary["num_images"],
+            num_sampled=num_sampled_images(summary),
+            num_replicates=summary["sampling"]["num_replicates"],
         )
     if pictures.decoding is not None:
         figures["decoding"] = partial(decoding_figure, pictures.decoding, curve)
@@ -105,14 +139,24 @@ def run_figures(contents: RunContents) -> dict[str, Draw]:
     return figures
 
 
-def run_page(contents: RunContents, svgs: Mapping[str, str]) -> str:
+def bits_of_images(per_image: pd.DataFrame) -> tuple[NDArray[np.float64], str]:
+    """(N,) the known bits of each image, and their name for a title."""
+    whole = per_image.bits_per_dim
+    if whole.notna().all():
+        return whole.to_numpy(), "Bits"
+    return per_image.decoder.to_numpy(), "Bits of the decoder"
+
+
+def run_page(
+    tables: RunTables, environment: Mapping[str, Any] | None, svgs: Mapping[str, str]
+) -> str:
     """The page of a finished run of `nll` or `rd`.
 
     Args:
-        contents: the contents of its folder.
+        tables: the report of the run.
+        environment: the object of `environment.json`, if any.
         svgs: its figures by name, of `FIGURES` and `STRIPS`; missing ones are left out.
     """
-    tables = contents.tables
     summary, curve = tables.summary, tables.rate_distortion
     points = curve_summary(curve, summary)["curve"]
     every_pair = summary["num_images"] * num_steps(summary)
@@ -148,7 +192,7 @@ def run_page(contents: RunContents, svgs: Mapping[str, str]) -> str:
         digits=digits_by(summary["half_width"]),
         best_constant=_BEST_CONSTANT,
         steps_text=_steps_text(summary),
-        environment=contents.environment,
+        environment=environment,
         **drawn(svgs, FIGURES, STRIPS),
     )
 
@@ -210,10 +254,11 @@ def _images_text(per_image: pd.DataFrame) -> str:
             "The bound of each image. It measures how well the model predicts the image, not its "
             "visual quality."
         )
+    count = int(per_image.decoder.notna().sum())
     return (
         "Only the decoder term is known per image: this estimator evaluates a few timesteps of "
         "an image, enough for the mean over images but not for the total of one. "
-        f"{int(per_image.decoder.notna().sum()):,} images were evaluated."
+        f"{counted(count, 'image')} {'was' if count == 1 else 'were'} evaluated."
     )
 
 

@@ -1,21 +1,33 @@
-"""The likelihood of an ODE as printed and on its page."""
+"""The likelihood of an ODE: record, printed result, page and figure."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from ddpmbench.diffusion.parameterization import Process
-from ddpmbench.report.card import Card
+from ddpmbench.report.card import Card, in_folder
+from ddpmbench.report.contents import Data, NetworkRun, sanity_check_warning
+from ddpmbench.report.figures import (
+    COLORS,
+    INK,
+    Drawn,
+    axes_panels,
+    drawing,
+    finish,
+    histogram,
+)
 from ddpmbench.report.html import drawn, rendered
-from ddpmbench.report.schema import sanity_check_warning
 from ddpmbench.report.text import (
-    checkpoint_line,
-    conventions_line,
+    counted,
     device_line,
     digits_by,
     fact_lines,
     heading,
     images_line,
+    model_facts,
+    plus_minus,
     printed,
     with_interval,
 )
@@ -26,6 +38,24 @@ FIGURES = {
 """Captions of the figures, by name."""
 
 
+class OdeRun(NetworkRun, kw_only=True):
+    """`summary.json` of a run of `ode`."""
+
+    bits_per_dim: float
+    half_width: float | None
+    half_width_population: float | None
+    difference_from_bound: float
+    difference_half_width: float | None
+    solver_error: float
+    probe_error_per_image: float | None
+    num_images: int
+    num_ode_images: int
+    num_vjps: int
+    ode: dict[str, Any]
+    bound: dict[str, Any] | None
+    data: Data
+
+
 def printed_ode(summary: dict[str, Any], output_format: str) -> str:
     """The summary of `ode` for standard output; see `printed`."""
     lines = [_headline(summary), "", *fact_lines(_facts(summary).items())]
@@ -34,10 +64,29 @@ def printed_ode(summary: dict[str, Any], output_format: str) -> str:
 
 def ode_card(summary: Mapping[str, Any], folder: Path | None) -> Card:
     """The card of a run of `ode`."""
-    facts = _facts(summary)
-    if folder is not None:
-        facts["folder"] = str(folder)
-    return Card(_headline(summary), {}, facts)
+    return Card(_headline(summary), {}, in_folder(_facts(summary), folder))
+
+
+@drawing()
+def pairs_figure(per_image: pd.DataFrame) -> Drawn:
+    """The ODE's bits of each image over those of its variational bound, and the differences.
+
+    Returns:
+        The figure, and one row an image: `image_id`, `variational_bound`, `bits_per_dim` and
+        `difference`.
+    """
+    figure, (both, spread) = axes_panels(2)
+    difference = (per_image.bits_per_dim - per_image.variational_bound).to_numpy()
+    both.axline((per_image.variational_bound.mean(),) * 2, slope=1, color=INK, lw=0.6)
+    both.plot(
+        per_image.variational_bound, per_image.bits_per_dim, "o", color=COLORS[0], ms=3, alpha=0.6
+    )
+    finish(both, "Per image", x="variational bound, bits/dim", y="ODE, bits/dim")
+    mean = float(difference.mean())
+    histogram(spread, difference, mean, f"mean {mean:+.3f}")
+    finish(spread, "ODE minus variational bound", x="bits/dim", y="images")
+    numbers = per_image[["image_id", "variational_bound", "bits_per_dim"]]
+    return figure, numbers.assign(difference=difference)
 
 
 def ode_page(
@@ -60,12 +109,26 @@ def ode_page(
 
 def solver_line(settings: Mapping[str, Any], solver_error: float) -> str:
     """The solver of an ODE in one line; the settings are those of `OdeSettings.record`."""
-    count, probes = settings["probes"], ""
-    if settings["trace"] != "exact":
-        probes = f", {count} probe{'s' if count > 1 else ''} an image"
+    is_exact = settings["trace"] == "exact"
+    probes = "" if is_exact else f", {counted(settings['probes'], 'probe')} an image"
     return (
-        f"{settings['solver']}, {settings['solver_steps']} steps, error {solver_error:+.1e}; "
-        f"{settings['trace']} trace{probes}"
+        f"{settings['solver']}, {counted(settings['solver_steps'], 'step')}, error "
+        f"{solver_error:+.1e}; {settings['trace']} trace{probes}"
+    )
+
+
+def trained_at(summary: Mapping[str, Any]) -> dict[str, str]:
+    """`model_facts`, with a note where the network is evaluated between its timesteps."""
+    facts = model_facts(summary)
+    facts["process"] += "; the network was trained at whole timesteps only"
+    return facts
+
+
+def cost_line(summary: Mapping[str, Any]) -> str:
+    """The network evaluations, the gradients and the seed of a run."""
+    return (
+        f"{summary['num_evaluations']:,} of the network, {summary['num_vjps']:,} "
+        f"vector-Jacobian products, seed {summary['seed']}"
     )
 
 
@@ -82,33 +145,19 @@ def _half_width(summary: Mapping[str, Any]) -> float | None:
 
 def _facts(summary: Mapping[str, Any]) -> dict[str, str]:
     """The settings that comparable numbers share, by name."""
-    difference = summary["difference_from_bound"]
+    difference = with_interval(
+        summary["difference_from_bound"], summary["difference_half_width"], sign="+"
+    )
     prior = "N(0, s_T^2 I)" if summary["conventions"].get("process") == Process.VE else "N(0, I)"
     return {
-        "interval": _interval(summary),
-        "bound": f"{with_interval(difference, summary['difference_half_width'], sign='+')} from "
-        "the variational bound, 95 %",
+        "interval": f"95 %: {plus_minus(summary['half_width'])} for these images; "
+        f"{plus_minus(summary['half_width_population'])} for the population of images",
+        "bound": f"{difference} from the variational bound, 95 %",
         "solver": solver_line(summary["ode"], summary["solver_error"]),
         "pixels": f"{summary['ode']['dequantization']} dequantization; x_T is {prior}, as in "
         "the bound",
         "images": images_line(summary) + f"; the ODE of {summary['num_ode_images']:,}",
-        "checkpoint": checkpoint_line(summary["checkpoint"]),
-        "process": f"T = {summary['num_timesteps']}, {summary['conventions']['schedule']}; the "
-        "network was trained at whole timesteps only",
-        "conventions": conventions_line(summary["conventions"]),
-        "evaluations": f"{summary['num_evaluations']:,} of the network, "
-        f"{summary['num_vjps']:,} vector-Jacobian products, seed {summary['seed']}",
-        "device": f"{device_line(summary)}, {summary['seconds']:,.0f} s",
+        **trained_at(summary),
+        "evaluations": cost_line(summary),
+        "device": device_line(summary),
     }
-
-
-def _interval(summary: Mapping[str, Any]) -> str:
-    known = {
-        "these images": summary["half_width"],
-        "the population of images": summary["half_width_population"],
-    }
-    parts = [
-        f"{'unknown' if width is None else f'+- {width:.4f}'} for {name}"
-        for name, width in known.items()
-    ]
-    return f"95 %: {'; '.join(parts)}"

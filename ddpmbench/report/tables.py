@@ -1,4 +1,4 @@
-"""The bound as tables in bits per dimension: summary, timesteps, images, rate, distortion."""
+"""The bound in bits per dimension: the record of a run of `nll` and its tables."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,27 +7,103 @@ from typing import Any
 import msgspec
 import numpy as np
 import pandas as pd
+from msgspec import Struct
 
 from ddpmbench.diffusion.data_range import NATS_PER_BIT, UNIT_RANGE, DataRange
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.execution.estimator import SCHEMA as SCHEMA
 from ddpmbench.execution.estimator import LikelihoodRun
+from ddpmbench.execution.estimators import ESTIMATORS
 from ddpmbench.likelihood.bound import BoundEstimate
 from ddpmbench.likelihood.continuous import ContinuousDifference
 from ddpmbench.likelihood.estimator import SampledBound
 from ddpmbench.likelihood.precision import Correction
 from ddpmbench.likelihood.rate_distortion import Distortion
-from ddpmbench.report import schema
-from ddpmbench.report.text import is_worse_than_raw_pixels, unpadded
+from ddpmbench.report.contents import Checkpoint, Conventions, Data, SanityCheck
+from ddpmbench.report.text import counted, is_worse_than_raw_pixels, unpadded
 
-NO_CORRECTION = schema.Correction(0.0, 0.0, 0, math.nan, 0.0, 0.0)
+STRICT = "fp32"
+"""The precision without a correction."""
 
 
-def in_bits(correction: Correction | None, *, uncorrected: float) -> schema.Correction | None:
+class PrecisionCorrection(Struct):
+    """`precision_correction` of a run in low precision.
+
+    Attributes:
+        bits_per_dim: the amount added to the bound.
+        half_width: of its 95 % interval, included in the bound's.
+        num_evaluations: network evaluations in both precisions, included in the run's.
+        uncorrected_bits_per_dim: the bound from the terms in low precision.
+        kl: the part added to the timesteps t = 2..T.
+        decoder: the part added to t = 1.
+    """
+
+    bits_per_dim: float
+    half_width: float
+    num_evaluations: int
+    uncorrected_bits_per_dim: float
+    kl: float
+    decoder: float
+
+
+class Comparability(Struct, kw_only=True):
+    """The part of `summary.json` that states what a bound is of, independent of the network.
+
+    Attributes:
+        num_timesteps: T; in continuous time, that of the training.
+        num_parts: parts of continuous time that the bound is a sum over; None in discrete time.
+    """
+
+    num_images: int
+    num_timesteps: int
+    num_parts: int | None = None
+    num_evaluations: int
+    estimator: str
+    sampling: dict[str, Any]
+    conventions: Conventions
+    checkpoint: Checkpoint
+    data: Data
+    seed: int
+    device: str
+    precision: str
+    engine: str | None = None
+    precision_correction: PrecisionCorrection | None = None
+    seconds: float
+    check: SanityCheck | None = None
+
+
+class Run(Comparability, kw_only=True):
+    """`summary.json` of a run of `nll`."""
+
+    bits_per_dim: float
+    half_width: float | None
+    half_width_population: float | None
+    prior: float
+    kl: float
+    decoder: float
+    continuous_bits_per_dim: float | None = None
+    continuous_half_width: float | None = None
+    continuous_num_evaluations: int = 0
+    continuous_absent: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.precision == STRICT) != (self.precision_correction is None):
+            raise ValueError(f"precision_correction: does not belong to {self.precision}")
+        if self.estimator not in ESTIMATORS:
+            raise ValueError(f"estimator: {self.estimator} is unknown")
+        count = ESTIMATORS[self.estimator].count
+        if not isinstance(self.sampling.get(count), int):
+            raise ValueError(f"sampling.{count}: missing, or not an integer")
+
+
+NO_CORRECTION = PrecisionCorrection(0.0, 0.0, 0, math.nan, 0.0, 0.0)
+
+
+def in_bits(correction: Correction | None, *, uncorrected: float) -> PrecisionCorrection | None:
     """A correction of a bound in nats per dimension, in bits, if any."""
     if correction is None:
         return None
-    return schema.Correction(
+    return PrecisionCorrection(
         bits_per_dim=correction.nats / NATS_PER_BIT,
         half_width=correction.half_width / NATS_PER_BIT,
         num_evaluations=correction.num_evaluations,
@@ -37,7 +113,7 @@ def in_bits(correction: Correction | None, *, uncorrected: float) -> schema.Corr
     )
 
 
-def widened(half_width: float | None, correction: schema.Correction) -> float | None:
+def widened(half_width: float | None, correction: PrecisionCorrection) -> float | None:
     """A half width in nats as bits, combined with the independent one of the correction."""
     return (
         None if half_width is None else math.hypot(half_width / NATS_PER_BIT, correction.half_width)
@@ -49,10 +125,10 @@ def correction_line(summary: Mapping[str, Any]) -> str | None:
     correction = summary.get("precision_correction")
     if correction is None:
         return None
+    num_terms = correction["num_evaluations"] // 2
     return (
         f"{summary['precision']}, corrected by {correction['bits_per_dim']:+.5f} +- "
-        f"{correction['half_width']:.5f} from {correction['num_evaluations'] // 2:,} terms "
-        "also computed in fp32"
+        f"{correction['half_width']:.5f} from {counted(num_terms, 'term')} also computed in fp32"
     )
 
 
@@ -86,7 +162,7 @@ RATE_DISTORTION_COLUMNS = {
 
 def summary(
     bound: BoundEstimate | SampledBound,
-    comparability: schema.Comparability,
+    comparability: Comparability,
     *,
     continuous: Correction | None = None,
     absent: str | None = None,
@@ -121,7 +197,7 @@ def summary(
 
 
 def _continuous(
-    bound: dict[str, Any], difference: schema.Correction | None, absent: str | None
+    bound: dict[str, Any], difference: PrecisionCorrection | None, absent: str | None
 ) -> dict[str, Any]:
     value, half_width, count = None, None, 0
     if difference is not None:

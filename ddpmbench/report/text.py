@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ddpmbench.diffusion.data_range import UNIT_RANGE
+from ddpmbench.errors import counted as counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,6 +37,11 @@ def with_interval(
     return f"{value:{sign},.{digits}f}{interval}"
 
 
+def plus_minus(half_width: float | None) -> str:
+    """A half width with three significant digits, `+- 0.0153`, or "unknown"."""
+    return "unknown" if half_width is None else f"+- {half_width:,.{digits_by(half_width)}f}"
+
+
 def bound_line(value: float, half_width: float | None) -> str:
     """A bound and its interval, bits per dimension."""
     return f"NLL <= {with_interval(value, half_width)} bits/dim"
@@ -52,9 +58,11 @@ def duration(seconds: float) -> str:
     return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.1f} days"
 
 
-def counted(number: int, noun: str) -> str:
-    """A number of things, in words."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+def shape_words(shape: Sequence[int]) -> str:
+    """The size and color of an image (C, H, W): `28x28 gray`."""
+    channels, height, width = shape
+    color = {1: "gray", 3: "RGB"}.get(channels, counted(channels, "channel"))
+    return f"{width}x{height} {color}"
 
 
 def timesteps_of(visited: int, trained: int) -> str:
@@ -157,10 +165,19 @@ def checkpoint_line(checkpoint: Mapping[str, Any]) -> str:
 
 
 def device_line(summary: Mapping[str, Any]) -> str:
-    """The devices and the engine of a run; its precision if no checkpoint's network ran."""
+    """The devices, the engine and the seconds of a run; its precision if no network ran."""
     # In a summary of fid, `precision` is the score of that name.
     precision = summary.get("compute_precision") or summary["precision"]
-    return f"{summary['device']}, {summary.get('engine') or precision}"
+    return f"{summary['device']}, {summary.get('engine') or precision}, {summary['seconds']:,.0f} s"
+
+
+def model_facts(summary: Mapping[str, Any]) -> dict[str, str]:
+    """The checkpoint, the process and the conventions of a run, by name."""
+    return {
+        "checkpoint": checkpoint_line(summary["checkpoint"]),
+        "process": process_line(summary),
+        "conventions": conventions_line(summary["conventions"]),
+    }
 
 
 def images_name(summary: Mapping[str, Any]) -> str:

@@ -129,7 +129,7 @@ def mean_and_covariance(features: FeatureArray) -> tuple[Floats, Floats]:
         raise InputError(f"a covariance needs at least 2 images, and there are {len(features)}")
     mean = features.mean(0, dtype=np.float64)
     if not np.isfinite(mean).all():
-        raise InputError("`features`: are not finite; use another feature network")
+        raise InputError("`features`: must be finite")
     scatter = np.zeros((len(mean), len(mean)))
     for rows in chunks(features):
         centered = rows - mean

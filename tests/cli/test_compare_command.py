@@ -16,7 +16,7 @@ from unet_configs import TINY_CONFIG
 import ddpmbench as db
 from ddpmbench.cli.main import run
 from ddpmbench.diffusion.parameterization import Process, Variance
-from ddpmbench.report.comparison import printed_comparison
+from ddpmbench.report.compare_nll import printed_comparison
 from ddpmbench.train.loop import train
 from ddpmbench.train.recipe import TrainingRecipe
 
@@ -237,7 +237,7 @@ def test_what_is_no_pair_of_runs(refused, invoke, baseline, tmp_path):
     assert invoke("compare", baseline, baseline, "--out", tmp_path / "out")[0] == 0
     line = refused("compare", baseline, tmp_path / "out")
     assert str(tmp_path / "out") in line
-    assert "ddpmbench.comparison/1" in line
+    assert "is a comparison, not a run of nll; name a run of nll" in line
 
 
 def test_an_out_that_holds_something_else(refused, baseline, tmp_path):

@@ -123,7 +123,7 @@ def test_a_run_of_an_older_version_is_read(invoke, importance, version):
 def test_a_later_result_of_another_kind_is_no_newer_version(refused, importance, pairs):
     edit(importance / "summary.json", schema="ddpmbench.comparison/2")
     line = refused("rd", "--run", importance)
-    assert "is a run of ddpmbench.comparison/2" in line
+    assert "is a comparison, not a run of nll" in line
     assert "upgrade" not in line
     edit(pairs / "run.json", ddpmbench="latest")
     assert "run.json is damaged" in refused("rd", "--run", pairs)

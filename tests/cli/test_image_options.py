@@ -19,7 +19,6 @@ from ddpmbench import load_checkpoint
 from ddpmbench.checkpoints.native import write_native
 from ddpmbench.data.load import load_images
 from ddpmbench.errors import InputError
-from ddpmbench.execution.speed import SpeedPlan
 from ddpmbench.unet.unet import UNet
 
 FAST = ("--estimator", "every-pair", "--draws", "1", "--no-check", "--timesteps", "4")
@@ -96,7 +95,7 @@ def test_what_is_passed_over_is_in_a_line_and_in_the_summary(nll, model, tmp_pat
     assert "9.tga: .tga is not read" in message
     status, summary, message = nll(model(), folder, *_named(message, "--on-bad"))
     assert (status, summary["num_images"], summary["data"]["skipped"]) == (0, 2, 1)
-    assert "1 files of" in message
+    assert "1 file of" in message
 
 
 def _named(told, option):
@@ -381,13 +380,13 @@ def test_the_remedies_are_options_of_the_commands_that_name_them(
     images = save(tmp_path / "images", random_images(3, 6, 6, 3))
     (images / "9.png").write_bytes(b"no image")
     ckpt = ("--ckpt", model(image_size=8)) if command == "speed" else ()
-    monkeypatch.setattr(SpeedPlan.__init__, "__defaults__", (None, False, 0.0))  # seconds
+    monkeypatch.setattr("ddpmbench.execution.timing.LEAST_SECONDS", 0.0)
     words = (command, *ckpt, "--data", images, "--out", tmp_path / "out", *options)
     status, _, line = invoke(*words)
     assert (status, line.count("\n")) == (2, 1)
     assert "--on-bad skip" in line
     status, _, lines = invoke(*words, "--on-bad", "skip", "--convert", "gray", "--pad", 8)
     assert status == 0, lines
-    assert "1 files of" in lines
+    assert "1 file of" in lines
     assert "9.png" in lines
     assert "--pad 8" in lines

@@ -136,7 +136,7 @@ def test_a_path_that_is_no_run(refused, invoke, finished, tmp_path):
     assert invoke("compare", finished, finished, "--out", tmp_path / "out")[0] == 0
     for name, word in (
         *(("nowhere", ""), ("empty", ""), ("file", "")),
-        *(("unfinished", "unfinished"), ("out", "ddpmbench.comparison/1")),
+        *(("unfinished", "unfinished"), ("out", "is a comparison, not a run of nll")),
     ):
         line = refused("rd", "--run", tmp_path / name)
         assert f"--run {tmp_path / name}: " in line

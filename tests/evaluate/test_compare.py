@@ -16,8 +16,7 @@ from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.likelihood.bound import estimate_bound
 from ddpmbench.likelihood.designs import EveryPairDesign
 from ddpmbench.likelihood.terms import TermTable
-from ddpmbench.report.comparison import Difference, steps_frame
-from ddpmbench.report.figures.timesteps import difference_figure
+from ddpmbench.report.compare_nll import Difference, difference_figure, steps_frame
 
 KINDS = pytest.mark.parametrize(
     ("baseline", "run"),

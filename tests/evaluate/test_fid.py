@@ -18,7 +18,7 @@ from setups import slow_samples
 import ddpmbench as db
 from ddpmbench.evaluate.fid import load_reference
 from ddpmbench.execution import features
-from ddpmbench.report.samples import fidelity_facts
+from ddpmbench.report.fid_text import fid_facts
 from ddpmbench.samples.feature_networks import load_feature_network
 from ddpmbench.samples.frechet import frechet_distance, frechet_infinity
 from ddpmbench.samples.scores import PROTOCOLS
@@ -118,7 +118,7 @@ def test_other_samplers_are_scored_and_their_evaluations_counted(
     assert costs[0].with_timesteps(3).num_evaluations == round(each / 2)
     samples = db.generate_samples(model, N, settings=of.samples, progress=False).images
     assert report.summary["samples"]["sha256"] == samples.sha256
-    assert dict(fidelity_facts(report.summary))["sampler"] == words
+    assert dict(fid_facts(report.summary))["sampler"] == words
 
 
 def test_every_score_is_there_with_its_interval(whole):

@@ -20,7 +20,7 @@ from scipy.special import gammaln, hyp1f1
 import ddpmbench as db
 from ddpmbench.diffusion.process import Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
-from ddpmbench.report import nll_text as report
+from ddpmbench.report import rate_distortion as report
 
 SHIPPED = Path(__file__).parents[2] / "results" / "every-pair"
 SPREAD = 0.3
@@ -175,7 +175,7 @@ def test_a_folder_holds_the_curve_of_its_report(run):
 def test_the_summary_is_that_of_the_run_with_ten_points(run):
     result = db.rate_distortion(run)
     points = result.summary["curve"]
-    own = {**run.summary, "schema": report.RATE_DISTORTION_SCHEMA}
+    own = {**run.summary, "schema": report.SCHEMA}
     assert {name: result.summary[name] for name in own} == own
     assert [row["num_decoded_steps"] for row in points] == list(range(40, 0, -4))
     for row in points:

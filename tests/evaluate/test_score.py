@@ -19,7 +19,8 @@ from ddpmbench import ImageSet, NoiseSchedule
 from ddpmbench.likelihood.image_features import code_length
 from ddpmbench.likelihood.image_scores import PerImageDesign, estimate_image_scores
 from ddpmbench.likelihood.terms import TermsPass
-from ddpmbench.report.scores import printed_scores, score_page, verdict
+from ddpmbench.report.score_page import score_page
+from ddpmbench.report.score_text import printed_scores, verdict
 from ddpmbench.report.text import digits_by
 
 CPU = torch.device("cpu")
@@ -373,7 +374,7 @@ def test_a_density_that_is_lost_or_of_another_command_is_refused(
         score(model, small_images, terms_of=folder)
     other = tmp_path / "other"
     db.evaluate_nll(model, small_images, half_width=9, out=other, progress=False)
-    with pytest.raises(db.InputError, match=r"is a run of ddpmbench\.nll/1"):
+    with pytest.raises(db.InputError, match="is a run of nll, not a run of score"):
         score(model, small_images, terms_of=other)
 
 

@@ -11,18 +11,26 @@ from sealing import read_record
 import ddpmbench as db
 from ddpmbench.cli.main import run
 from ddpmbench.errors import InputError
-from ddpmbench.evaluate.speed import printed_speed
 from ddpmbench.execution.speed import workloads
+from ddpmbench.report.speed import printed_speed
 from ddpmbench.report.text import duration
 
-QUICK = db.SpeedPlan(at_least=0.0)
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_measurements():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ddpmbench.execution.timing.LEAST_SECONDS", 0.0)
+        yield
 
 
 def quick(model, images=None, *, batch_size=2, out=None, **settings):
-    settings.setdefault("plan", QUICK)
-    settings = db.SpeedSettings(**settings)
     return db.measure_speed(
-        model, images, settings=settings, device="cpu", batch_size=batch_size, out=out
+        model,
+        images,
+        settings=db.SpeedSettings(**settings),
+        device="cpu",
+        batch_size=batch_size,
+        out=out,
     )
 
 

@@ -157,7 +157,7 @@ def test_a_network_without_layouts_is_not_said_to_have_one(small_model, measured
 def test_a_real_test_of_a_real_network(small_model, monkeypatch):
     """No stand-in: candidates are built, called and timed."""
     monkeypatch.setattr(engine_choice, "WORTH_A_TEST", 0.0)
-    monkeypatch.setattr(engine_choice, "_AT_LEAST", 0.0)
+    monkeypatch.setattr("ddpmbench.execution.timing.LEAST_SECONDS", 0.0)
     tested, real = [], engine_choice._batch_seconds
 
     def spy(checkpoint, use, device, choice):

@@ -16,8 +16,9 @@ import ddpmbench as db
 from ddpmbench import checksums
 from ddpmbench.evaluate.sample import load_samples
 from ddpmbench.execution import worker
-from ddpmbench.report.contents import RunContents, read_environment
-from ddpmbench.report.fidelity import FidelityContents
+from ddpmbench.report.contents import read_environment
+from ddpmbench.report.fid_page import pictures_of
+from ddpmbench.report.nll_page import run_figures
 from ddpmbench.samples.scores import PROTOCOLS
 
 FLIPS = {"importance": 1, "pairs": 4, "sample": 4, "fid": 4}
@@ -116,18 +117,27 @@ def plain(value):
 
 def read(folder, beside):
     """Everything that can be read of a folder; what refuses says so, with the file's name."""
+
+    def report():
+        found = db.load_report(folder)
+        return found, read_environment(folder), run_pictures(found)
+
+    def run_pictures(found):
+        if folder.name == "fid":
+            return pictures_of(folder, found.summary["num_generated"])
+        return {name: plain(draw.args) for name, draw in run_figures(found, folder).items()}
+
     readers = {
         "sample": [lambda: load_samples(folder)],
         "fid": [
-            lambda: FidelityContents.of(db.load_report(folder), folder),
+            report,
             lambda: load_samples(folder),
             lambda: db.compare([beside, folder]).summary["runs"][0]["differences"],
         ],
     }.get(
         folder.name,
         [
-            lambda: RunContents.of(db.load_report(folder), folder),
-            lambda: read_environment(folder),
+            report,
             lambda: db.rate_distortion(folder).curve,
             lambda: db.compare([beside, folder]).per_timestep.drop(columns="run"),
         ],

@@ -17,7 +17,7 @@ from ddpmbench.execution.speed import (
     FIRST,
     LATER,
     MeasuredSpeed,
-    SpeedPlan,
+    fastest_call,
     fitting_probe,
     likelihood_work,
     measured,
@@ -28,7 +28,6 @@ from ddpmbench.execution.timing import (
     batch_sizes,
     call_speeds,
     engine_choices,
-    fastest_call,
     gray_images,
     spread_rows,
 )
@@ -61,8 +60,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    for module in (timing, row_parts):
-        monkeypatch.setattr(module, "timer", clock.timer)
+    monkeypatch.setattr(timing, "timer", clock.timer)
     for module in (terms, chain, row_parts):
         noise = clock.taking(NOISE, module.normal_noise)
         monkeypatch.setattr(module, "normal_noise", noise)
@@ -91,9 +89,8 @@ def probe_of(model, images, size=4):
     return fitting_probe(model, images, CPU, batch_size=size)
 
 
-def speeds(model, images, *, size=4, **plan):
-    plan.setdefault("precisions", (FP32,))
-    return measured(probe_of(model, images, size), SpeedPlan(**plan))
+def speeds(model, images, *, size=4, precisions=(FP32,)):
+    return measured(probe_of(model, images, size), precisions)
 
 
 def test_the_parts_of_a_row_are_what_its_parts_take(small_model, small_images, engine_takes):
@@ -190,7 +187,7 @@ def test_what_the_device_lacks_is_left_out_unless_it_was_asked_for(
     engine_takes(lambda choice, size: 1.0)
     refusing(monkeypatch, BF16)
     lines = []
-    speed = measured(probe_of(small_model, small_images), SpeedPlan(), tell=lines.append)
+    speed = measured(probe_of(small_model, small_images), tell=lines.append)
     assert list(speed.parts) == [FP32]
     assert any(line.startswith("Left out: `precision=bf16`") for line in lines)
     with pytest.raises(InputError, match="`precision=bf16`"):
@@ -239,7 +236,7 @@ def test_a_compiled_network_is_made_for_each_size(
 
     monkeypatch.setattr(Engine, "__init__", make)
     compiled = EngineChoice(compiled=True)
-    call_speeds(probe_of(small_model, small_images), compiled, [1, 4], at_least=1)
+    call_speeds(probe_of(small_model, small_images), compiled, [1, 4])
     assert made == [compiled] * 2
 
 

@@ -10,17 +10,17 @@ from run_folders import extremes, smooth_run, sub_schedules
 
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.execution.folder import write_figure
-from ddpmbench.report.figures.images import images_figure
-from ddpmbench.report.figures.style import COLORS, GRID, INK, log_axis, shown
-from ddpmbench.report.figures.timesteps import (
+from ddpmbench.report.compare_nll import difference_figure
+from ddpmbench.report.figures import COLORS, GRID, INK, log_axis, shown
+from ddpmbench.report.nll_figures import (
     bound_figure,
     calls_figure,
     continuous_figure,
-    difference_figure,
-    rate_distortion_figure,
+    images_figure,
     schedule_figure,
     sub_schedules_figure,
 )
+from ddpmbench.report.rate_distortion import rate_distortion_figure
 
 SUMMARY = {"num_timesteps": 40, "bits_per_dim": 3.0}
 

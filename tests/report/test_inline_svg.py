@@ -7,9 +7,10 @@ import pytest
 from run_folders import smooth_run
 
 from ddpmbench.execution.folder import write_figure
-from ddpmbench.report.figures.style import COLORS, GRID, INK
-from ddpmbench.report.figures.timesteps import bound_figure, rate_distortion_figure
+from ddpmbench.report.figures import COLORS, GRID, INK
 from ddpmbench.report.html import inline_panels
+from ddpmbench.report.nll_figures import bound_figure
+from ddpmbench.report.rate_distortion import rate_distortion_figure
 
 
 @pytest.fixture(scope="module")

@@ -4,15 +4,13 @@ import math
 
 import numpy as np
 import pytest
-from test_page import ALWAYS, SUMMARY, contents, words
+from test_page import SUMMARY, page
 
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.likelihood.bound import BoundEstimate
 from ddpmbench.likelihood.precision import Correction
-from ddpmbench.report.nll_page import run_page
 from ddpmbench.report.nll_text import printed_nll
-from ddpmbench.report.schema import Comparability
-from ddpmbench.report.tables import in_bits, summary
+from ddpmbench.report.tables import Comparability, in_bits, summary
 from ddpmbench.report.text import is_worse_than_raw_pixels
 
 CORRECTION = Correction(kl=-0.003, decoder=-0.007, variance=1e-7, half_width=0.004, num_terms=1000)
@@ -59,13 +57,13 @@ def test_an_interval_that_is_not_known_stays_so():
 
 def test_it_is_said_with_what_it_does_not_reach():
     printed = printed_nll({**SUMMARY, **LOW}, "table")
-    page = words(run_page(contents(**LOW), ALWAYS))
-    for text in (printed, page):
+    of_page = page(**LOW)
+    for text in (printed, of_page):
         assert (
             "bf16, corrected by -0.01372 +- 0.00067 from 1,000 terms also computed in fp32" in text
         )
         assert "are in bf16, uncorrected" in text
-    plain = words(run_page(contents(), ALWAYS))
+    plain = page()
     for word in ("corrected", "uncorrected"):
         assert word not in plain
 

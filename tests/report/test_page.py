@@ -9,8 +9,7 @@ import pytest
 from run_folders import conventions, per_image, smooth_run, sub_schedules
 
 from ddpmbench.evaluate.nll_report import NllReport
-from ddpmbench.report.comparison import comparison_page
-from ddpmbench.report.contents import RunContents
+from ddpmbench.report.compare_nll import comparison_page
 from ddpmbench.report.nll_page import FIGURES, run_page
 
 SUMMARY = {
@@ -44,13 +43,21 @@ SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"><path d="M 0 0 
 ALWAYS = {"bound": SVG, "rate_distortion": SVG}
 
 
-def contents(*, environment=None, table=None, **changes):
-    """Of a run of any summary, with a table of conventions or the smallest one."""
+def contents(*, table=None, **changes):
+    """A run of any summary, with a table of conventions or the smallest one."""
     summary = {**copy.deepcopy(SUMMARY), **changes}
     steps = smooth_run(summary["num_timesteps"])
     table = conventions(SUMMARY).iloc[:1] if table is None else table
-    tables = NllReport(summary, *steps, table, sub_schedules(summary), per_image(10_000), None)
-    return RunContents(tables, environment=environment)
+    return NllReport(summary, *steps, table, sub_schedules(summary), per_image(10_000), None)
+
+
+def html(svgs=ALWAYS, *, environment=None, **changes):
+    return run_page(contents(**changes), environment, svgs)
+
+
+def page(svgs=ALWAYS, **changes):
+    """The words of the page."""
+    return words(html(svgs, **changes))
 
 
 def words(page):
@@ -64,7 +71,7 @@ def words(page):
 
 
 def test_the_headline_has_its_interval_and_what_makes_it_comparable():
-    said = words(run_page(contents(), ALWAYS))
+    said = page()
     assert "<= 3.6159 +- 0.0040 bits/dim" in said
     assert "+- 0.0153, is the 95 % interval for the population" in said
     for fact in (
@@ -80,35 +87,35 @@ def test_the_headline_has_its_interval_and_what_makes_it_comparable():
 
 def test_the_page_brings_its_icon():
     # Browsers ask for /favicon.ico of a page that names none.
-    assert '<link rel="icon" href="data:image/svg+xml,' in run_page(contents(), ALWAYS)
+    assert '<link rel="icon" href="data:image/svg+xml,' in html()
 
 
 def test_the_bar_is_as_wide_as_the_intervals_say():
-    page = run_page(contents(), ALWAYS)
+    page = html()
     (width,) = re.findall(r'class="images" style="width: ([\d.]+)%', page)
     assert float(width) == pytest.approx(100 * 0.00398 / 0.01526, abs=0.01)
     assert "3.601 3.616 3.631" in words(page)
 
 
 def test_what_is_unknown_is_said():
-    said = words(run_page(contents(half_width=None), ALWAYS))
+    said = page(half_width=None)
     assert "With one noise draw, the interval for these 10,000 images is unknown" in said
     assert "The interval +- 0.0153 is 95 % for the population" in said
-    said = words(run_page(contents(half_width_population=None, num_images=1), ALWAYS))
+    said = page(half_width_population=None, num_images=1)
     assert "for this one image" in said
     assert "With one image, the interval for the population is unknown" in said
     assert "nan" not in said
 
 
 def test_the_parts_have_their_shares():
-    said = words(run_page(contents(), ALWAYS))
+    said = page()
     assert "kl L 1 ..L T-1 , the timesteps 2.0139 55.7 %" in said
     assert "decoder L 0 , the pixels 1.6020 44.3 %" in said
 
 
 def test_a_value_has_the_digits_and_the_commas_of_its_half_width():
-    wide = contents(bits_per_dim=1465.7481, half_width=18.8284, half_width_population=120.21)
-    said = words(run_page(wide, ALWAYS))
+    wide = {"bits_per_dim": 1465.7481, "half_width": 18.8284, "half_width_population": 120.21}
+    said = page(**wide)
     assert "1,465.7 +- 18.8 bits/dim" in said
     assert "The line, +- 120, is" in said
     for text in ("1,465.7481", "18.8284"):
@@ -116,8 +123,7 @@ def test_a_value_has_the_digits_and_the_commas_of_its_half_width():
 
 
 def test_a_table_stands_behind_its_figure_and_its_words_are_explained():
-    found = contents(table=conventions(SUMMARY))
-    said = words(run_page(found, {**ALWAYS, "sub_schedules": SVG}))
+    said = page({**ALWAYS, "sub_schedules": SVG}, table=conventions(SUMMARY))
     figure, table = said.index("Fewer timesteps A respaced"), said.index("Other conventions")
     assert figure < table
     for part in (said[figure:table], said[table:]):
@@ -126,7 +132,7 @@ def test_a_table_stands_behind_its_figure_and_its_words_are_explained():
 
 def test_every_figure_is_named():
     names = ("bound", "rate_distortion", "images", "sub_schedules", "calls")
-    page = run_page(contents(), {name: SVG for name in names})
+    page = html(dict.fromkeys(names, SVG))
     for name in names:
         assert f"<figcaption>{FIGURES[name]}</figcaption>" in page
         assert f'aria-label="{FIGURES[name]}"' in page
@@ -135,9 +141,9 @@ def test_every_figure_is_named():
 @pytest.mark.parametrize("num_timesteps", [3, 10, 1000])
 def test_half_of_the_steps_bits_are_where_it_says(num_timesteps):
     found = contents(num_timesteps=num_timesteps, prior=1e-4)
-    said = words(run_page(found, ALWAYS))
+    said = words(run_page(found, None, ALWAYS))
     by = int(re.search(r"are spent at t (?:<=|≤) (\d+)", said)[1])
-    steps = found.tables.per_timestep
+    steps = found.per_timestep
     kl = steps.bits_per_dim[1:]
     assert kl[steps.t <= by].sum() >= kl.sum() / 2 - 1e-12
     assert kl[steps.t <= by - 1].sum() < kl.sum() / 2
@@ -154,11 +160,11 @@ HEADINGS = {
 
 
 def test_what_a_run_has_not_is_left_out():
-    page = run_page(contents(), ALWAYS)
+    page = html()
     for heading in HEADINGS.values():
         assert heading not in page
     assert "Reproducibility" not in page
-    whole = run_page(contents(), {**ALWAYS, **dict.fromkeys(HEADINGS, SVG)})
+    whole = html({**ALWAYS, **dict.fromkeys(HEADINGS, SVG)})
     for heading in HEADINGS.values():
         assert f">{heading}<" in whole
 
@@ -172,14 +178,13 @@ def test_what_was_typed_is_text_and_no_markup():
         "platform": evil,
     }
     checkpoint = {**SUMMARY["checkpoint"], "source": evil}
-    found = contents(table=table, environment=environment, checkpoint=checkpoint)
-    page = run_page(found, ALWAYS)
+    page = html(table=table, environment=environment, checkpoint=checkpoint)
     assert "<script" not in page
     assert page.count("&lt;script&gt;") >= 12
 
 
 def test_the_table_of_conventions_holds_its_numbers():
-    said = words(run_page(contents(table=conventions(SUMMARY)), ALWAYS))
+    said = page(table=conventions(SUMMARY))
     assert "this run 3.6159 +- 0.0040 -" in said
     assert "tanh decoder &amp; no clip 3.6036 +- 0.0040 \N{MINUS SIGN}0.0123" in said
     assert "a paper, 2021" in said
@@ -191,13 +196,13 @@ def test_the_table_of_conventions_holds_its_numbers():
 @pytest.mark.parametrize(("source", "is_beside"), [("cifar10", True), ("fashion-mnist", False)])
 def test_the_published_table_stands_beside_what_it_is_of(source, is_beside):
     data = {**SUMMARY["data"], "source": source}
-    said = words(run_page(contents(data=data), ALWAYS))
+    said = page(data=data)
     for published in ("Ho et al. 2020, table 4", "1.77581", "12.02277", "67.60125"):
         assert (published in said) == is_beside
 
 
 def test_every_step_is_in_the_page():
-    page = run_page(contents(), ALWAYS)
+    page = html()
     rows = page.split('<tbody class="steps">')[1].split("</tbody>")[0]
     assert rows.count("<tr>") == 1000
     assert '>1.0000 <span class="pm">&plusmn;&nbsp;0.0196</span>' in rows
@@ -206,13 +211,13 @@ def test_every_step_is_in_the_page():
 
 @pytest.mark.parametrize("num_timesteps", [1000, 4000, 20000])
 def test_a_page_is_small(num_timesteps):
-    assert len(run_page(contents(num_timesteps=num_timesteps), ALWAYS)) < 1_000_000
+    assert len(html(num_timesteps=num_timesteps)) < 1_000_000
 
 
 def test_the_command_can_be_typed_again():
     given = ["ddpmbench", "nll", "--model-flags", "--image_size 32"]
     record = {"versions": {"torch": "2.0"}, "arguments": {"given": given}}
-    page = run_page(contents(environment=record), ALWAYS)
+    page = html(environment=record)
     assert "<pre>ddpmbench nll --model-flags &#39;--image_size 32&#39;</pre>" in page
 
 

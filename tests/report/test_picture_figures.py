@@ -12,15 +12,14 @@ from fidelity_folders import nearest
 from PIL import Image
 
 import ddpmbench as db
-from ddpmbench.report.fidelity import NUM_SHOWN
-from ddpmbench.report.figures.pictures import (
-    MAX_PIXELS,
+from ddpmbench.report.fid_page import nearest_figure
+from ddpmbench.report.figures import MAX_PIXELS
+from ddpmbench.report.rate_distortion import (
     decoding_figure,
     generation_figure,
     interpolation_figure,
-    nearest_figure,
-    samples_figure,
 )
+from ddpmbench.report.sample import NUM_SHOWN, samples_figure
 from ddpmbench.samples.progressive import Interpolation, ProgressiveDecoding, ProgressiveGeneration
 
 RNG = np.random.default_rng(0)

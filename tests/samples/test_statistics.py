@@ -44,7 +44,7 @@ def test_a_covariance_needs_two_images(features):
 def test_features_that_are_not_finite_are_refused(features, value):
     spoiled = features.copy()
     spoiled[600, 3] = value
-    with pytest.raises(InputError, match="not finite"):
+    with pytest.raises(InputError, match="`features`: must be finite"):
         mean_and_covariance(spoiled)
 
 

@@ -2,30 +2,24 @@
 
 import re
 
-import numpy as np
-import pandas as pd
 import pytest
 from fidelity_folders import HASH, against_n, of_another_network, reference, summary
 from test_page import SVG, words
 
-from ddpmbench.evaluate.fid import FidReport
-from ddpmbench.report.fidelity import FidelityContents
-from ddpmbench.report.samples import FIGURES, STRIPS, fid_page
+from ddpmbench.report.fid_page import FIGURES, STRIPS, fid_page
 from ddpmbench.report.text import joined
 
 ALL = dict.fromkeys([*FIGURES, *STRIPS], SVG)
 
 
-def contents(whole=None, **changes):
-    """Of a run without the pictures that not every run has."""
+def page(whole=None, svgs=ALL, **changes):
+    """The words of a page."""
     whole = whole or summary(**changes)
-    known = {"nearest_reference_distance": np.nan, "class_entropy": np.nan}
-    table = pd.DataFrame({"image_id": range(whole["num_generated"]), **known})
-    return FidelityContents(FidReport(whole, table, against_n(whole), None))
+    return words(fid_page(whole, against_n(whole), None, svgs))
 
 
 def test_the_page_says_every_number_with_its_interval():
-    text = words(fid_page(contents(), ALL))
+    text = page()
     for number in (
         "12.34 +- 0.21 FID (clean)",
         "FID-infinity 11.90 +- 0.25",
@@ -41,22 +35,22 @@ def test_the_page_says_every_number_with_its_interval():
 
 def test_every_reference_has_its_column():
     of = [reference(), reference("fashion-mnist:train", fid=3.25, kid=None, kid_half_width=None)]
-    text = words(fid_page(contents(summary(of)), ALL))
+    text = page(summary(of))
     assert "against fashion-mnist:test against fashion-mnist:train" in text
     assert "FID 12.34 +- 0.21 3.25 +- 0.21" in text
     assert "4.230 +- 0.310 unknown" in text
 
 
 def test_a_score_of_another_network_is_nowhere_called_fid():
-    text = words(fid_page(contents(of_another_network(summary())), ALL))
+    text = page(of_another_network(summary()))
     assert f"FD[{HASH[:12]}] is not FID" in text
     assert len(re.findall(r"\bFID\b", text)) == 1
     assert "inception score" not in text
-    assert "is not FID" not in words(fid_page(contents(), ALL))
+    assert "is not FID" not in page()
 
 
 def test_warnings_stand_at_the_top():
-    text = words(fid_page(contents(warnings=["N is <few>"]), ALL))
+    text = page(warnings=["N is <few>"])
     assert text.startswith("N is &lt;few&gt;")
 
 
@@ -70,7 +64,7 @@ def test_warnings_stand_at_the_top():
     ],
 )
 def test_a_missing_interval_and_a_score_of_0_are_explained(changes, explained):
-    text = words(fid_page(contents(summary([reference(**changes)])), ALL))
+    text = page(summary([reference(**changes)]))
     for sentence in ("lies within", "Recall has no interval"):
         assert (sentence in text) == (sentence in explained)
 
@@ -86,10 +80,10 @@ def test_a_missing_interval_and_a_score_of_0_are_explained(changes, explained):
 )
 def test_what_there_is_no_figure_of_has_no_section(figure, heading):
     less = {name: svg for name, svg in ALL.items() if name != figure}
-    whole, shorter = (words(fid_page(contents(), svgs)) for svgs in (ALL, less))
+    whole, shorter = (page(svgs=svgs) for svgs in (ALL, less))
     assert heading in whole
     assert heading not in shorter
-    assert "Pictures" not in words(fid_page(contents(), {"per_image": SVG}))
+    assert "Pictures" not in page(svgs={"per_image": SVG})
 
 
 def test_facts_of_one_name_are_one_fact():

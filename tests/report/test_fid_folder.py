@@ -10,13 +10,11 @@ import pytest
 from fidelity_folders import NUM_GENERATED, fidelity_folder, nearest, summary
 
 import ddpmbench as db
-from ddpmbench.report.fidelity import (
-    NUM_SHOWN,
-    FidelityContents,
-    NearestImages,
-    read_first_samples,
-    reference_name,
-)
+from ddpmbench.execution.pictures import NearestImages
+from ddpmbench.report.contents import read_environment
+from ddpmbench.report.fid_page import first_samples, pictures_of
+from ddpmbench.report.fid_text import reference_name
+from ddpmbench.report.sample import NUM_SHOWN
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +35,10 @@ def edit(folder, change):
 
 
 def read(folder):
-    return FidelityContents.of(db.load_report(folder), folder)
+    """The report, the nearest images, the first samples and the environment."""
+    report = db.load_report(folder)
+    pictures = pictures_of(folder, report.summary["num_generated"])
+    return report, *pictures, read_environment(folder)
 
 
 def refused(folder):
@@ -49,33 +50,33 @@ def refused(folder):
 
 
 def test_everything_is_read_as_it_was_written(folder):
-    found = read(folder)
-    assert found.tables.summary == summary()
-    assert list(found.tables.per_image.image_id) == [str(n) for n in range(NUM_GENERATED)]
+    report, pictures, samples, _ = read(folder)
+    assert report.summary == summary()
+    assert list(report.per_image.image_id) == [str(n) for n in range(NUM_GENERATED)]
     written = pd.read_csv(folder / "per_image.csv")
-    np.testing.assert_array_equal(found.tables.per_image.class_entropy, written.class_entropy)
-    assert found.tables.against_n.num_generated.dtype == np.int64
+    np.testing.assert_array_equal(report.per_image.class_entropy, written.class_entropy)
+    assert report.against_n.num_generated.dtype == np.int64
     with np.load(folder / "samples.npz") as archive:
         pixels = archive["arr_0"].transpose(0, 3, 1, 2)
-    np.testing.assert_array_equal(found.samples.pixels, pixels[:NUM_SHOWN])
+    np.testing.assert_array_equal(samples.pixels, pixels[:NUM_SHOWN])
     again = nearest(np.asarray(db.load_images("fashion-mnist:test", num_images=160).pixels), 120)
     for field in dataclasses.fields(NearestImages):
-        stored = getattr(found.nearest, field.name)
+        stored = getattr(pictures, field.name)
         np.testing.assert_array_equal(stored, getattr(again, field.name))
 
 
 def test_what_a_run_need_not_have_is_not_asked_for(copied):
     for name in ("nearest.npz", "samples.npz", "environment.json", "run.json"):
         (copied / name).unlink()
-    found = read(copied)
-    assert found.nearest is found.samples is found.environment is None
+    _, pictures, samples, environment = read(copied)
+    assert pictures is samples is environment is None
 
 
 def test_what_is_not_known_of_an_image_may_be_empty(copied):
     table = pd.read_csv(copied / "per_image.csv")
     table[["nearest_reference_id", "nearest_reference_distance", "class_entropy"]] = None
     table.to_csv(copied / "per_image.csv", index=False)
-    found = read(copied).tables.per_image
+    found = read(copied)[0].per_image
     assert found.nearest_reference_distance.isna().all()
     assert found.class_entropy.isna().all()
     assert set(found.nearest_reference_id) == {""}
@@ -157,7 +158,7 @@ def test_a_reference_has_its_split_in_its_name_once():
 def test_labels_are_those_of_the_first_samples(tmp_path, number):
     pixels = np.random.default_rng(0).integers(0, 256, (number, 4, 4, 3), dtype=np.uint8)
     np.savez(tmp_path / "samples.npz", arr_0=pixels, arr_1=np.arange(number) % 10)
-    found = read_first_samples(tmp_path / "samples.npz", number)
+    found = first_samples(tmp_path / "samples.npz", number)
     assert len(found.pixels) == min(number, NUM_SHOWN)
     np.testing.assert_array_equal(
         found.pixels[-1], pixels[len(found.pixels) - 1].transpose(2, 0, 1)
@@ -172,4 +173,4 @@ def test_samples_of_other_channels_are_left_out(copied, channels):
         name: np.repeat(getattr(whole, name), channels, -3) for name in ("samples", "references")
     }
     dataclasses.replace(whole, **wide).write(copied / "nearest.npz")
-    assert read(copied).nearest is None
+    assert read(copied)[1] is None

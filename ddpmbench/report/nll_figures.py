@@ -1,12 +1,14 @@
-"""Curves over the timesteps, and over how many there are."""
+"""Figures of a bound: over the timesteps, over how many there are, and over the images."""
 
 import numpy as np
 import pandas as pd
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
+from ddpmbench.errors import counted
+from ddpmbench.execution.pictures import Extremes
 from ddpmbench.likelihood.regression import log_bins
-from ddpmbench.report.figures.style import (
+from ddpmbench.report.figures import (
     COLORS,
     DASHES,
     INK,
@@ -14,13 +16,15 @@ from ddpmbench.report.figures.style import (
     Drawn,
     axes_panels,
     curve,
+    draw_pictures,
     drawing,
     finish,
+    histogram,
     legend_below,
     log_axis,
     note,
+    panels,
     points,
-    shortened,
     shown,
     written_out,
 )
@@ -197,80 +201,6 @@ def continuous_figure(terms: pd.DataFrame) -> Drawn:
     return figure, numbers
 
 
-def difference_groups(per_timestep: pd.DataFrame) -> pd.DataFrame:
-    """`run` with the rows of `by_group`, whose `difference` is summed over the group.
-
-    Args:
-        per_timestep: see `report.comparison.steps_frame`.
-    """
-    groups = [
-        by_group(timesteps).rename(columns={"bits_per_dim": "difference"}).assign(run=run)
-        for run, timesteps in per_timestep.groupby("run", sort=False)
-    ]
-    numbers = pd.concat(groups, ignore_index=True)
-    return numbers[["run", *numbers.columns.drop("run")]]
-
-
-@drawing()
-def difference_figure(per_timestep: pd.DataFrame, baseline: str) -> Drawn:
-    """Where along the chain runs differ from a baseline: by groups of timesteps, and summed up.
-
-    Args:
-        per_timestep: see `report.comparison.steps_frame`.
-        baseline: its name.
-
-    Returns:
-        The figure, and its `difference_groups`.
-    """
-    figure, (left, right) = axes_panels(2)
-    numbers = difference_groups(per_timestep)
-    for k, (run, groups) in enumerate(numbers.groupby("run", sort=False)):
-        label, center = shortened(str(run)), np.sqrt(groups.t_first * groups.t_last)
-        points(left, center, groups.difference, groups.half_width, k, label=label)
-        sums = groups.cumulative, groups.cumulative_half_width
-        curve(right, groups.t_first, *sums, k, label=label, ls=DASHES[k % 4])
-    for axes in (left, right):
-        axes.axhline(0, color=INK, lw=0.6)
-        log_axis(axes, "x")
-        legend_below(axes)
-    minus = f"minus {shortened(baseline)}, bits/dim"
-    finish(left, "Difference per group of timesteps", x="timestep t", y=minus)
-    finish(right, "Cumulative difference from T", x="timestep t", y=minus)
-    return figure, numbers
-
-
-@drawing()
-def rate_distortion_figure(table: pd.DataFrame, *, steps: str = "reverse steps") -> Drawn:
-    """Distortion over rate, and both over the reverse steps of a receiver.
-
-    Args:
-        table: see `report.tables.rate_distortion`.
-        steps: what `num_decoded_steps` counts.
-
-    Returns:
-        The figure, and the table with the half widths of its 95 % intervals.
-
-    Source: Ho, Jain & Abbeel 2020, figure 5.
-    """
-    numbers = table.assign(
-        rate_half_width=NORMAL * table.rate_standard_error,
-        distortion_half_width=NORMAL * table.distortion_standard_error,
-    )
-    few = numbers.iloc[shown(len(numbers))]
-    figure, (both, distortion, rate) = axes_panels(3)
-    rmse, bits = "distortion, RMSE (0..255)", "rate, bits/dim"
-    both.plot(few.rate_bits_per_dim, few.distortion_rmse, color=COLORS[0])
-    both.set_xlim(left=0)
-    curve(distortion, few.num_decoded_steps, few.distortion_rmse, few.distortion_half_width, 0)
-    curve(rate, few.num_decoded_steps, few.rate_bits_per_dim, few.rate_half_width, 0)
-    finish(both, "Distortion over rate", x=bits, y=rmse)
-    finish(distortion, "Distortion", x=steps, y=rmse)
-    finish(rate, "Rate", x=steps, y=bits)
-    for axes in (both, distortion, rate):
-        axes.set_ylim(bottom=0)
-    return figure, numbers
-
-
 @drawing()
 def sub_schedules_figure(table: pd.DataFrame) -> Drawn:
     """Bound over the number of timesteps, a panel a variance, all with the same axes.
@@ -308,7 +238,7 @@ def sub_schedules_figure(table: pd.DataFrame) -> Drawn:
             axes.text(
                 0.98,
                 0.98,
-                f"up to {bits}\nat {steps} timesteps",
+                f"up to {bits}\nat {counted(int(steps), 'timestep')}",
                 transform=axes.transAxes,
                 ha="right",
                 va="top",
@@ -321,6 +251,32 @@ def _range(bits: "pd.Series[float]") -> tuple[float, float]:
     """The least of bounds, and where an axis that begins there ends."""
     low, most = float(bits.min()), float(bits.max())
     return low, min(most + 0.1 * (most - low), TALLEST * low)
+
+
+@drawing()
+def images_figure(bits: NDArray[np.float64], what: str, extremes: Extremes | None) -> Drawn:
+    """A histogram of the images' bits, and the pictures at its two ends, if there are any.
+
+    Args:
+        bits: (N,) bits per dimension, NaN where they are unknown.
+        what: the name of the bits for the title.
+        extremes: the pictures.
+
+    Returns:
+        The figure, and one row a bin: `bits_from`, `bits_to`, `num_images`.
+    """
+    figure, (first, *rest) = panels(1 if extremes is None else 3)
+    axes = first.subplots()
+    known = bits[np.isfinite(bits)]
+    mean = float(known.mean())
+    counts, edges = histogram(axes, known, mean, f"mean {mean:.3f}")
+    finish(axes, f"{what} per image", x="bits/dim", y="images")
+    ends = () if extremes is None else extremes.ends
+    for part, (end, index, pixels) in zip(rest, ends, strict=True):
+        draw_pictures(part, f"{end.capitalize()} bits", pixels, bits[index])
+    return figure, pd.DataFrame(
+        {"bits_from": edges[:-1], "bits_to": edges[1:], "num_images": counts}
+    )
 
 
 @drawing()

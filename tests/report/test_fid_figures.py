@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from fidelity_folders import SIZES, against_n, reference, summary
 
-from ddpmbench.report.figures.fidelity import against_n_figure, differences_figure
-from ddpmbench.report.figures.images import per_image_figure
+from ddpmbench.report.compare_fid import differences_figure
+from ddpmbench.report.fid_page import against_n_figure, per_image_figure
 
 ENDS = {"fashion-mnist:test": (11.9, 0.25)}
 

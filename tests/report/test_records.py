@@ -10,9 +10,10 @@ from test_nll_text import LOW, RECORD
 from test_page import SUMMARY, compared
 
 from ddpmbench.errors import InputError
-from ddpmbench.report import fidelity_comparison, schema
-from ddpmbench.report.metrics import AGAINST_REFERENCE
-from ddpmbench.report.schema import check
+from ddpmbench.report import compare_fid, compare_nll
+from ddpmbench.report.contents import Environment, check
+from ddpmbench.report.fid_text import AGAINST_REFERENCE, Fidelity
+from ddpmbench.report.tables import Run
 
 
 def run(**changes):
@@ -21,7 +22,7 @@ def run(**changes):
 
 
 def comparison():
-    unknown = dict.fromkeys(schema.Compared.__struct_fields__)
+    unknown = dict.fromkeys(compare_nll.Compared.__struct_fields__)
     whole = run(**compared())
     baseline = {**unknown, **whole["baseline"]}
     return {**whole, "conventions": run()["conventions"], "baseline": baseline}
@@ -30,21 +31,19 @@ def comparison():
 def fidelity_of_two():
     one, other = summary(), summary([reference(fid=14.0)])
     differences = [
-        fidelity_comparison.difference(
-            name, other["references"][0], one["references"][0], paired=None
-        )
+        compare_fid.difference(name, other["references"][0], one["references"][0], paired=None)
         for name in AGAINST_REFERENCE
     ]
-    return fidelity_comparison.summary(["a", "b"], [one, other], [differences])
+    return compare_fid.summary(["a", "b"], [one, other], [differences])
 
 
 CHECKED = {"warning": None, "likely": None, "num_evaluations": 8}
 RECORDS = {
-    "run": (schema.Run, run(**LOW, check=CHECKED)),
-    "comparison": (schema.Comparison, comparison()),
-    "fidelity": (schema.Fidelity, summary(check=CHECKED)),
-    "fidelity comparison": (schema.FidelityComparison, fidelity_of_two()),
-    "environment": (schema.Environment, {"versions": {}, "arguments": {"resolved": {}}}),
+    "run": (Run, run(**LOW, check=CHECKED)),
+    "comparison": (compare_nll.Comparison, comparison()),
+    "fidelity": (Fidelity, summary(check=CHECKED)),
+    "fidelity comparison": (compare_fid.FidelityComparison, fidelity_of_two()),
+    "environment": (Environment, {"versions": {}, "arguments": {"resolved": {}}}),
 }
 
 
@@ -136,5 +135,5 @@ def test_what_cannot_be_is_named(tmp_path, name, change, field):
 
 @pytest.mark.parametrize("changes", [{}, {"precision_correction": None}, LOW])
 def test_a_correction_belongs_to_low_precision_alone(tmp_path, changes):
-    check(run(**changes), schema.Run, tmp_path)
+    check(run(**changes), Run, tmp_path)
     assert ("precision" in changes) == (changes.get("precision_correction") is RECORD)

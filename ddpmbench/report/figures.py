@@ -1,7 +1,8 @@
-"""How figures look: panels that can be set side by side or one below another, and few inks.
+"""The look and the parts of figures: panels, axes, histograms, sheets of pictures.
 
-Texts and frames have the color `INK`, grids `GRID`, data the colors of `COLORS`, and nothing has a
-background, so that a page can give each a color of its own.
+Panels can be set side by side or one below another. Texts and frames have the color `INK`, grids
+`GRID`, data the colors of `COLORS`, and nothing has a background, so that a page can give each a
+color of its own.
 """
 
 import contextlib
@@ -55,14 +56,26 @@ NORMAL = 1.96
 # A panel is as wide as a phone's screen, in points, so that there too its texts can be read.
 _PANEL = (4.4, 3.2)
 _FONT_SIZE = 9.5
-_POINTS = 240
+_POINTS = 240  # about as many of a curve as a screen can tell apart
 _LONGEST_NAME, _LONGEST_OF_TWO = 28, 18
 _BELOW = 38  # points that the numbers and the name of an axis take
+MOST_BINS = 60
+_THUMBNAIL = 96  # pixels of the longer side of a picture: as many as a screen has for it
+
+Pixels: TypeAlias = NDArray[np.uint8]
+MAX_PIXELS = 48
+"""Pictures with more to a side are drawn smaller on a sheet, so that a page of them can be sent."""
+
+# Dots of 1/100 inch; all grow with the pictures where those are wider than a tile.
+_TILE = 80
+GAP, _LINE, _PAD, _MARGIN = 5, 17, 8, 92
+"""Between pictures of a sheet; of a tile."""
+_SHEET_TEXT = 7.5  # points
 
 
 @contextlib.contextmanager
 def drawing() -> Iterator[None]:
-    """What is made within has this style."""
+    """Within, figures have the style of a page."""
     look: Any = {
         "font.size": _FONT_SIZE,
         "axes.titlesize": _FONT_SIZE + 0.5,
@@ -207,3 +220,130 @@ def shown(length: int) -> NDArray[np.int64]:
     near = np.geomspace(1, length, _POINTS // 2)
     chosen: Sequence[NDArray[np.float64]] = (near, length + 1 - near, np.linspace(1, length, 80))
     return np.unique(np.concatenate(chosen).round().astype(np.int64)) - 1
+
+
+def histogram(
+    axes: Axes, values: NDArray[np.float64], middle: float, name: str
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Draw a histogram with a named line at the middle, and return the counts and the edges."""
+    edges = np.histogram_bin_edges(values, "auto")
+    if len(edges) > MOST_BINS + 1:
+        edges = np.histogram_bin_edges(values, MOST_BINS)
+    counts, edges = np.histogram(values, edges)
+    axes.stairs(counts, edges, fill=True, color=COLORS[0], alpha=0.35)
+    axes.stairs(counts, edges, color=COLORS[0], lw=1)
+    axes.axvline(middle, color=INK, lw=0.9, ls="--")
+    axes.set_ylim(0, 1.18 * counts.max())
+    note(axes, name, at=(middle, 1.11 * counts.max()), offset=(5, 0))
+    axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    return counts, edges
+
+
+def draw_pictures(
+    part: SubFigure, title: str, pixels: NDArray[np.uint8], bits: NDArray[np.float64]
+) -> None:
+    """Pictures in two rows, each below its number of bits."""
+    part.suptitle(title, x=0.02, ha="left", fontsize="medium", fontweight="bold")
+    columns = min(4, max(1, (len(pixels) + 1) // 2))
+    grid = part.subplots(2, columns, squeeze=False)
+    for k, axes in enumerate(grid.flat):
+        axes.set_axis_off()
+        if k < len(pixels):
+            axes.imshow(_thumbnail(pixels[k]), cmap="gray", vmin=0, vmax=255, interpolation="none")
+            axes.set_title(f"{bits[k]:.2f}", loc="center", fontsize="small", weight="normal", pad=3)
+
+
+def _thumbnail(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(H, W, C) or (H, W), at most `_THUMBNAIL` high and wide."""
+    from PIL import Image
+
+    image = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    return np.asarray(image)
+
+
+class Sheet:
+    """Rows of pictures and lines of text, from the top down, in dots of 1/100 inch.
+
+    A pixel of a picture is a whole number of dots, so that pictures are sharp in a png too.
+    """
+
+    def __init__(self, size: tuple[int, ...], *, columns: int, apart: set[int]) -> None:
+        """Begin an empty sheet.
+
+        Args:
+            size: height and width of a picture, pixels.
+            columns: pictures in a row.
+            apart: the columns that have more room to their left.
+        """
+        height, width = _drawn_size(size)
+        dots = -(-_TILE // width)
+        self._width, self._height = dots * width, dots * height
+        self._unit = self._width / _TILE
+        gaps = [GAP + 2 * GAP * (k in apart) for k in range(1, columns)]
+        steps = [self._dots(_MARGIN), *(self._width + self._dots(gap) for gap in gaps)]
+        self._left = np.cumsum(steps)
+        self._top = 0
+        self._pictures: list[tuple[int, int, Pixels]] = []
+        self._texts: list[tuple[float, float, str, str]] = []
+
+    def text(self, name: str, texts: list[str]) -> None:
+        """A line of text, centered on the columns."""
+        height = self._dots(_LINE)
+        middle = self._top + height / 2
+        self._name(name, middle)
+        for left, text in zip(self._left, texts, strict=False):
+            self._texts.append((left + self._width / 2, middle, text, "center"))
+        self._top += height
+
+    def pictures(self, name: str, pictures: list[Pixels]) -> None:
+        """A row of pictures, (C, H, W) uint8 each."""
+        self._name(name, self._top + self._height / 2)
+        for left, picture in zip(self._left, pictures, strict=False):
+            self._pictures.append((left, self._top, _drawable(picture)))
+        self._top += self._height
+
+    def space(self, dots: int) -> None:
+        """Leave room."""
+        self._top += self._dots(dots)
+
+    def figure(self) -> Figure:
+        """The sheet as a figure."""
+        width, height = int(self._left[-1]) + self._width, self._top
+        figure = NotebookFigure(figsize=(width / 100, height / 100), dpi=100)
+        axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
+        for left, top, picture in self._pictures:
+            extent = (left, left + self._width, top + self._height, top)
+            axes.imshow(picture, extent=extent, interpolation="none", aspect="auto")
+        for x, y, text, align in self._texts:
+            axes.text(
+                x, y, text, ha=align, va="center", color=INK, fontsize=_SHEET_TEXT * self._unit
+            )
+        axes.set(xlim=(0, width), ylim=(height, 0))
+        axes.axis("off")
+        return figure
+
+    def _name(self, name: str, middle: float) -> None:
+        self._texts.append((self._left[0] - self._dots(_PAD), middle, name, "right"))
+
+    def _dots(self, of_a_tile: float) -> int:
+        return round(of_a_tile * self._unit)
+
+
+def _drawn_size(size: tuple[int, ...]) -> tuple[int, int]:
+    height, width = size
+    shrink = min(1.0, MAX_PIXELS / max(height, width))
+    return max(1, round(height * shrink)), max(1, round(width * shrink))
+
+
+def _drawable(picture: Pixels) -> Pixels:
+    """(H, W, 3), no larger than it is drawn."""
+    from PIL import Image
+
+    height, width = _drawn_size(picture.shape[1:])
+    channels = np.broadcast_to(picture, (3, *picture.shape[1:])).transpose(1, 2, 0)
+    if (height, width) == picture.shape[1:]:
+        return channels
+    whole = Image.fromarray(np.ascontiguousarray(channels))
+    return np.asarray(whole.resize((width, height), Image.Resampling.BOX))

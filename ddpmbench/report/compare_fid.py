@@ -1,18 +1,29 @@
-"""Differences between runs of `fid`: records, the printed table and the page."""
+"""Differences between runs of `fid`: records, the printed table, the page and its figure."""
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pandas as pd
-from msgspec import structs
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+from msgspec import Meta, Struct, structs
 
 from ddpmbench.report.card import Card
-from ddpmbench.report.fidelity import reference_name
+from ddpmbench.report.fid_text import (
+    METRICS,
+    ComparedReference,
+    Protocol,
+    Score,
+    comparable_only,
+    half_width_of,
+    label,
+    protocol_facts,
+    reference_line,
+    reference_name,
+)
+from ddpmbench.report.figures import INK, Drawn, axes_panels, drawing, finish, interval, shortened
 from ddpmbench.report.html import drawn, rendered
-from ddpmbench.report.metrics import METRICS, Score, half_width_of
-from ddpmbench.report.samples import comparable_only, protocol_facts, reference_line
-from ddpmbench.report.schema import FidelityDifference
 from ddpmbench.report.text import aligned, fact_lines, joined, printed
 
 SCHEMA = "ddpmbench.compare-fid/1"
@@ -22,6 +33,61 @@ _HEAD = ("measure", "first", "this", "difference", "interval", "against")
 _INTERVALS = (
     "95 %; paired: sample i of both runs starts from the same noise; independent: no shared noise"
 )
+
+
+class FidelityDifference(Struct):
+    """The difference of a metric between two runs of `fid`, in the units of `summary.json`.
+
+    Attributes:
+        measure: the name of the metric.
+        reference: the reference; "" for a metric without one.
+        baseline: the value of the baseline.
+        value: the value of the run.
+        difference: value minus baseline; None if one is unknown, as are the fields below.
+        half_width: of its 95 % interval.
+        half_width_unpaired: that of two independent runs.
+        how: the kind of `half_width`.
+    """
+
+    measure: str
+    reference: str
+    baseline: float | None
+    value: float | None
+    difference: float | None
+    half_width: float | None
+    half_width_unpaired: float | None
+    how: Literal["paired", "independent"]
+
+    def __post_init__(self) -> None:
+        if self.measure not in METRICS:
+            raise ValueError(f"measure: {self.measure} is no metric")
+
+
+class FidelityBaseline(Struct):
+    """The first run."""
+
+    run: str
+
+
+class FidelityRun(FidelityBaseline):
+    """A run of `fid` in a comparison; the Frechet distance comes first."""
+
+    differences: list[FidelityDifference]
+
+    def __post_init__(self) -> None:
+        if not self.differences or self.differences[0].measure != "fid":
+            raise ValueError("differences: the first must be of fid")
+
+
+class FidelityComparison(Struct):
+    """`summary.json` of a comparison of runs of `fid`."""
+
+    baseline: FidelityBaseline
+    runs: Annotated[list[FidelityRun], Meta(min_length=1)]
+    name: str
+    num_generated: int
+    protocol: Protocol
+    references: Annotated[list[ComparedReference], Meta(min_length=1)]
 
 
 def difference(
@@ -137,7 +203,7 @@ def fidelity_comparison_page(summary: Mapping[str, Any], svgs: Mapping[str, str]
     first, runs, name = summary["baseline"]["run"], summary["runs"], summary["name"]
     against = runs[0]["run"] if len(runs) == 1 else f"{len(runs)} runs"
     return rendered(
-        "comparison_fid.html.j2",
+        "compare_fid.html.j2",
         heading=f"{against} against {first}",
         name=name,
         protocol=summary["protocol"]["id"],
@@ -213,3 +279,45 @@ def _word(record: Mapping[str, Any]) -> str:
     if abs(difference) <= half_width:
         return "not significant"
     return "better" if (difference > 0) == METRICS[record["measure"]].higher_is_better else "worse"
+
+
+_COLUMNS = ["measure", "run", "difference", "half_width", "half_width_unpaired", "how"]
+
+
+@drawing()
+def differences_figure(differences: pd.DataFrame, name: str) -> Drawn | None:
+    """Differences from the first run against the first reference, a run a line.
+
+    Args:
+        differences: see `differences_frame`.
+        name: of the distance, "FID" or "FD[...]".
+
+    Returns:
+        The figure, and its rows, a measure and run each; None where no difference is known.
+    """
+    table = differences.astype({column: "float64" for column in _COLUMNS[2:5]})
+    first = table[table.measure == "fid"].reference.iloc[0]
+    table = table[(table.reference == first) & table.difference.notna()]
+    shown = (name for name, metric in METRICS.items() if metric.in_figure)
+    known = [name for name in shown if (table.measure == name).any()]
+    if not known:
+        return None
+    runs = list(dict.fromkeys(differences.run))
+    figure, several = axes_panels(len(known))
+    for axes, measure in zip(several, known, strict=True):
+        _draw_differences(axes, table[table.measure == measure], runs)
+        better = "higher" if METRICS[measure].higher_is_better else "lower"
+        finish(axes, label(measure, name), x=f"difference; {better} is better", y="")
+        axes.grid(visible=False)
+    numbers = table[table.measure.isin(known)][_COLUMNS]
+    return figure, numbers.reset_index(drop=True)
+
+
+def _draw_differences(axes: Axes, rows: pd.DataFrame, runs: list[str]) -> None:
+    axes.axvline(0, color=INK, lw=0.9, ls="--")
+    widths = rows[["half_width_unpaired", "half_width"]].to_numpy()
+    for run, value, half_widths in zip(rows.run, rows.difference.to_numpy(), widths, strict=True):
+        interval(axes, runs.index(run), value, half_widths)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.set_yticks(range(len(runs)), [shortened(run) for run in runs])
+    axes.set_ylim(len(runs) - 0.5, -0.5)

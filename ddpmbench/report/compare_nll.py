@@ -1,11 +1,13 @@
-"""Differences between runs of `nll`: tables, the printed result and the page."""
+"""Differences between runs of `nll`: records, tables, text, the page and its figure."""
 
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
+import numpy as np
 import pandas as pd
+from msgspec import Meta, Struct
 
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.errors import command
@@ -13,12 +15,25 @@ from ddpmbench.execution.finished import num_steps
 from ddpmbench.likelihood.bound import BoundEstimate
 from ddpmbench.likelihood.estimator import SampledBound
 from ddpmbench.likelihood.precision import Correction
+from ddpmbench.report import compare_fid
 from ddpmbench.report.card import Card
-from ddpmbench.report.fidelity_comparison import SCHEMA as FIDELITY
-from ddpmbench.report.fidelity_comparison import printed_fidelity_comparison
+from ddpmbench.report.contents import Conventions, Data, json_rows
+from ddpmbench.report.figures import (
+    DASHES,
+    INK,
+    Drawn,
+    axes_panels,
+    curve,
+    drawing,
+    finish,
+    legend_below,
+    log_axis,
+    points,
+    shortened,
+)
 from ddpmbench.report.html import drawn, rendered
-from ddpmbench.report.schema import STRICT
-from ddpmbench.report.tables import NO_CORRECTION, in_bits, per_timestep, rate, widened
+from ddpmbench.report.nll_figures import by_group
+from ddpmbench.report.tables import NO_CORRECTION, STRICT, in_bits, per_timestep, rate, widened
 from ddpmbench.report.text import (
     conventions_line,
     digits_by,
@@ -32,6 +47,33 @@ from ddpmbench.report.text import (
 SCHEMA = "ddpmbench.comparison/1"
 FIGURES = {"difference": "Difference from the baseline over t"}
 """Captions of the figures, by name."""
+
+
+class Compared(Struct):
+    """A run in `summary.json` of a comparison; the baseline has no difference."""
+
+    run: str
+    bits_per_dim: float
+    half_width: float | None
+    difference: float | None
+    difference_half_width: float | None
+    difference_half_width_population: float | None
+    half_width_unpaired: float | None
+    num_evaluations: int | None
+    same_rows: float | None
+
+
+class Comparison(Struct):
+    """`summary.json` of a comparison of runs of `nll`."""
+
+    baseline: Compared
+    runs: Annotated[list[Compared], Meta(min_length=1)]
+    num_images: int
+    num_timesteps: int
+    estimator: str
+    conventions: Conventions
+    data: Data
+    seed: int
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -100,14 +142,9 @@ def steps_frame(names: Sequence[str], differences: Sequence[Difference]) -> pd.D
     return pd.concat(frames, ignore_index=True)
 
 
-def rows_of(frame: pd.DataFrame) -> list[dict[Any, Any]]:
-    """The rows of `runs_frame` as JSON values."""
-    return frame.astype(object).where(frame.notna(), None).to_dict("records")
-
-
 def summary(frame: pd.DataFrame, baseline: dict[str, Any]) -> dict[str, Any]:
     """The object of a comparison's `summary.json`."""
-    rows = rows_of(frame)
+    rows = json_rows(frame)
     return {
         "schema": SCHEMA,
         "baseline": rows[0],
@@ -126,8 +163,8 @@ def printed_comparison(summary: dict[str, Any], output_format: str) -> str:
 
     "csv" has one row per run, "quiet" only the differences, one per line.
     """
-    if summary["schema"] == FIDELITY:
-        return printed_fidelity_comparison(summary, output_format)
+    if summary["schema"] == compare_fid.SCHEMA:
+        return compare_fid.printed_fidelity_comparison(summary, output_format)
     baseline, runs = summary["baseline"], summary["runs"]
     names = [baseline["run"], *(run["run"] for run in runs)]
     width = max(map(len, [*names, "run"])) + 2
@@ -206,7 +243,7 @@ def comparison_page(
 
     Args:
         summary: the object of its `summary.json`.
-        groups: see `report.figures.timesteps.difference_groups`.
+        groups: see `difference_groups`.
         svgs: its figures by name.
     """
     baseline, runs = summary["baseline"], summary["runs"]
@@ -214,7 +251,7 @@ def comparison_page(
     name = runs[0]["run"] if len(runs) == 1 else f"{len(runs)} runs"
     note = _precision_note(summary)
     return rendered(
-        "comparison_nll.html.j2",
+        "compare_nll.html.j2",
         heading=f"{name} against {first}",
         baseline=baseline,
         runs=[{**run, **_verdict(run, first)} for run in runs],
@@ -243,3 +280,45 @@ def _verdict(run: Mapping[str, Any], baseline: str) -> dict[str, str]:
         word = "better" if difference < 0 else "worse"
         text = f"{better} needs fewer bits than {worse}; the interval excludes 0."
     return {"word": word, "verdict": text}
+
+
+def difference_groups(per_timestep: pd.DataFrame) -> pd.DataFrame:
+    """`run` with the rows of `by_group`, whose `difference` is summed over the group.
+
+    Args:
+        per_timestep: see `steps_frame`.
+    """
+    groups = [
+        by_group(timesteps).rename(columns={"bits_per_dim": "difference"}).assign(run=run)
+        for run, timesteps in per_timestep.groupby("run", sort=False)
+    ]
+    numbers = pd.concat(groups, ignore_index=True)
+    return numbers[["run", *numbers.columns.drop("run")]]
+
+
+@drawing()
+def difference_figure(per_timestep: pd.DataFrame, baseline: str) -> Drawn:
+    """Where along the chain runs differ from a baseline: by groups of timesteps, and summed up.
+
+    Args:
+        per_timestep: see `steps_frame`.
+        baseline: its name.
+
+    Returns:
+        The figure, and its `difference_groups`.
+    """
+    figure, (left, right) = axes_panels(2)
+    numbers = difference_groups(per_timestep)
+    for k, (run, groups) in enumerate(numbers.groupby("run", sort=False)):
+        label, center = shortened(str(run)), np.sqrt(groups.t_first * groups.t_last)
+        points(left, center, groups.difference, groups.half_width, k, label=label)
+        sums = groups.cumulative, groups.cumulative_half_width
+        curve(right, groups.t_first, *sums, k, label=label, ls=DASHES[k % 4])
+    for axes in (left, right):
+        axes.axhline(0, color=INK, lw=0.6)
+        log_axis(axes, "x")
+        legend_below(axes)
+    minus = f"minus {shortened(baseline)}, bits/dim"
+    finish(left, "Difference per group of timesteps", x="timestep t", y=minus)
+    finish(right, "Cumulative difference from T", x="timestep t", y=minus)
+    return figure, numbers

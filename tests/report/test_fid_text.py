@@ -8,12 +8,13 @@ import pandas as pd
 import pytest
 from fidelity_folders import HASH, of_another_network, reference, summary
 
-from ddpmbench.report.metrics import AGAINST_REFERENCE, METRICS
-from ddpmbench.report.samples import (
+from ddpmbench.report.fid_text import (
+    AGAINST_REFERENCE,
+    METRICS,
     comparable_only,
-    fidelity_facts,
+    fid_facts,
     headline,
-    printed_fidelity,
+    printed_fid,
     scores,
 )
 from ddpmbench.samples.scores import Scores
@@ -47,7 +48,7 @@ def test_a_distance_is_never_printed_without_its_name_and_protocol(whole, text):
 
 
 def test_every_metric_has_a_row_with_its_interval_for_each_reference():
-    text, test, train = printed_fidelity(summary(TWO), "table"), *(of["source"] for of in TWO)
+    text, test, train = printed_fid(summary(TWO), "table"), *(of["source"] for of in TWO)
     expected = {
         "FID": [["12.34 +- 0.21", test], ["3.25 +- 0.21", train]],
         "FID-infinity": [["11.90 +- 0.25", test], ["2.50 +- 0.25", train]],
@@ -63,7 +64,7 @@ def test_every_metric_has_a_row_with_its_interval_for_each_reference():
 
 def test_a_score_of_another_network_is_nowhere_called_fid():
     whole = of_another_network(summary(TWO))
-    text = printed_fidelity(whole, "table")
+    text = printed_fid(whole, "table")
     for row in text.split("\n\n")[1].splitlines()[1:]:
         assert f"[{HASH[:12]}]" in row
         assert not re.search(r"FID|inception", row)
@@ -79,7 +80,7 @@ def test_what_is_not_known_is_said_to_be_unknown():
     nothing = dict.fromkeys(("precision", "precision_half_width", "recall", "recall_half_width"))
     of = summary([reference(**nothing)], inception_score=None, inception_score_half_width=None)
     of["protocol"] |= {"inception_splits": None, "inception_order": None}
-    text = printed_fidelity(of, "table")
+    text = printed_fid(of, "table")
     for measure in ("precision", "recall", "inception score"):
         assert cells(text, measure)[0][0] == "unknown"
     assert "None" not in text
@@ -117,7 +118,7 @@ ELSEWHERE = {
     ],
 )
 def test_everything_that_makes_a_score_comparable_is_printed(changes, words, absent):
-    text = printed_fidelity(summary(**changes), "table")
+    text = printed_fid(summary(**changes), "table")
     assert [word for word in words if word not in text] == []
     assert [word for word in absent if word in text] == []
 
@@ -133,14 +134,14 @@ def test_everything_that_makes_a_score_comparable_is_printed(changes, words, abs
 def test_a_sampler_is_said_in_words(change, expected):
     whole = summary()
     sampler = whole["sampler"] | change
-    assert expected in dict(fidelity_facts(whole | {"sampler": sampler}))["sampler"]
+    assert expected in dict(fid_facts(whole | {"sampler": sampler}))["sampler"]
 
 
 def test_the_other_formats_hold_the_same_numbers():
     whole = summary(TWO)
-    assert json.loads(printed_fidelity(whole, "json")) == whole
-    assert float(printed_fidelity(whole, "quiet")) == whole["fid"]
-    table = pd.read_csv(io.StringIO(printed_fidelity(whole, "csv")))
+    assert json.loads(printed_fid(whole, "json")) == whole
+    assert float(printed_fid(whole, "quiet")) == whole["fid"]
+    table = pd.read_csv(io.StringIO(printed_fid(whole, "csv")))
     assert list(table.reference) == ["fashion-mnist:test", "fashion-mnist:train"]
     assert list(table.fid) == [12.34, 3.25]
     assert list(table["protocol.feature_network.sha256"]) == [HASH] * 2

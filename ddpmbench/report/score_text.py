@@ -1,37 +1,38 @@
-"""The scores of images: tables, printed result and page."""
+"""The scores of images: the record, the tables and the printed result."""
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
+from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
 from ddpmbench.data.images import ImageSet
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
-from ddpmbench.likelihood.image_scores import ImageScores, auroc, mean_difference
-from ddpmbench.report.card import Card, Draw, in_folder
-from ddpmbench.report.contents import read_environment, read_extremes
-from ddpmbench.report.figures.images import extremes_figure, scores_figure
-from ddpmbench.report.html import drawn, rendered
-from ddpmbench.report.schema import sanity_check_warning
+from ddpmbench.likelihood.image_scores import (
+    Auroc,
+    ImageScores,
+    MeanDifference,
+    auroc,
+    mean_difference,
+)
+from ddpmbench.report.card import Card, in_folder
+from ddpmbench.report.contents import Data, NetworkRun
 from ddpmbench.report.text import (
     aligned,
     bound_line,
-    checkpoint_line,
-    conventions_line,
     counted,
     device_line,
-    digits_by,
     fact_lines,
     images_line,
     images_name,
+    model_facts,
+    plus_minus,
     printed,
-    process_line,
     raw_pixels_warning,
     with_interval,
 )
@@ -57,6 +58,60 @@ SIMPLE_IMAGES = (
     "raw bits/dim rank simple images as likely, also those of other data (Nalisnick et al. 2019); "
     "less the code length they do so less (Serra et al. 2020)"
 )
+
+
+# ---- the record
+
+
+class ScoredSet(Struct, kw_only=True):
+    """An image set in `summary.json` of `score`: means over its images.
+
+    `nearest_distance` is None in a run of one set, and where the first set has one image.
+    """
+
+    bits_per_dim: float
+    half_width: float
+    half_width_population: float | None
+    prior: float
+    kl: float
+    decoder: float
+    image_standard_error: float
+    code_length: float
+    nearest_distance: float | None
+    num_images: int
+    data: Data
+
+
+class SetComparison(Struct):
+    """The scores of a second image set (B) compared to those of the first (A).
+
+    `difference`, `half_width` and `p_value` are of the bits per dimension, as in `corrected`, where
+    the code length is subtracted. The areas under the ROC curve are those of B against A;
+    `auroc_nearest`, by the distance to the nearest other image of A, is None if A has one image.
+    `copies` are images of B that are also in A.
+    """
+
+    name: Literal["generalization gap", "difference"]
+    difference: float
+    half_width: float | None
+    p_value: float | None
+    corrected: MeanDifference
+    auroc: Auroc
+    auroc_corrected: Auroc
+    auroc_nearest: Auroc | None
+    copies: int
+
+
+class ScoreRun(NetworkRun, kw_only=True):
+    """`summary.json` of a run of `score`; the number without a name is that of the first set."""
+
+    schema: str
+    bits_per_dim: float
+    sets: Annotated[list[ScoredSet], Meta(min_length=1, max_length=2)]
+    comparison: SetComparison | None
+    evaluations_per_image: int
+    pilot_evaluations: int
+    engine: str
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -126,19 +181,23 @@ def comparison_record(per_image: pd.DataFrame, *, is_gap: bool, copies: int) -> 
         is_gap: whether the model was trained on the first set, and the second is of the same kind.
         copies: images of the second set that are also in the first.
     """
-    first, second = (per_image[per_image.set == name] for name in SETS)
-    raw = [rows.bits_per_dim.to_numpy() for rows in (first, second)]
-    corrected = [(rows.bits_per_dim - rows.code_length).to_numpy() for rows in (first, second)]
-    nearest = [rows.nearest_distance.to_numpy() for rows in (first, second)]
+
+    def compare(
+        statistic: Callable[..., MeanDifference | Auroc], scores: "pd.Series[float]"
+    ) -> dict[str, Any]:
+        sets = (scores[per_image.set == name].to_numpy() for name in SETS)
+        return dataclasses.asdict(statistic(*sets))
+
+    raw, nearest = per_image.bits_per_dim, per_image.nearest_distance
+    corrected = raw - per_image.code_length
+    is_alone = nearest[per_image.set == SETS[0]].isna().any()
     return {
         "name": GAP if is_gap else DIFFERENCE,
-        **dataclasses.asdict(mean_difference(*raw)),
-        "corrected": dataclasses.asdict(mean_difference(*corrected)),
-        "auroc": dataclasses.asdict(auroc(*raw)),
-        "auroc_corrected": dataclasses.asdict(auroc(*corrected)),
-        "auroc_nearest": None
-        if np.isnan(nearest[0]).any()
-        else dataclasses.asdict(auroc(*nearest)),
+        **compare(mean_difference, raw),
+        "corrected": compare(mean_difference, corrected),
+        "auroc": compare(auroc, raw),
+        "auroc_corrected": compare(auroc, corrected),
+        "auroc_nearest": None if is_alone else compare(auroc, nearest),
         "copies": copies,
     }
 
@@ -152,31 +211,30 @@ def printed_scores(summary: dict[str, Any], per_image: pd.DataFrame, output_form
 
     "csv" has one row per image, "quiet" the mean of each set, a line each.
     """
-    rows = [["set", "images", "bits/dim", "population", "an image", "code length", "nearest"]]
-    for name, scored in zip(SETS, summary["sets"], strict=False):
-        bound = with_interval(scored["bits_per_dim"], scored["half_width"])
-        widths = (scored["half_width_population"], scored["image_standard_error"])
-        rows.append(
-            [
-                name,
-                f"{scored['num_images']:,}",
-                bound,
-                *("unknown" if w is None else f"+- {w:,.{digits_by(w)}f}" for w in widths),
-                f"{scored['code_length']:.4f}",
-                "" if scored["nearest_distance"] is None else f"{scored['nearest_distance']:.2f}",
-            ]
-        )
-    legend = (
+    comparison = summary["comparison"]
+    rows = [["set", "images", "bits/dim", "population", "an image", "code length"]]
+    rows += [
+        [
+            name,
+            f"{scored['num_images']:,}",
+            with_interval(scored["bits_per_dim"], scored["half_width"]),
+            plus_minus(scored["half_width_population"]),
+            plus_minus(scored["image_standard_error"]),
+            f"{scored['code_length']:.4f}",
+        ]
+        for name, scored in zip(SETS, summary["sets"], strict=False)
+    ]
+    legend = [
         "+- 95 %: of the mean for these images, and for their population; an image: standard error"
-    )
-    if summary["comparison"] is None:
-        rows = [row[:-1] for row in rows]
-    lines = [headline(summary), "", *aligned(rows), legend, ""]
-    if summary["comparison"] is not None:
-        lines[-1:] = [f"nearest: {NEAREST}", ""]
-        lines += [*fact_lines(compared(summary["comparison"]).items()), ""]
-        lines += [verdict(summary["comparison"]), SIMPLE_IMAGES, ""]
-    lines += fact_lines(score_facts(summary).items())
+    ]
+    if comparison is not None:
+        distances = (scored["nearest_distance"] for scored in summary["sets"])
+        nearest = ["nearest", *("" if one is None else f"{one:.2f}" for one in distances)]
+        rows = [[*row, cell] for row, cell in zip(rows, nearest, strict=True)]
+        legend += [f"nearest: {NEAREST}", "", *fact_lines(compared(comparison).items())]
+        legend += ["", verdict(comparison), SIMPLE_IMAGES]
+    facts = fact_lines(score_facts(summary).items())
+    lines = [headline(summary), "", *aligned(rows), *legend, "", *facts]
     quiet = "\n".join(repr(scored["bits_per_dim"]) for scored in summary["sets"])
     return printed(summary, output_format, lines, csv=per_image, quiet=quiet)
 
@@ -276,77 +334,14 @@ def _area(area: Mapping[str, float] | None) -> str:
 def score_facts(summary: Mapping[str, Any]) -> dict[str, str]:
     """The settings that comparable scores share, by name."""
     sets = summary["sets"]
+    images = {
+        "images" if len(sets) == 1 else f"images {name}": images_line(scored)
+        for name, scored in zip(SETS, sets, strict=False)
+    }
     return {
-        **{
-            "images" if len(sets) == 1 else f"images {name}": images_line(scored)
-            for name, scored in zip(SETS, sets, strict=False)
-        },
-        "checkpoint": checkpoint_line(summary["checkpoint"]),
-        "process": process_line(summary),
-        "conventions": conventions_line(summary["conventions"]),
+        **images,
+        **model_facts(summary),
         "evaluations": f"{summary['evaluations_per_image']} an image, "
         f"{summary['num_evaluations']:,} in all, seed {summary['seed']}",
-        "device": f"{device_line(summary)}, {summary['seconds']:.0f} s",
+        "device": device_line(summary),
     }
-
-
-# ---- the page
-
-FIGURES = {
-    "scores": "Distribution of the bits per image, raw and less the code length",
-    "extremes": "Images with the fewest and the most bits",
-}
-"""Captions of the figures, by name."""
-
-
-def score_figures(
-    per_image: pd.DataFrame, summary: Mapping[str, Any], folder: Path | None
-) -> dict[str, Draw]:
-    """The figures of a run of `score` by name; a run in memory has no pictures.
-
-    Raises:
-        InputError: the pictures are damaged.
-    """
-    figures: dict[str, Draw] = {"scores": partial(scores_figure, per_image)}
-    if folder is None:
-        return figures
-    extremes = {
-        name: read_extremes(folder / file, scored["num_images"])
-        for name, file, scored in zip(SETS, EXTREMES, summary["sets"], strict=False)
-    }
-    if shown := {name: pictures for name, pictures in extremes.items() if pictures is not None}:
-        figures["extremes"] = partial(extremes_figure, per_image, shown)
-    return figures
-
-
-def score_page(summary: Mapping[str, Any], folder: Path, svgs: Mapping[str, str]) -> str:
-    """The page of a finished run of `score`."""
-    comparison, sets = summary["comparison"], summary["sets"]
-    names = [images_name(scored) for scored in sets]
-    return rendered(
-        "score.html.j2",
-        summary=summary,
-        sets=list(zip(SETS, sets, names, strict=False)),
-        comparison=comparison,
-        notes=[sanity_check_warning(summary), *score_warnings(summary)],
-        heading=f"{summary['checkpoint']['source']} on {' and '.join(names)}",
-        verdict=None if comparison is None else verdict(comparison),
-        p_words=p_words,
-        rows=[] if comparison is None else _rows(comparison),
-        nearest=NEAREST,
-        simple_images=SIMPLE_IMAGES,
-        facts=score_facts(summary),
-        environment=read_environment(folder),
-        **drawn(svgs, FIGURES),
-    )
-
-
-def _rows(comparison: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any] | None, Any]]:
-    """One row per score: name, difference of the means, and area under the ROC curve."""
-    nearest = "distance to the nearest other image of A, without the model"
-    corrected = comparison["corrected"]
-    return [
-        ("bits/dim", comparison, comparison["auroc"]),
-        ("bits/dim less the code length", corrected, comparison["auroc_corrected"]),
-        (nearest, None, comparison["auroc_nearest"]),
-    ]

@@ -1,0 +1,362 @@
+"""The page of a run of `fid`, and its figures."""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+
+from ddpmbench.checksums import DamageError, is_whole
+from ddpmbench.data import array_files
+from ddpmbench.data.arrays import ImageData
+from ddpmbench.errors import InputError, damaged
+from ddpmbench.execution.pictures import NEAREST, NearestImages
+from ddpmbench.execution.samples import SAMPLES
+from ddpmbench.report.card import Draw
+from ddpmbench.report.contents import sanity_check_warning
+from ddpmbench.report.fid_text import (
+    AGAINST_REFERENCE,
+    METRICS,
+    WITHOUT_REFERENCE,
+    Score,
+    comparable_only,
+    fid_facts,
+    headline,
+    label,
+    reference_name,
+    splits_line,
+)
+from ddpmbench.report.figures import (
+    COLORS,
+    DASHES,
+    NORMAL,
+    Drawn,
+    Sheet,
+    axes_panels,
+    drawing,
+    finish,
+    histogram,
+    legend_below,
+    points,
+    shortened,
+)
+from ddpmbench.report.html import drawn, rendered
+from ddpmbench.report.sample import NUM_SHOWN, samples_figure
+from ddpmbench.report.text import joined
+
+FIGURES = {
+    "fid_against_n": "Distance over the number of samples, extrapolated to infinitely many",
+    "per_image": "Distance to the nearest reference image, and entropy of the predicted classes",
+}
+"""Captions of the figures, by name."""
+
+STRIPS = {
+    "nearest": (
+        "Nearest reference images",
+        "Nearest in feature space, with the distances there. A sample that equals its neighbor may "
+        "be memorized.",
+    ),
+    "samples": ("First samples", "In order, uncurated."),
+}
+"""Optional strips of pictures, by name: title and text."""
+
+
+_MOST_NEAREST = 4
+_PER_IMAGE = {
+    "nearest_reference_distance": ("Distance to the nearest reference", "in feature space"),
+    "class_entropy": ("Entropy of the class", "nats"),
+}
+
+
+def fid_figures(
+    summary: Mapping[str, Any],
+    per_image: pd.DataFrame,
+    against_n: pd.DataFrame,
+    folder: Path | None,
+) -> dict[str, Draw]:
+    """The figures of a run of `fid` by name, without those that lack data.
+
+    Args:
+        summary: the object of `summary.json`.
+        per_image: see `evaluate.fid_scores`.
+        against_n: see `evaluate.fid_scores`.
+        folder: with the pictures; None for a run in memory, which has none.
+
+    Raises:
+        InputError: a file of pictures is damaged.
+    """
+    figures: dict[str, Draw] = {}
+    if len(against_n):
+        ends = {
+            name: (reference["fid_infinity"], reference["fid_infinity_half_width"])
+            for reference in summary["references"]
+            for name in (reference["source"], reference_name(reference))
+        }
+        figures["fid_against_n"] = partial(against_n_figure, against_n, ends, summary["name"])
+    if (histograms := per_image_figure(per_image)) is not None:
+        figures["per_image"] = lambda: histograms
+    nearest, samples = pictures_of(folder, summary["num_generated"])
+    if nearest is not None:
+        figures["nearest"] = partial(nearest_figure, nearest)
+    if samples is not None:
+        figures["samples"] = partial(samples_figure, samples.pixels, samples.labels)
+    return figures
+
+
+def pictures_of(
+    folder: Path | None, num_samples: int
+) -> tuple[NearestImages | None, ImageData | None]:
+    """The nearest images and the first samples in a folder; None where there are none to draw.
+
+    Raises:
+        InputError: a file is damaged.
+    """
+    nearest, samples = None, None
+    if folder is not None and (folder / NEAREST).exists():
+        nearest = NearestImages.read(folder / NEAREST)
+    if folder is not None and (folder / SAMPLES).exists():
+        samples = first_samples(folder / SAMPLES, num_samples)
+    # Images with other channels cannot be drawn.
+    return (
+        nearest if nearest is not None and nearest.samples.shape[1] in (1, 3) else None,
+        samples if samples is not None and samples.pixels.shape[1] in (1, 3) else None,
+    )
+
+
+def first_samples(path: Path, num_samples: int) -> ImageData:
+    """The first of the samples in an npz file as `sample` writes it, which holds `num_samples`.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    try:
+        if is_whole(path) is False:
+            raise damaged(path)
+        return array_files.read_npz(path, min(NUM_SHOWN, num_samples))
+    except (DamageError, InputError) as error:
+        raise damaged(path) from error
+
+
+def fid_page(
+    summary: Mapping[str, Any],
+    against_n: pd.DataFrame,
+    environment: Mapping[str, Any] | None,
+    svgs: Mapping[str, str],
+) -> str:
+    """The page of a finished run of `fid`.
+
+    Args:
+        summary: the object of `summary.json`.
+        against_n: see `evaluate.fid_scores`.
+        environment: the object of `environment.json`, if any.
+        svgs: its figures by name, of `FIGURES` and `STRIPS`; missing ones are left out.
+    """
+    made_by = summary["checkpoint"] or summary["samples"]
+    references = [reference_name(reference) for reference in summary["references"]]
+    return rendered(
+        "fid.html.j2",
+        summary=summary,
+        headline=headline(summary),
+        heading=f"{made_by['source']} against {references[0]}",
+        notes=[comparable_only(summary), sanity_check_warning(summary), *summary["warnings"]],
+        facts=joined(fid_facts(summary)),
+        references=references,
+        rows=_rows(summary),
+        explanations=_explanations(summary),
+        points=against_n.to_dict("records"),
+        environment=environment,
+        **drawn(svgs, FIGURES, STRIPS),
+    )
+
+
+def _rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row per metric: against each reference, then those without one."""
+    name = summary["name"]
+    splits = splits_line(summary["protocol"])
+    return [
+        {
+            "label": label(metric, name),
+            "own": metric == "fid",
+            "scores": [
+                Score.read(metric, values, name)
+                for values in (
+                    summary["references"] if METRICS[metric].has_reference else [summary]
+                )
+            ],
+            "meaning": METRICS[metric].meaning.format(splits=splits),
+        }
+        for metric in (*AGAINST_REFERENCE, *WITHOUT_REFERENCE)
+    ]
+
+
+def _explanations(summary: Mapping[str, Any]) -> list[str]:
+    """Why an interval of precision or recall is missing or a value is 0."""
+    references, neighbors = summary["references"], summary["protocol"]["neighbors"]
+    texts = []
+    if any(one["recall"] is not None and one["recall_half_width"] is None for one in references):
+        texts.append(
+            "Recall has no interval with so few samples: it is estimated by leaving out groups of "
+            f"samples, and each group needs more than {neighbors} neighbors."
+        )
+    if any(one["precision"] == 0 or one["recall"] == 0 for one in references):
+        texts.append(
+            "A precision (recall) of 0 means that no sample (reference image) lies within the "
+            f"distance to its neighbor number {neighbors} of an image of the other set. With few "
+            "images these balls do not cover the set, so that even a good model scores 0."
+        )
+    return texts
+
+
+# ---- figures
+
+Ends = Mapping[str, tuple[float | None, float | None]]
+
+
+@drawing()
+def against_n_figure(distances: pd.DataFrame, ends: Ends, name: str) -> Drawn:
+    """The distance against 1/N with the line to its end at 1/N = 0, a reference a color.
+
+    Args:
+        distances: `reference`, `num_generated`, `fid`, `standard_error` (empty where not known).
+        ends: by reference, the distance at infinitely many samples and its half width, or None.
+        name: of the distance, "FID" or "FD[...]".
+
+    Returns:
+        The figure, and one row a point: the first three columns, `half_width`, the `line` there,
+        and the line's end, `fid_infinity` and `fid_infinity_half_width`.
+
+    Source: Chong & Forsyth 2020.
+    """
+    figure, (axes,) = axes_panels(1)
+    numbers = []
+    for k, (reference, own) in enumerate(distances.groupby("reference", sort=False)):
+        own = own.sort_values("num_generated")
+        end, end_half_width = ends.get(str(reference), (None, None))
+        inverse = 1 / own.num_generated.to_numpy()
+        table = own[["reference", "num_generated", "fid"]].assign(
+            half_width=NORMAL * own.standard_error,
+            line=np.nan
+            if end is None
+            else end + _slope(inverse, own.fid.to_numpy(), end) * inverse,
+            fid_infinity=np.nan if end is None else end,
+            fid_infinity_half_width=np.nan if end_half_width is None else end_half_width,
+        )
+        _draw(axes, table, k)
+        numbers.append(table)
+    whole = pd.concat(numbers, ignore_index=True)
+    _inverse_axis(axes, whole.num_generated.to_numpy())
+    if len(numbers) > 1:
+        legend_below(axes)
+    finish(axes, f"{name} over the number of samples", x="samples N (1/N scale)", y=name)
+    return figure, whole
+
+
+def _slope(
+    inverse: NDArray[np.float64],
+    fid: NDArray[np.float64],
+    end: float,
+) -> float:
+    """Of the line of least squares through its known end: that of the fit that had this end."""
+    return float(inverse @ (fid - end) / (inverse @ inverse))
+
+
+def _draw(axes: Axes, table: pd.DataFrame, k: int) -> None:
+    first, inverse = table.iloc[0], 1 / table.num_generated
+    error = table.half_width.to_numpy() if table.half_width.notna().any() else None
+    points(axes, inverse, table.fid, error, k, label=shortened(str(first.reference)))
+    end, half_width = first.fid_infinity, first.fid_infinity_half_width
+    if np.isnan(end):
+        return
+    axes.plot([0, inverse.iloc[0]], [end, first.line], color=COLORS[k % 6], ls=DASHES[k % 4], lw=1)
+    # Hollow: it is no measurement.
+    hollow = {"mfc": "none", "ms": 6, "capsize": 3, "clip_on": False}
+    points(axes, 0, end, None if np.isnan(half_width) else half_width, k, **hollow)
+
+
+def _inverse_axis(axes: Axes, num_generated: NDArray[np.int64]) -> None:
+    """Numbers of samples where their inverses are, as far apart as they can be read."""
+    least = 1 / num_generated.min()
+    apart = 0.16 * least
+    ticks = [0.0]
+    for number in sorted(set(num_generated), reverse=True):
+        last = number == num_generated.min()
+        if 1 / number - ticks[-1] >= apart and (last or least - 1 / number >= apart):
+            ticks.append(1 / number)
+    labels = ["\u221e", *(f"{round(1 / tick):,}" for tick in ticks[1:])]
+    axes.set_xticks(ticks, labels)
+    axes.set_xlim(-0.04 * least, 1.06 * least)
+
+
+@drawing()
+def per_image_figure(per_image: pd.DataFrame) -> Drawn | None:
+    """Histograms over the samples of what is known of each; see `PER_IMAGE_COLUMNS` of `fid`.
+
+    Returns:
+        The figure, and one row a bin: `measure`, `bin_from`, `bin_to`, `num_images`; None where
+        nothing is known of single samples.
+    """
+    known = {name: values for name in _PER_IMAGE if len(values := per_image[name].dropna())}
+    if not known:
+        return None
+    figure, several = axes_panels(len(known))
+    numbers = []
+    for axes, (name, values) in zip(several, known.items(), strict=True):
+        median = float(values.median())
+        counts, edges = histogram(axes, values.to_numpy(), median, f"median {median:.3g}")
+        title, unit = _PER_IMAGE[name]
+        finish(axes, title, x=unit, y="samples")
+        numbers.append(
+            pd.DataFrame(
+                {"measure": name, "bin_from": edges[:-1], "bin_to": edges[1:], "num_images": counts}
+            )
+        )
+    return figure, pd.concat(numbers, ignore_index=True)
+
+
+def nearest_figure(nearest: NearestImages) -> Drawn:
+    """Samples, each beside the reference images nearest to it, with their distances; two a row.
+
+    Returns:
+        The figure, and one row a reference image: `sample`, `rank` from 1, `reference_id`,
+        `distance` in feature space.
+    """
+    num_samples, num_nearest = nearest.distance.shape
+    many = min(num_nearest, _MOST_NEAREST)
+    numbers = pd.DataFrame(
+        {
+            "sample": np.repeat(nearest.sample, num_nearest),
+            "rank": np.tile(np.arange(1, num_nearest + 1), num_samples),
+            "reference_id": nearest.reference_id.flatten(),
+            "distance": nearest.distance.flatten(),
+        }
+    )
+    a_row = min(2, num_samples)
+    sheet = Sheet(
+        nearest.samples.shape[2:],
+        columns=a_row * (many + 1),
+        apart={1, many + 1, many + 2},
+    )
+    ranks = ["nearest", *(f"{rank}." for rank in range(2, many + 1))]
+    sheet.text("", ["sample", *ranks] * a_row)
+    for start in range(0, num_samples, a_row):
+        these = range(start, min(start + a_row, num_samples))
+        sheet.pictures(
+            "",
+            [row for k in these for row in (nearest.samples[k], *nearest.references[k, :many])],
+        )
+        sheet.text(
+            "distance",
+            [
+                text
+                for k in these
+                for text in (
+                    f"no. {nearest.sample[k]}",
+                    *(f"{distance:#.4g}" for distance in nearest.distance[k, :many]),
+                )
+            ],
+        )
+    return sheet.figure(), numbers

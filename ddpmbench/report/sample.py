@@ -1,0 +1,155 @@
+"""Samples: record, printed result and contact sheet."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from ddpmbench.report.card import Card, in_folder
+from ddpmbench.report.contents import Checkpoint, Range
+from ddpmbench.report.figures import GAP, Drawn, Pixels, Sheet
+from ddpmbench.report.text import (
+    checkpoint_line,
+    counted,
+    data_range_words,
+    device_line,
+    fact_lines,
+    printed,
+    shape_words,
+    timesteps_of,
+)
+
+SCHEMA = "ddpmbench.sample/1"
+NUM_SHOWN = 96
+"""Samples on a contact sheet."""
+_COLUMNS = 12
+
+
+class Sampler(Range):
+    """The sampler and its settings."""
+
+    method: str
+    variance: str | None
+    clip: bool
+    num_timesteps: int
+    num_original_timesteps: int
+    eta: float | None
+    added_noise: str | None
+    labels: str | None
+    num_evaluations: int | None = None
+    langevin_steps: int | None = None
+    step_size: float | None = None
+    snr: float | None = None
+    solver: str | None = None
+    solver_steps: int | None = None
+
+
+class Sampled(Struct, kw_only=True):
+    """The common part of the summaries of runs that sample a checkpoint."""
+
+    checkpoint: Checkpoint
+    sampler: Sampler
+    seed: int
+
+
+class SampleRun(Sampled, kw_only=True):
+    """`summary.json` of a run of `sample`."""
+
+    num_samples: int
+    sha256: str
+    eight_bit: str
+    precision: str
+
+
+def printed_samples(summary: dict[str, Any], path: Path, output_format: str) -> str:
+    """The summary of `sample` for standard output; "quiet" is the path of the samples."""
+    facts = fact_lines(_facts(summary).items())
+    lines = [f"{_headline(summary)}: {path}", "", *facts]
+    return printed(summary, output_format, lines, quiet=str(path))
+
+
+def samples_card(summary: dict[str, Any], folder: Path | None) -> Card:
+    """The card of samples."""
+    return Card(_headline(summary), facts=in_folder(_facts(summary), folder))
+
+
+def _headline(summary: dict[str, Any]) -> str:
+    """The number of samples and their size."""
+    return f"{counted(summary['num_samples'], 'sample')}, {shape_words(summary['shape'])}"
+
+
+def _facts(summary: dict[str, Any]) -> dict[str, str]:
+    """The settings of samples, by name."""
+    speed = summary["images_per_second"]
+    pace = f", {speed:.3g} images/s" if speed else ""
+    return {
+        "checkpoint": checkpoint_line(summary["checkpoint"]),
+        "sampler": sampler_line(summary["sampler"]),
+        "pixels": f"{summary['eight_bit']} to 8 bits, sha256 {summary['sha256'][:12]}",
+        "seed": f"{summary['seed']}, {counted(summary['num_evaluations'], 'network evaluation')}",
+        "device": f"{device_line(summary)}{pace}",
+    }
+
+
+_SETTINGS = {
+    "eta": "eta {:g}",
+    "langevin_steps": "Langevin steps {}",
+    "step_size": "step size {:g}",
+    "snr": "r = {:g}",
+    "solver": "{}",
+    "solver_steps": "solver steps {}",
+}
+
+
+def sampler_line(sampler: Mapping[str, Any]) -> str:
+    """The sampler and its settings in words."""
+    steps, total = sampler["num_timesteps"], sampler["num_original_timesteps"]
+    parts = [sampler["method"], f"T = {timesteps_of(steps, total)}"]
+    if sampler["variance"] is not None:
+        parts.append(sampler["variance"])
+    noise = {"every-step": "noise at every step", "none": "no added noise"}
+    if sampler["added_noise"] in noise:
+        parts.append(noise[sampler["added_noise"]])
+    parts += [
+        words.format(sampler[name])
+        for name, words in _SETTINGS.items()
+        if sampler.get(name) is not None
+    ]
+    parts.append("clip" if sampler["clip"] else "no clip")
+    parts += data_range_words(sampler)
+    if sampler["labels"] is not None:
+        parts.append(f"classes: {sampler['labels']}")
+    evaluations = sampler.get("num_evaluations") or steps
+    if evaluations != steps:
+        parts.append(f"{counted(evaluations, 'network evaluation')} a sample")
+    return ", ".join(parts)
+
+
+def samples_figure(pixels: Pixels, labels: NDArray[np.int64] | None = None) -> Drawn:
+    """A contact sheet of the first `NUM_SHOWN` samples, with their classes if they have any.
+
+    Args:
+        pixels: (N, C, H, W) uint8, C 1 or 3.
+        labels: (N,) the classes.
+
+    Returns:
+        The figure, and one row a picture: `sample`, its `row` and `column`, and its `label`.
+    """
+    shown = pixels[:NUM_SHOWN]
+    index = np.arange(len(shown))
+    numbers = pd.DataFrame({"sample": index, "row": index // _COLUMNS, "column": index % _COLUMNS})
+    if labels is not None:
+        numbers["label"] = labels[:NUM_SHOWN]
+    sheet = Sheet(shown.shape[2:], columns=min(_COLUMNS, len(shown)), apart=set())
+    for start in range(0, len(shown), _COLUMNS):
+        row = shown[start : start + _COLUMNS]
+        sheet.pictures(f"{start}\u2013{start + len(row) - 1}", list(row))
+        if labels is None:
+            sheet.space(GAP)
+        else:
+            sheet.text("class", [str(label) for label in labels[start : start + len(row)]])
+    return sheet.figure(), numbers
