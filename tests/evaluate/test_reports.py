@@ -277,5 +277,5 @@ def test_what_is_no_run_is_one_line(tmp_path, reports, folders):
 
 def test_what_has_no_report_is_one_line(tmp_path):
     (tmp_path / "summary.json").write_text('{"schema": "ddpmbench.inspect/1"}')
-    with pytest.raises(db.InputError, match=r"is of ddpmbench\.inspect/1, which has"):
+    with pytest.raises(db.InputError, match="is a run of inspect, which has no"):
         db.load_report(tmp_path)
