@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from ddpmbench.checkpoints.network_weights import ALL_ZERO, NOT_FINITE, all_zero
 from ddpmbench.checkpoints.own_weights import (
     load_into,
     not_finite,
@@ -21,7 +22,13 @@ from ddpmbench.checkpoints.own_weights import (
 )
 from ddpmbench.checkpoints.schedule_tables import NO_TABLES, ScheduleTables
 from ddpmbench.checkpoints.schedules import notes_on, read_schedule
-from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsError, parameters
+from ddpmbench.checkpoints.settings import (
+    CheckpointFile,
+    CheckpointSettings,
+    Family,
+    MissingSettingsError,
+    parameters,
+)
 from ddpmbench.checkpoints.state_dicts import StateDict, network_digest
 from ddpmbench.checkpoints.weights import tensors_in
 from ddpmbench.diffusion.data_range import UNIT_RANGE, DataRange
@@ -38,7 +45,6 @@ from ddpmbench.user_code import (
     user_file,
 )
 
-FAMILY = "own network"
 LABELS = frozenset(
     {"y", "c", "cls", "label", "labels", "class_label", "class_labels", "classes"}
     | {"class_id", "class_ids", "class_idx"}
@@ -55,16 +61,8 @@ _PLACEHOLDERS = {
 """A placeholder for each setting that no file of weights states, and its possible values."""
 
 
-def read_network_file(
-    path: Path,
-    state: Mapping[str, object],
-    sha256: str,
-    *,
-    source: str,
-    settings: CheckpointSettings,
-    tables: ScheduleTables,
-) -> Checkpoint:
-    """The network that the user's code builds, with the weights of a file.
+def read_own(file: CheckpointFile) -> Checkpoint:
+    """The network that the user's code builds, with the weights of a file or those it loads itself.
 
     NAME without parameters returns a torch module, which must take exactly the weights of the file.
     NAME with one parameter is called with the content of the file, and returns the finished module.
@@ -72,98 +70,81 @@ def read_network_file(
     present, describe its input; with classes it is called with labels.
 
     Args:
-        path: the file of weights.
-        state: its content, from `read_state`.
-        sha256: of the file, or of its shards.
-        source: the path as the user gave it.
-        settings: `network` names the code. Schedule, prediction, variance and time input are also
-            needed.
-        tables: of a schedule, if the file has them.
+        file: `settings.network` names the code. Schedule, prediction, variance and time input are
+            also needed. A file without `sha256` is none: the code loads the weights, as of a
+            TorchScript program.
 
     Raises:
         MissingSettingsError: one of these settings is missing.
-        InputError: the user's code fails, or the weights do not fit its network.
+        InputError: the user's code fails, leaves random weights, or the weights do not fit its
+            network.
     """
-    _require(settings, path, state, tables)
-
-    def build(file: UserFile) -> tuple[nn.Module, StateDict]:
-        if not _takes_state(file):
-            network = _network(file)
-            state_dict = weights_in_file(file, network, state, path, settings.weights)
-            load_into(file, network, state_dict, path)
-            return network, state_dict
-        if settings.weights is not None:
-            raise InputError(
-                f"`weights={settings.weights}`: the function of {file.who} receives the whole "
-                "file and chooses itself; leave out `weights`"
-            )
-        return _network(file, _copied(state)), StateDict({}, kind=None)
-
-    with RandomNumbersAreNaN(), user_file(str(settings.network)) as file:
-        network, state_dict = build(file)
-        refuse_untrained(file, network, None if _takes_state(file) else path)
-        checkpoint = _checkpoint(file, network, settings, tables)
-    refuse_random(file, network, lambda file: build(file)[0])
-    notes = [*state_dict.notes]
-    if state_dict.alone and (other := other_weights(state_dict)):
-        them = f"{len(other)} tensors" if other[1:] else "1 tensor"
-        more = ", ..." if other[1:] else ""
-        notes.append(f"weights: {them} beside them ({other[0]}{more}) are not read")
-    return dataclasses.replace(
-        checkpoint,
-        code=dataclasses.replace(file.code, imported=file.modules.sha256()),
-        source=source,
-        sha256=sha256,
-        files=(source,),
-        weights=state_dict.kind,
-        part="" if state_dict.alone else state_dict.where,
-        where=state_dict.where,
-        notes=(*notes, *checkpoint.notes),
-    )
-
-
-def read_network_code(settings: CheckpointSettings) -> Checkpoint:
-    """The network whose weights the user's code loads itself, such as a TorchScript program.
-
-    Raises:
-        MissingSettingsError: the schedule or another setting is missing.
-        InputError: the user's code fails, or leaves random weights.
-    """
-    if settings.weights is not None:
+    settings, has_file = file.settings, bool(file.sha256)
+    if has_file:
+        _require(settings, file.path, file.content, file.tables)
+    elif settings.weights is not None:
         raise InputError(
             f"`weights={settings.weights}`: chooses among those in a file; pass `ckpt=FILE` or "
             "leave out `weights`"
         )
 
-    def build(file: UserFile) -> nn.Module:
-        if _takes_state(file):
+    def build(code: UserFile) -> tuple[nn.Module, StateDict | None]:
+        takes_content = _takes_state(code)
+        if takes_content and not has_file:
             raise InputError(
-                f"{file.who}: takes the content of a file of weights; pass `ckpt=FILE`"
+                f"{code.who}: takes the content of a file of weights; pass `ckpt=FILE`"
             )
-        return _network(file)
+        if takes_content and settings.weights is not None:
+            raise InputError(
+                f"`weights={settings.weights}`: the function of {code.who} receives the whole "
+                "file and chooses itself; leave out `weights`"
+            )
+        network = _network(code, *([_copied(file.content)] if takes_content else []))
+        if takes_content or not has_file:
+            return network, None
+        state = weights_in_file(code, network, file.content, file.path, settings.weights)
+        load_into(code, network, state, file.path)
+        return network, state
 
-    with RandomNumbersAreNaN(), user_file(str(settings.network)) as file:
-        network = build(file)
-        _require(settings, file.path, network.state_dict(), NO_TABLES)
-        refuse_untrained(file, network)
-        checkpoint = _checkpoint(file, network, settings, NO_TABLES)
-    refuse_random(file, network, build)
-    note = "weights: those that the code of `network` loads; no `ckpt` was given"
+    with RandomNumbersAreNaN(), user_file(str(settings.network)) as code:
+        network, state = build(code)
+        if not has_file:
+            _require(settings, code.path, network.state_dict(), NO_TABLES)
+        refuse_untrained(code, network, file.path if state is not None else None)
+        checkpoint = _checkpoint(code, network, settings, file.tables)
+    refuse_random(code, network, lambda again: build(again)[0])
+    checkpoint = dataclasses.replace(
+        checkpoint,
+        code=dataclasses.replace(code.code, imported=code.modules.sha256()),
+        sha256=file.sha256 or network_digest(network, code.who),
+        files=(file.source,) if has_file else (),
+    )
+    if not has_file:
+        note = "weights: those that the code of `network` loads; no `ckpt` was given"
+        return dataclasses.replace(checkpoint, notes=(note, *checkpoint.notes))
+    if state is None:
+        return checkpoint
+    notes = [*state.notes]
+    if state.alone and (other := other_weights(state)):
+        them = f"{len(other)} tensors" if other[1:] else "1 tensor"
+        more = ", ..." if other[1:] else ""
+        notes.append(f"weights: {them} beside them ({other[0]}{more}) are not read")
     return dataclasses.replace(
         checkpoint,
-        code=dataclasses.replace(file.code, imported=file.modules.sha256()),
-        source=file.code.name,
-        sha256=network_digest(network, file.who),
-        notes=(note, *checkpoint.notes),
+        weights=state.kind,
+        part="" if state.alone else state.where,
+        where=state.where,
+        notes=(*notes, *checkpoint.notes),
     )
+
+
+OWN_NETWORK = Family(name="own network", read=read_own)
 
 
 def _require(
     settings: CheckpointSettings, path: Path, state: Mapping[str, object], tables: ScheduleTables
 ) -> None:
-    """Refuse settings of other families, and missing ones that no file of weights states."""
-    if settings.model_flags is not None:
-        raise InputError("`model_flags`: are of other families; with `network` leave them out")
+    """Refuse missing settings that no file of weights states."""
     examples = {"schedule": tables.example}
     examples |= {name: example for name, (example, _) in _PLACEHOLDERS.items()}
     missing = {n: example for n, example in examples.items() if getattr(settings, n) is None}
@@ -174,7 +155,6 @@ def _require(
     raise MissingSettingsError(
         f"`network={settings.network}`: no file of weights says how it was trained; add "
         f"{' '.join(parameters(missing))} as it was" + (f" ({meant})" if meant else ""),
-        family=FAMILY,
         path=path,
         weights=dict(tensors_in(state)),
         missing=missing,
@@ -210,9 +190,6 @@ def _checkpoint(
         image_size=_image_size(size),
         num_classes=_whole(num_classes) or 0,
         null_class=_whole(null_class),
-        family=FAMILY,
-        source="",
-        sha256="",
         code=file.code,
         modules=file.modules,
         notes=tuple(notes),
@@ -332,9 +309,9 @@ def wrap_network(
         network: called as network(x_t, time) with x_t (B, C, H, W) float32 and time (B,), or as
             network(x_t, time, labels) with labels (B,) int64 where there are classes; returns
             (B, C, H, W), or (B, 2C, H, W) where the variance is learned.
-        schedule: the noise schedule of the training: a record, or text such as `linear:1000`; with
-            another family of processes `ve:0.01:50:1000` (first and last sigma, number of levels)
-            or `flow:1000`.
+        schedule: the noise schedule of the training: a record, or text such as `linear:1000`; of
+            another process `ve:0.01:50:1000` (first and last sigma, number of levels) or
+            `flow:1000`.
         channels: C; None for any.
         num_classes: number of classes it is conditioned on.
         null_class: the label for no class.
@@ -347,11 +324,15 @@ def wrap_network(
             levels.
 
     Raises:
-        InputError: it is not a torch module, or its weights are not finite; a name is unknown; the
-            range, the schedule or a number is invalid; `null_class` is given without classes.
+        InputError: it is not a torch module, or its weights are not finite or all zero; a name is
+            unknown; the range, the schedule or a number is invalid; `null_class` is given without
+            classes.
     """
     if not isinstance(network, nn.Module):
-        raise InputError(f"wrap_network: takes a torch module, not a {type(network).__name__}")
+        raise InputError(
+            f"wrap_network: takes a torch module, not a {type(network).__name__}; pass the network "
+            "with its weights loaded"
+        )
     names = CheckpointSettings(
         prediction=_word(prediction), variance=_word(variance), time_input=_word(time_input)
     )
@@ -370,7 +351,9 @@ def wrap_network(
                 "leave it out"
             )
     if (name := not_finite(network)) is not None:
-        raise InputError(f"wrap_network: {name} holds NaN or infinite weights")
+        raise InputError(f"wrap_network: {name} {NOT_FINITE}")
+    if all_zero(network.parameters()):
+        raise InputError(f"wrap_network: {ALL_ZERO}")
     return Checkpoint(
         network=network,
         schedule=read_schedule(schedule) if isinstance(schedule, str) else schedule,

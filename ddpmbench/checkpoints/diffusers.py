@@ -10,13 +10,17 @@ from torch import Tensor
 
 from ddpmbench.checkpoints.diffusers_files import (
     AVERAGING,
+    BESIDE,
     NETWORKS,
     Layout,
     WeightFiles,
     find_layout,
+    is_model,
+    model_folder,
     read_file,
     read_shards,
     relative,
+    set_of,
 )
 from ddpmbench.checkpoints.diffusers_scheduler import Fields, read_scheduler
 from ddpmbench.checkpoints.diffusers_score import is_score_scheduler, read_score_network
@@ -27,10 +31,11 @@ from ddpmbench.checkpoints.network_weights import (
     only_tensors,
     renamed_weights,
 )
-from ddpmbench.checkpoints.settings import CheckpointSettings
+from ddpmbench.checkpoints.settings import CheckpointFile, Family
 from ddpmbench.checkpoints.state_dicts import StateDict
-from ddpmbench.checkpoints.weights import FileError, naming, rounding_notes
+from ddpmbench.checkpoints.weights import OWN, FileError, naming, rounding_notes
 from ddpmbench.diffusion.model import Checkpoint, ImageSize
+from ddpmbench.errors import InputError
 from ddpmbench.files import sha256_of
 from ddpmbench.unet.unet import Resampling, UNet, UNetConfig
 
@@ -101,13 +106,13 @@ def read_network(path: Path) -> tuple[UNetConfig, ImageSize | None]:
 
     Source: diffusers' UNet2DModel and its documented defaults.
     """
-    fields = Fields.read(path, _DEFAULTS, _OLD_NAMES)
+    fields = Fields.read(path, _DEFAULTS, _OLD_NAMES, remedy=f"; correct it, or {OWN}")
     if fields.values.get("_class_name") not in _CLASSES:
         raise fields.refusal("_class_name", "only UNet2DModel can be read")
     for name in sorted(fields.given - set(_DEFAULTS) - AVERAGING):
         if not name.startswith("_") and fields.values[name] is not None:
             raise fields.refusal(
-                name, "not a field of UNet2DModel; remove it if the network does not depend on it"
+                name, "not a field of UNet2DModel, so that the network may depend on it"
             )
     channels = fields.get("block_out_channels", tuple[int, ...])
     if not channels:
@@ -214,27 +219,17 @@ _RENAMES: Renames = (
 _PARTS = ("to_q", "to_k", "to_v")
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
-NAMES = (("time_embedding.linear_1.weight", "conv_norm_out.weight"),)
-"""Names of weights of this family, under any prefix."""
+
+def model_at(path: Path) -> Path | None:
+    """The folder of a model, or a file of one of its sets of weights; None if neither."""
+    return path if is_model(path) or set_of(path) is not None else None
 
 
-def read_diffusers(
-    folder: Path,
-    *,
-    source: str,
-    settings: CheckpointSettings,
-    chosen: WeightFiles | None = None,
-    state: StateDict | None = None,
-) -> Checkpoint:
+def read_diffusers(file: CheckpointFile) -> Checkpoint:
     """The checkpoint in a folder written by diffusers.
 
-    Args:
-        folder: holds `config.json`, `scheduler_config.json` and the weights, or the same in
-            `unet/` and `scheduler/`; averaged weights may be beside them in `unet_ema/`.
-        source: the path or hub id as the user gave it.
-        settings: the user's settings.
-        chosen: the weights to read, if the user named a file.
-        state: the state dict to read from that file, if identified by its names.
+    The folder holds `config.json`, `scheduler_config.json` and the weights, or the same in `unet/`
+    and `scheduler/`; averaged weights may be beside them in `unet_ema/`.
 
     Raises:
         InputError: several sets of weights differ; or a file is missing or damaged, or states
@@ -242,6 +237,8 @@ def read_diffusers(
 
     Source: diffusers' UNet2DModel and DDPMScheduler.
     """
+    path, settings, state = file.path, file.settings, file.state
+    folder, chosen = _folder_of(path, state)
     layout = find_layout(folder, weights=settings.weights, chosen=chosen)
     scheduler = layout.scheduler
     if not scheduler.is_file() and folder.resolve().name in NETWORKS:
@@ -272,21 +269,29 @@ def read_diffusers(
             image_size=image_size,
             size_multiple=config.size_multiple,
             num_classes=config.num_classes,
-            family="diffusers",
-            source=source,
             sha256=sha256,
             notes=conventions.notes,
             sources=conventions.sources,
         )
     return dataclasses.replace(
         checkpoint,
-        source=source,
-        weights=files.kind if state is None else state.kind or files.kind,
-        part="" if state is None or state.alone else state.where,
-        where="" if state is None else state.where,
+        weights=files.kind,
         files=tuple(map(str, files.files)),
         notes=(*layout.notes, *equal, *checkpoint.notes),
     )
+
+
+def _folder_of(path: Path, state: StateDict | None) -> tuple[Path, WeightFiles | None]:
+    """The model's folder, and the set of weights to read if the user named a file."""
+    if state is not None:
+        if not (path.parent / "config.json").is_file():
+            raise InputError(
+                f"{path}: weights of diffusers' UNet2DModel without its configuration; {BESIDE} "
+                f"beside it, into {path.parent}, or {OWN}"
+            )
+        return model_folder(path.parent), WeightFiles((path,), kind=state.kind)
+    folder, chosen = set_of(path) or (path, None)
+    return folder if is_model(folder) else path.parent, chosen
 
 
 def _read_candidates(
@@ -298,7 +303,7 @@ def _read_candidates(
     """
     files, *others = layout.candidates
     weights, sha256 = _read_weights(files, state)
-    notes = [*(state.notes if state is not None else rounding_notes(weights))]
+    notes = [*(() if state is not None else rounding_notes(weights))]
     equal = []
     for other in others:
         theirs, their_sha256 = _read_weights(other)
@@ -359,3 +364,12 @@ def _read_weights(
 def diffusers_weights(network: UNet) -> dict[str, Tensor]:
     """The weights of our U-Net under diffusers' names and in its shapes."""
     return renamed_weights(network, _RENAMES, parts=_PARTS)
+
+
+DIFFUSERS = Family(
+    name="diffusers",
+    read=read_diffusers,
+    names=(("time_embedding.linear_1.weight", "conv_norm_out.weight"),),
+    find=model_at,
+    stated_by=("its scheduler says", "correct it"),
+)

@@ -24,6 +24,8 @@ NETWORKS = ("unet", "unet_ema")
 """Folders of a network: last weights, and averaged over the training."""
 _SCHEDULERS = ("scheduler", "noise_scheduler")
 _SCHEDULER_FILE = "scheduler_config.json"
+BESIDE = f"copy its config.json and {_SCHEDULER_FILE}"
+"""The remedy for weights without their folder."""
 # Only names of files in the same folder.
 _SHARD = re.compile(r"\w[\w.-]*\.(safetensors|bin)")
 # Fields that diffusers' EMAModel adds to the network's configuration.
@@ -104,7 +106,8 @@ def find_layout(
     if not sets:
         raise FileError(
             places[0],
-            f"holds no weights, neither {STEM}.safetensors nor {STEM}.bin, whole or in shards",
+            f"holds no weights, neither {STEM}.safetensors nor {STEM}.bin, whole or in shards; "
+            "copy them there from where the model came",
         )
     wanted = weights or ("ema" if any(files.kind == "ema" for files in sets) else "raw")
     kinds = (wanted,) if weights is not None else (wanted, None)

@@ -14,7 +14,7 @@ from torch import Tensor
 from ddpmbench.checkpoints.schedule_tables import NO_TABLES, ScheduleTables
 from ddpmbench.checkpoints.schedules import read_schedule
 from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsError, parameters
-from ddpmbench.checkpoints.weights import FileError, naming
+from ddpmbench.checkpoints.weights import AGAIN, FileError, naming
 from ddpmbench.diffusion.process import Prediction, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
 
@@ -32,9 +32,9 @@ def read_object(path: Path) -> dict[str, object]:
     except OSError as error:
         raise FileError(path, f"cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
-        raise FileError(path, f"broken JSON ({error})") from error
+        raise FileError(path, f"broken JSON ({error}); {AGAIN}") from error
     if not isinstance(value, dict):
-        raise FileError(path, f"holds a JSON {type(value).__name__}, not an object")
+        raise FileError(path, f"holds a JSON {type(value).__name__}, not an object; {AGAIN}")
     return value
 
 
@@ -46,23 +46,32 @@ class Fields:
         path: the file, named in every error.
         values: the fields by name.
         given: the names that the file itself states.
+        remedy: ends every refusal.
     """
 
     path: Path
     values: dict[str, object]
     given: frozenset[str]
+    remedy: str = ""
 
     @classmethod
-    def read(cls, path: Path, defaults: Mapping[str, object], old_names: Mapping[str, str]) -> Self:
+    def read(
+        cls,
+        path: Path,
+        defaults: Mapping[str, object],
+        old_names: Mapping[str, str],
+        *,
+        remedy: str = "",
+    ) -> Self:
         """Read a file; old names of fields are replaced by current ones."""
         renamed = {old_names.get(name, name): value for name, value in read_object(path).items()}
-        return cls(path, {**defaults, **renamed}, frozenset(renamed))
+        return cls(path, {**defaults, **renamed}, frozenset(renamed), remedy)
 
-    def refusal(self, name: str, remedy: str) -> FileError:
-        """An error that names a field, its value and the remedy."""
+    def refusal(self, name: str, problem: str) -> FileError:
+        """An error that names a field, its value and the problem."""
         shown = json.dumps(self.values.get(name))
         shown = shown if len(shown) <= 60 else shown[:57] + "..."
-        return FileError(self.path, f"{name} = {shown}: {remedy}")
+        return FileError(self.path, f"{name} = {shown}: {problem}{self.remedy}")
 
     def require(self, name: str, allowed: tuple[object, ...]) -> None:
         """Refuse a field with another value than those allowed."""
@@ -181,9 +190,7 @@ def read_scheduler(
         "variance": "fixed_small",
     }
     absent = {n: example for n, example in examples.items() if getattr(settings, n) is None}
-    lacking = functools.partial(
-        MissingSettingsError, family="diffusers", path=file, weights=weights
-    )
+    lacking = functools.partial(MissingSettingsError, path=file, weights=weights)
     if not path.is_file():
         if absent:
             raise lacking(

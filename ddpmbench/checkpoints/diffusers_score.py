@@ -16,7 +16,7 @@ from ddpmbench.checkpoints.diffusers_scheduler import Fields, read_object
 from ddpmbench.checkpoints.network_weights import importing, load_weights
 from ddpmbench.checkpoints.schedules import read_schedule
 from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsError
-from ddpmbench.checkpoints.weights import FileError, first_line, naming
+from ddpmbench.checkpoints.weights import OWN, FileError, first_line, naming
 from ddpmbench.diffusion.data_range import DataRange
 from ddpmbench.diffusion.model import Checkpoint, TimeInput
 from ddpmbench.diffusion.parameterization import Prediction, Process, Variance
@@ -65,7 +65,7 @@ def read_score_network(
 
     Source: Song et al. 2021; the package's ScoreSdeVePipeline and UNet2DModel.
     """
-    fields = Fields.read(config, {}, {})
+    fields = Fields.read(config, {}, {}, remedy=f"; correct it, or {OWN}")
     if fields.values.get("time_embedding_type") != "fourier":
         raise fields.refusal(
             "time_embedding_type", f'only "fourier" can be read beside {SCHEDULER}'
@@ -91,8 +91,6 @@ def read_score_network(
         channels=sizes.in_channels,
         image_size=sizes.sample_size if isinstance(sizes.sample_size, int) else None,
         size_multiple=2 ** (len(sizes.block_out_channels) - 1),
-        family="diffusers",
-        source=str(file),
         sha256=digest.hexdigest(),
         notes=(
             f"network run by diffusers {version}",
@@ -119,7 +117,6 @@ def _schedule(
     raise MissingSettingsError(
         f"{path}: does not say {', '.join(missing)}; pass `process=ve:SIGMA_MIN:SIGMA_MAX:LEVELS` "
         "as it was trained",
-        family="diffusers",
         path=file,
         weights=weights,
         missing={"process": "ve:SIGMA_MIN:SIGMA_MAX:LEVELS"},
@@ -138,8 +135,7 @@ def _built(fields: Fields, config: Path) -> tuple[Any, str]:
     if isinstance(layers, int) and layers * depth > MAX_BLOCKS:
         raise fields.refusal(
             "layers_per_block",
-            f"are {layers * depth:,} blocks in {depth:,} resolutions, more than {MAX_BLOCKS:,}; "
-            "correct it",
+            f"are {layers * depth:,} blocks in {depth:,} resolutions, more than {MAX_BLOCKS:,}",
         )
     make: Any = UNet2DModel  # diffusers has no types
     try:

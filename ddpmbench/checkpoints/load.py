@@ -1,44 +1,41 @@
-"""Loading a checkpoint from a path or the Hub; layout and names identify its family."""
+"""Loading a checkpoint from a path or the Hub: the families, and how one is recognized."""
 
 import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from torch import Tensor
+
 from ddpmbench import assets
-from ddpmbench.checkpoints import diffusers, lucidrains, openai, pesser, score_sde
-from ddpmbench.checkpoints.custom import read_network_code, read_network_file
-from ddpmbench.checkpoints.diffusers import read_diffusers
+from ddpmbench.checkpoints.custom import OWN_NETWORK
+from ddpmbench.checkpoints.diffusers import DIFFUSERS
 from ddpmbench.checkpoints.diffusers_files import (
+    BESIDE,
     INDEX,
     KINDS,
     NETWORKS,
     STEM,
-    WeightFiles,
     is_model,
     model_folder,
     read_shards,
-    set_of,
     weights_within,
 )
-from ddpmbench.checkpoints.lucidrains import read_lucidrains, version_in
-from ddpmbench.checkpoints.native import TRAINED, is_native, read_native
-from ddpmbench.checkpoints.openai import read_openai
-from ddpmbench.checkpoints.pesser import read_pesser
+from ddpmbench.checkpoints.ho_et_al import PESSER, TENSORFLOW
+from ddpmbench.checkpoints.lucidrains import LUCIDRAINS
+from ddpmbench.checkpoints.native import NATIVE, TRAINED, is_native
+from ddpmbench.checkpoints.openai import OPENAI
 from ddpmbench.checkpoints.schedule_tables import BUFFERS, NO_TABLES, ScheduleTables
 from ddpmbench.checkpoints.schedules import notes_on, read_schedule
-from ddpmbench.checkpoints.score_sde import read_score_sde, with_named_average
-from ddpmbench.checkpoints.settings import OWN, CheckpointSettings
-from ddpmbench.checkpoints.state_dicts import StateDict, find_state
-from ddpmbench.checkpoints.tensorflow_files import read_tensorflow, tensorflow_index
-from ddpmbench.checkpoints.unread import (
-    BESIDE,
-    file_problem,
-    folder_problem,
-    latents_problem,
-    sharded_problem,
+from ddpmbench.checkpoints.score_sde import SCORE_SDE
+from ddpmbench.checkpoints.settings import (
+    CheckpointFile,
+    CheckpointSettings,
+    Family,
+    MissingSettingsError,
 )
-from ddpmbench.checkpoints.weights import FileError, first_line, read_state
+from ddpmbench.checkpoints.state_dicts import StateDict, find_state
+from ddpmbench.checkpoints.weights import OWN, FileError, containers, first_line, read_state
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError, instance_of, listed, path_of, printable
@@ -46,14 +43,22 @@ from ddpmbench.files import sha256_of
 
 DEFAULT = "default"
 """The source of the checkpoint in the package."""
-_NAMES = {
-    "openai": openai.NAMES,
-    "pesser": pesser.NAMES,
-    "lucidrains": lucidrains.NAMES,
-    "diffusers": diffusers.NAMES,
-    "score_sde": score_sde.NAMES,
-}
-"""Family -> groups of names; its state dicts have all names of a group."""
+FAMILIES: tuple[Family, ...] = (
+    OWN_NETWORK,
+    TENSORFLOW,
+    NATIVE,
+    DIFFUSERS,
+    OPENAI,
+    PESSER,
+    LUCIDRAINS,
+    SCORE_SDE,
+)
+"""Every family, in the order in which files are tried; `settings.network` alone decides on one's
+own network."""
+
+
+_SHARD = re.compile(r"-\d+-of-\d+")
+_LATENT = ("first_stage_model.", "cond_stage_model.", "conditioner.")
 
 
 def load_checkpoint(
@@ -87,8 +92,8 @@ def load_checkpoint(
     except OSError as error:
         raise FileError(source, f"cannot be read ({error.strerror or error})") from error
     _check_weights(checkpoint, settings.weights)
-    if settings.family is not None:
-        schedule = checkpoint.schedule.in_family(settings.family)
+    if settings.other_process is not None:
+        schedule = checkpoint.schedule.in_family(settings.other_process)
         checkpoint = checkpoint.with_process(schedule=schedule)
     notes = tuple(map(printable, checkpoint.notes))
     return dataclasses.replace(checkpoint, notes=notes).with_conventions(
@@ -106,40 +111,27 @@ def _load(source: str | Path, settings: CheckpointSettings) -> Checkpoint:
     path = assets.CHECKPOINT if source == DEFAULT else Path(source)
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise FileError(source, "a pipe, socket or device; write it to a file first")
-    if (index := tensorflow_index(path)) is not None:
-        _refuse_flags(settings, name)
-        if settings.network is not None:
-            raise FileError(path, "written by TensorFlow; leave out `network`, which is torch's")
-        return _with_process(read_tensorflow(index, source=name, settings=settings), settings)
     if settings.network is not None:
-        return _load_own(path, source, settings)
-    if not path.exists():
+        return _read(OWN_NETWORK, _own_file(path, source, settings))
+    family, place = _family_of(path)
+    if family is None and not path.exists():
         if not isinstance(source, str) or not _is_hub_id(source):
             raise FileError(
                 source, "no such file or folder; correct the path, or name owner/name on the Hub"
             )
         path = _download(source)
-    if is_native(path / TRAINED):
-        _refuse_two_models(path)
-        path = path / TRAINED
-    in_folder = (path, None) if path.is_dir() else None if is_native(path) else set_of(path)
-    if in_folder is None and not is_native(path):
-        return _read_state_dict(path, source=name, settings=settings)
-    _refuse_flags(settings, name)
-    if in_folder is None:
-        checkpoint = dataclasses.replace(read_native(path), source=name, files=(str(path),))
-    else:
-        folder, chosen = in_folder
-        if not is_model(folder):
-            raise FileError(folder, folder_problem(folder))
-        checkpoint = read_diffusers(folder, source=name, settings=settings, chosen=chosen)
-    return _with_process(checkpoint, settings)
+        family, place = _family_of(path)
+    if family is not None:
+        return _read(family, CheckpointFile(place, name, settings))
+    if path.is_dir():
+        raise FileError(path, _folder_problem(path))
+    return _read_state_dict(path, name, settings)
 
 
-def _load_own(path: Path, source: str | Path, settings: CheckpointSettings) -> Checkpoint:
-    """The user's own network, with the weights of one file or none."""
+def _own_file(path: Path, source: str | Path, settings: CheckpointSettings) -> CheckpointFile:
+    """The file of weights for the user's own network; none where their code loads them."""
     if source == DEFAULT:
-        return _with_process(read_network_code(settings), settings)
+        return CheckpointFile(path, str(settings.network), settings)
     if not path.exists():
         raise FileError(
             source,
@@ -158,21 +150,41 @@ def _load_own(path: Path, source: str | Path, settings: CheckpointSettings) -> C
     else:
         content, sha256 = read_state(path), sha256_of(path)
     tables = ScheduleTables.within(content, source=str(path))
-    checkpoint = read_network_file(
-        path, content, sha256, source=str(source), settings=settings, tables=tables
-    )
-    return _with_process(checkpoint, settings, tables)
+    return CheckpointFile(path, str(source), settings, content, tables=tables, sha256=sha256)
 
 
-def _refuse_two_models(folder: Path) -> None:
-    """Refuse a folder with both a training run's and diffusers' model."""
-    for place in (*(folder / name for name in NETWORKS), folder):
-        if is_model(place):
-            raise FileError(
-                folder,
-                f"holds {TRAINED} and a model of diffusers in {place}; pass "
-                f"`ckpt={folder / TRAINED}`, or a file of weights in {place}",
-            )
+def _family_of(path: Path) -> tuple[Family | None, Path]:
+    """The family that knows the files at a path, if any, and the path to read."""
+    for family in FAMILIES:
+        if family.find is not None and (place := family.find(path)) is not None:
+            return family, place
+    return None, path
+
+
+def _read(family: Family, file: CheckpointFile) -> Checkpoint:
+    """The checkpoint of a family, with the settings of the user for its process."""
+    if file.settings.model_flags is not None and not family.takes_flags:
+        takers = ", ".join(known.projects for known in FAMILIES if known.takes_flags)
+        raise InputError(
+            f"{file.source}: `model_flags` are for state dicts of {takers}; leave them out"
+        )
+    try:
+        checkpoint = family.read(file)
+    except MissingSettingsError as error:
+        error.family = family.name
+        raise
+    if (state := file.state) is not None:
+        checkpoint = dataclasses.replace(
+            checkpoint,
+            sha256=checkpoint.sha256 or sha256_of(file.path),
+            weights=state.kind or checkpoint.weights,
+            files=(str(file.path),),
+            part="" if state.alone else state.where,
+            where=state.where,
+            notes=(*state.notes, *checkpoint.notes),
+        )
+    checkpoint = dataclasses.replace(checkpoint, family=family.name, source=file.source)
+    return _with_process(checkpoint, family, file)
 
 
 def _check_weights(checkpoint: Checkpoint, wanted: str | None) -> None:
@@ -184,101 +196,40 @@ def _check_weights(checkpoint: Checkpoint, wanted: str | None) -> None:
         )
 
 
-def _refuse_flags(settings: CheckpointSettings, source: str) -> None:
-    if settings.model_flags is not None:
-        raise FileError(
-            source,
-            "states its conventions itself; leave out `model_flags`, which is for state dicts of "
-            "improved-diffusion, guided-diffusion and score_sde",
-        )
-
-
-def _read_state_dict(path: Path, *, source: str, settings: CheckpointSettings) -> Checkpoint:
+def _read_state_dict(path: Path, source: str, settings: CheckpointSettings) -> Checkpoint:
     """The checkpoint in a file of weights, bare or inside a training state."""
     if path.suffix == ".json":
         folder = model_folder(path.parent)
         raise FileError(path, f"a configuration, not weights; pass the folder: {folder}")
-    if path.suffix == ".distcp" and (problem := sharded_problem(path.parent)) is not None:
+    if path.suffix == ".distcp" and (problem := _sharded_problem(path.parent)) is not None:
         raise FileError(path, f"in {problem}")
-    content = with_named_average(read_state(path), path, settings.weights)
-    known = [names for groups in _NAMES.values() for names in groups]
-    state = find_state(content, path=path, known=known, weights=settings.weights)
-    problem = file_problem(path, content) if state is None else latents_problem(state)
+    content: Mapping[str, object] = read_state(path)
+    for family in FAMILIES:
+        if family.prepare is not None:
+            content = family.prepare(content, path, settings.weights)
+    names = [group for family in FAMILIES for group in family.names]
+    state = find_state(content, path=path, known=names, weights=settings.weights)
+    problem = _file_problem(path, content) if state is None else _latents_problem(state)
     if state is None or problem is not None:
         raise FileError(path, problem)
-    family = next(
-        family
-        for family, groups in _NAMES.items()
-        if any(set(names) <= state.weights.keys() for names in groups)
-    )
-    if family == "diffusers" and not (path.parent / "config.json").is_file():
-        raise FileError(
-            path,
-            f"weights of diffusers' UNet2DModel without its configuration; {BESIDE} beside it, "
-            f"into {path.parent}, or {OWN}",
-        )
+    family = next(family for family in FAMILIES if family.has(state.weights))
     tables = ScheduleTables.within(content, source=str(path))
+    file = CheckpointFile(path, source, settings, content, state=state, tables=tables)
     try:
-        return _of_family(family, path, content, state, tables, source=source, settings=settings)
+        return _read(family, file)
     except FileError as error:
         if state.kind != "ema" or state.alone or settings.weights is not None:
             raise
         raise InputError(f"{error}; or pass `weights=raw`, for the last weights") from error
 
 
-def _of_family(
-    family: str,
-    path: Path,
-    content: Mapping[str, object],
-    state: StateDict,
-    tables: ScheduleTables,
-    *,
-    source: str,
-    settings: CheckpointSettings,
-) -> Checkpoint:
-    """The checkpoint in a state dict of a family."""
-    weights = state.weights
-    if family not in ("openai", "score_sde"):
-        _refuse_flags(settings, source)
-    if family == "pesser":
-        checkpoint = read_pesser(path, weights, source=source, settings=settings, tables=tables)
-    elif family == "openai":
-        checkpoint = read_openai(path, weights, source=source, settings=settings)
-    elif family == "score_sde":
-        checkpoint = read_score_sde(path, weights, source=source, settings=settings)
-    elif family == "lucidrains":
-        version = version_in(content)
-        checkpoint = read_lucidrains(
-            path, weights, source=source, settings=settings, version=version
-        )
-    else:
-        checkpoint = read_diffusers(
-            model_folder(path.parent),
-            source=source,
-            settings=settings,
-            chosen=WeightFiles((path,), kind=state.kind),
-            state=state,
-        )
-        return _with_process(checkpoint, settings)
-    checkpoint = dataclasses.replace(
-        checkpoint,
-        weights=state.kind,
-        files=(str(path),),
-        part="" if state.alone else state.where,
-        where=state.where,
-        notes=(*state.notes, *checkpoint.notes),
-    )
-    return _with_process(checkpoint, settings, tables)
-
-
-def _with_process(
-    checkpoint: Checkpoint, settings: CheckpointSettings, tables: ScheduleTables = NO_TABLES
-) -> Checkpoint:
+def _with_process(checkpoint: Checkpoint, family: Family, file: CheckpointFile) -> Checkpoint:
     """The checkpoint with the schedule and the time input of the settings, if any.
 
     If tables in the file contradict the schedule, a setting's schedule gets a note; one from the
     file's name or flags is refused.
     """
+    settings, tables = file.settings, file.tables
     option, schedule = settings.schedule, None
     if option is not None:
         if option.partition(":")[0] == BUFFERS and tables is NO_TABLES:
@@ -286,8 +237,16 @@ def _with_process(
                 checkpoint.source, f"states its schedule itself; leave out `schedule={BUFFERS}`"
             )
         schedule = read_schedule(option, tables)
-    elif tables:
-        _refuse_other_tables(checkpoint, settings, tables)
+    elif tables and (why := tables.contradiction_of(checkpoint.schedule)) is not None:
+        name, steps = checkpoint.schedule.name, checkpoint.schedule.num_timesteps
+        stated_by, remedy = family.stated_by
+        if settings.model_flags is not None:
+            stated_by, remedy = "`model_flags` say", "correct the flags"
+        raise FileError(
+            checkpoint.source,
+            f"{stated_by} the {name} schedule of {steps:,} steps, but {why}; {remedy}, or pass "
+            f"`schedule={BUFFERS}` or the one it was trained on",
+        )
     result = checkpoint.with_process(schedule=schedule, time_input=settings.time_input)
     notes = _notes(result.schedule, tables, option)
     return dataclasses.replace(result, notes=(*result.notes, *notes))
@@ -311,21 +270,82 @@ def _notes(schedule: NoiseSchedule, tables: ScheduleTables, option: str | None) 
     return tuple(notes)
 
 
-def _refuse_other_tables(
-    checkpoint: Checkpoint, settings: CheckpointSettings, tables: ScheduleTables
-) -> None:
-    if (why := tables.contradiction_of(checkpoint.schedule)) is None:
-        return
-    name, steps = checkpoint.schedule.name, checkpoint.schedule.num_timesteps
-    stated_by, remedy = "its name says", "rename it"
-    if settings.model_flags is not None:
-        stated_by, remedy = "`model_flags` say", "correct the flags"
-    elif checkpoint.family == "lucidrains":
-        stated_by, remedy = "the network's buffers say", "copy it again"
-    raise FileError(
-        checkpoint.source,
-        f"{stated_by} the {name} schedule of {steps:,} steps, but {why}; {remedy}, or pass "
-        f"`schedule={BUFFERS}` or the one it was trained on",
+# ---- files and folders that no family reads
+
+
+def _file_problem(path: Path, content: Mapping[str, object]) -> str:
+    """Why no family reads a file, to complete a line that begins with its path."""
+    if {"state", "param_groups"} <= set(content):
+        return "an optimizer's state, not a model; pass the file of the model that it trained"
+    names = [
+        name
+        for place in containers(content)
+        if not place.is_list and place.optimizer is None
+        for name, value in place.items.items()
+        if isinstance(value, Tensor)
+    ]
+    if not names:
+        return (
+            "holds no weights with names; save the network's state dict: "
+            "torch.save(model.state_dict(), PATH)"
+        )
+    if _SHARD.search(path.name):
+        return (
+            "one of several files that hold the weights together; the others, their index "
+            f"(.index.json) and config.json must lie beside it: {BESIDE} and pass the folder"
+        )
+    families = ", ".join(family.name for family in FAMILIES if family is not OWN_NETWORK)
+    return (
+        f"not a whole network of a family that is read ({families}): its first weight is "
+        f"{names[0]}; {OWN} if it is a network of your own"
+    )
+
+
+def _latents_problem(state: StateDict) -> str | None:
+    """Why a state dict with known names is not a model of images; None if it may be one."""
+    part = next((name for name in state.beside if name.startswith(_LATENT)), None)
+    if part is None:
+        return None
+    return (
+        f"a model of an autoencoder's latents ({part.split('.')[0]} is beside it), not of images; "
+        "it has no likelihood in bits/dim of pixels"
+    )
+
+
+def _sharded_problem(folder: Path) -> str | None:
+    """The remedy for a checkpoint written by several processes; None for any other folder."""
+    if (folder / ".metadata").is_file():
+        return (
+            "a distributed checkpoint of PyTorch; gather it with python -m torch.distributed."
+            f"checkpoint.format_utils dcp_to_torch {folder} FILE.pt, and pass FILE.pt"
+        )
+    if (script := folder / "zero_to_fp32.py").is_file():
+        return (
+            f"a checkpoint of DeepSpeed; gather it with python {script} {folder} OUT, and pass "
+            "the file that this writes"
+        )
+    return None
+
+
+def _folder_problem(folder: Path) -> str:
+    """Why a folder is not read, to complete a line that begins with its path."""
+    for place in (folder, *sorted(filter(Path.is_dir, folder.iterdir()))):
+        if (problem := _sharded_problem(place)) is not None:
+            return problem
+    for depth in ("*", "*/*"):
+        places = sorted(folder.glob(depth))
+        models = [p for p in places if is_model(p) or (p / TRAINED).is_file()]
+        if models:
+            return f"holds no model itself; pass a folder in it: {listed([*map(str, models)])}"
+    files = weights_within(folder)
+    if not files:
+        return (
+            "holds no config.json of a diffusers model, and no file of weights; pass the folder or "
+            "the file that a training has written"
+        )
+    return (
+        f"holds no config.json of a diffusers model; {BESIDE} into {files[0].parent}, or pass a "
+        f"file of another family itself: {listed([*map(str, files)])}"
     )
 
 
@@ -369,13 +389,16 @@ def _snapshot(repository: str, patterns: list[str]) -> Path:
         problem = "needs a login: run hf auth login and accept its terms on the Hub"
         raise FileError(repository, problem) from error
     except RepositoryNotFoundError as error:
-        raise FileError(repository, f"{absent} it does not exist") from error
+        raise FileError(repository, f"{absent} it does not exist; correct its name") from error
     except LocalEntryNotFoundError as error:
         raise FileError(
             repository,
             f"{absent} it is not whole in the cache, and the Hub cannot be reached (no network, "
-            "or HF_HUB_OFFLINE is set)",
+            "or HF_HUB_OFFLINE is set); connect, or pass a folder with its files",
         ) from error
     except Exception as error:  # the exception depends on the client's version
-        problem = f"cannot be fetched from the Hub ({first_line(error)})"
+        problem = (
+            f"cannot be fetched from the Hub ({first_line(error)}); try again, or pass a folder "
+            "with its files"
+        )
         raise FileError(repository, problem) from error

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import importlib.metadata
-import inspect
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,42 +15,33 @@ from ddpmbench.checkpoints.network_weights import (
     count,
     importing,
     load_weights,
-    only_tensors,
     shape_of,
 )
-from ddpmbench.checkpoints.settings import OWN, CheckpointSettings, MissingSettingsError
-from ddpmbench.checkpoints.weights import FileError, naming
+from ddpmbench.checkpoints.settings import (
+    CheckpointFile,
+    CheckpointSettings,
+    Family,
+    MissingSettingsError,
+)
+from ddpmbench.checkpoints.weights import OWN, FileError, naming
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.parameterization import Process
 from ddpmbench.diffusion.process import Prediction, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError
-from ddpmbench.files import sha256_of
 
 PACKAGE = "denoising-diffusion-pytorch"
-HEAD_CHANNELS = 32
-"""The default before version 1.9; those networks have no memory keys."""
-
-NAMES = (("betas", "model.init_conv.weight"),)
-"""Names of weights of a GaussianDiffusion and the package's network, under any prefix."""
 _NETWORK = "model."
+_NORM = "norm.g"
+"""The normalization of a block since version 2.0."""
 
 
-def read_lucidrains(
-    path: Path,
-    state: Mapping[str, object],
-    *,
-    source: str,
-    settings: CheckpointSettings,
-    version: str | None = None,
-) -> Checkpoint:
+def read_lucidrains(file: CheckpointFile) -> Checkpoint:
     """The checkpoint in a state dict of a GaussianDiffusion, as the package's Trainer saves it.
 
     The schedule is read from its buffers, the parameterization from the weight of its loss. The
     package samples with the posterior variance, and clips. The network is the package's own; with
     self-conditioning it gets zeros for its own prediction.
-
-    `version` is that of the package that wrote the file; None if unknown.
 
     Raises:
         MissingSettingsError: no loss weight fits, and `prediction` is not given.
@@ -61,7 +51,8 @@ def read_lucidrains(
 
     Source: the package's denoising_diffusion_pytorch.py and learned_gaussian_diffusion.py.
     """
-    tensors = only_tensors(state, source=str(path))
+    path, settings, tensors = file.path, file.settings, file.weights
+    version = version_in(file.content)
     weights = {
         name.removeprefix(_NETWORK): tensor
         for name, tensor in tensors.items()
@@ -75,14 +66,13 @@ def read_lucidrains(
         raise MissingSettingsError(
             f"{path}: does not say what the network predicts (its loss_weight is that of no "
             "objective); pass `prediction=eps`, x_start or v, as it was trained",
-            family="lucidrains",
             path=path,
             weights=weights,
             missing={"prediction": "v"},
         )
     learned = arguments.learned_variance
-    family = Process((settings.process or Process.VP).partition(":")[0])
-    if learned and family is not Process.VP:
+    process = Process((settings.process or Process.VP).partition(":")[0])
+    if learned and process is not Process.VP:
         raise FileError(
             path,
             f"`process={settings.process}`: its learned variance lies between those of the VP "
@@ -102,14 +92,11 @@ def read_lucidrains(
         variance=Variance.LEARNED_RANGE if learned else Variance.FIXED_SMALL,
         channels=arguments.channels,
         size_multiple=arguments.size_multiple,
-        family="lucidrains",
-        source=source,
-        sha256=sha256_of(path),
         notes=(
             f"network run by {PACKAGE} {installed_version()}{by}",
             *notes,
             "not in the file, taken as the package has it by default: "
-            f"auto_normalize True (else `data_range=0,1`), {_UNDETERMINED[_generation(weights)]}",
+            "auto_normalize True (else `data_range=0,1`), sinusoidal_pos_emb_theta 10000",
         ),
     )
 
@@ -151,7 +138,8 @@ def read_arguments(weights: Mapping[str, Tensor], path: Path) -> UnetArguments:
     """The arguments of the network with these weights.
 
     Raises:
-        InputError: they are not those of the package's unconditional two-dimensional `Unet`.
+        InputError: they are not those of the package's unconditional two-dimensional `Unet`, or of
+            a version before 2.0: from then on equal names mean the same function.
     """
     if "classes_emb.weight" in weights:
         raise FileError(path, f"its network depends on classes, which is not read; {OWN}")
@@ -165,6 +153,12 @@ def read_arguments(weights: Mapping[str, Tensor], path: Path) -> UnetArguments:
             path,
             f"the network gives {out_dim} channels for {inputs}, which no GaussianDiffusion of "
             f"{PACKAGE} takes; {OWN}",
+        )
+    if f"downs.0.0.block1.{_NORM}" not in weights:
+        raise FileError(
+            path,
+            f"its network is of {PACKAGE} before 2.0, whose functions changed without new names; "
+            f"{OWN} and that version",
         )
     multiples, attention = [], []
     for level in range(max(1, count(weights, "downs.{}.0.block1.proj.weight"))):
@@ -188,14 +182,9 @@ def read_arguments(weights: Mapping[str, Tensor], path: Path) -> UnetArguments:
 
 def _attention(weights: Mapping[str, Tensor], name: str, path: Path) -> tuple[bool, int, int]:
     """Whether attention is full, the number of heads, and their channels."""
-    if f"{name}.fn.fn.to_qkv.weight" in weights:
-        name += ".fn.fn"
     full = f"{name}.to_out.weight" in weights
-    if f"{name}.mem_kv" in weights:
-        _, heads, *last = shape_of(weights, f"{name}.mem_kv", 4, source=path)
-        return full, heads, last[1 if full else 0]
-    rows = shape_of(weights, f"{name}.to_qkv.weight", 4, source=path)[0]
-    return full, rows // (3 * HEAD_CHANNELS), HEAD_CHANNELS
+    _, heads, *last = shape_of(weights, f"{name}.mem_kv", 4, source=path)
+    return full, heads, last[1 if full else 0]
 
 
 _LOG_FLOOR = -46.051701859880914  # log 1e-20
@@ -212,16 +201,9 @@ def build_unet(
         InputError: the package is missing or of a version with another network, or the weights
             are not whole.
     """
-    unet, installed = _imported(path), installed_version()
-    generation = _generation(weights)
-    # From 2.0 on equal names mean the same function. Before, attention and convolutions changed
-    # without new names, so only the version that wrote a file can read it.
-    if generation != "2" and version is None:
-        raise FileError(
-            path,
-            f"its network is of {PACKAGE} before 2.0, but it does not say of which version, and "
-            f"they differ; {OWN}",
-        )
+    with importing("lucidrains", path, f"its network runs through {PACKAGE}"):
+        from denoising_diffusion_pytorch import Unet
+    installed = installed_version()
     install = f"{PACKAGE}=={version}" if version else f"'{PACKAGE}>=2'"
     other = FileError(
         path,
@@ -230,13 +212,12 @@ def build_unet(
     )
     try:
         with torch.device("meta"):  # allocates nothing before shapes are checked
-            network: nn.Module = unet(**_accepted(arguments, unet))
+            network: nn.Module = Unet(**vars(arguments))
     except (AssertionError, TypeError, ValueError, RuntimeError) as error:
         raise other from error
     names = network.state_dict()
-    if _generation(names) != generation or (
-        version not in (None, installed) and (generation != "2" or set(names) != set(weights))
-    ):
+    is_other = version not in (None, installed) and set(names) != set(weights)
+    if is_other or f"downs.0.0.block1.{_NORM}" not in names:
         raise other
     load_weights(network, weights, source=str(path))
     return network.eval()
@@ -267,50 +248,6 @@ class RangeFromZero(nn.Module):
         at_first = (time == 0).view(-1, 1, 1, 1)
         value = torch.where(at_first, 1 - (1 - value) * self._stretch, value)
         return torch.cat([output, value], dim=1)
-
-
-def _imported(path: Path) -> type[nn.Module]:
-    with importing("lucidrains", path, f"its network runs through {PACKAGE}"):
-        from denoising_diffusion_pytorch import Unet
-    unet: type[nn.Module] = Unet
-    return unet
-
-
-def _generation(weights: Mapping[str, object]) -> str:
-    """The versions of the package whose network has these names."""
-    if "downs.0.0.block1.norm.g" in weights:
-        return "2"
-    return "1.9 to 1.11" if "mid_attn.mem_kv" in weights else "before 1.9"
-
-
-# Arguments that no shape determines in these versions, with the values used.
-_UNDETERMINED = {
-    "2": "sinusoidal_pos_emb_theta 10000",
-    "1.9 to 1.11": "sinusoidal_pos_emb_theta 10000, resnet_block_groups 8",
-    "before 1.9": (
-        f"sinusoidal_pos_emb_theta 10000, resnet_block_groups 8, attn_dim_head {HEAD_CHANNELS}"
-    ),
-}
-
-
-def _accepted(arguments: UnetArguments, unet: type[nn.Module]) -> dict[str, object]:
-    """The arguments that the installed version takes.
-
-    Raises:
-        ValueError: it lacks one that does not have the default value.
-    """
-    built_in = {"attn_heads": 4, "attn_dim_head": HEAD_CHANNELS, "full_attn": False}
-    known = inspect.signature(unet).parameters
-    result: dict[str, object] = {}
-    for field in dataclasses.fields(arguments):
-        value = getattr(arguments, field.name)
-        if field.name in ("attn_heads", "attn_dim_head") and len(set(value)) == 1:
-            value = value[0]
-        if field.name in known:
-            result[field.name] = value
-        elif set(value if isinstance(value, tuple) else [value]) != {built_in.get(field.name)}:
-            raise ValueError(f"{field.name} = {value}")
-    return result
 
 
 _ULP = 2.0**-23
@@ -418,3 +355,12 @@ def _prediction(
         prediction = Prediction(settings.prediction)
         notes.append(f"`prediction={prediction}`, which the file does not say")
     return prediction, notes
+
+
+LUCIDRAINS = Family(
+    name="lucidrains",
+    projects="denoising-diffusion-pytorch",
+    read=read_lucidrains,
+    names=(("betas", "model.init_conv.weight"),),
+    stated_by=("the network's buffers say", "copy it again"),
+)

@@ -11,8 +11,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ddpmbench.checkpoints.diffusers_files import NETWORKS, is_model
 from ddpmbench.checkpoints.network_weights import build_unet, check_outputs
-from ddpmbench.checkpoints.settings import WEIGHTS
+from ddpmbench.checkpoints.settings import WEIGHTS, Family
 from ddpmbench.checkpoints.weights import FileError, naming, rounding_notes
 from ddpmbench.diffusion.data_range import UNIT_RANGE, DataRange
 from ddpmbench.diffusion.model import Checkpoint, TimeInput
@@ -22,8 +23,7 @@ from ddpmbench.files import os_errors, replacing, sha256_of
 from ddpmbench.unet.unet import UNet, UNetConfig
 
 FORMAT = 3
-"""The latest format. Readers of format 1 would ignore a non-default clip or data range, those of
-format 2 a process."""
+"""The format that is written; earlier ones lack clip and data range (1), or the process (2)."""
 TRAINED = "checkpoint.safetensors"
 """File name of a training run's checkpoint."""
 _RECORD = "ddpmbench"
@@ -60,6 +60,24 @@ def is_native(path: Path) -> bool:
             return _RECORD in (file.metadata() or {})
     except SafetensorError:
         return False
+
+
+def native_file(path: Path) -> Path | None:
+    """The native file at a path, or of a training run in it; None if there is none.
+
+    Raises:
+        InputError: a folder also holds a model of diffusers.
+    """
+    if not is_native(path / TRAINED):
+        return path if is_native(path) else None
+    for place in (*(path / name for name in NETWORKS), path):
+        if is_model(place):
+            raise FileError(
+                path,
+                f"holds {TRAINED} and a model of diffusers in {place}; pass "
+                f"`ckpt={path / TRAINED}`, or a file of weights in {place}",
+            )
+    return path / TRAINED
 
 
 def read_native(path: Path) -> Checkpoint:
@@ -112,9 +130,10 @@ def read_native(path: Path) -> Checkpoint:
         image_size=fields.image_size,
         size_multiple=config.size_multiple,
         num_classes=config.num_classes,
-        family="native",
+        family=NATIVE.name,
         source=str(path),
         sha256=sha256_of(path),
+        files=(str(path),),
         training=fields.training,
         weights=fields.weights,
         notes=rounding_notes(weights),
@@ -159,14 +178,7 @@ def write_native(
         data_range=None if data_range == UNIT_RANGE else _DataRange(**vars(data_range)),
         process=checkpoint.schedule.process,
     )
-    # every version can read a file without clip and data range
-    is_first = fields.clip and fields.data_range is None
-    is_preserving = fields.process is Process.VP
-    record = {
-        "format": (1 if is_first else 2) if is_preserving else FORMAT,
-        "training": training,
-        **msgspec.to_builtins(fields),
-    }
+    record = {"format": FORMAT, "training": training, **msgspec.to_builtins(fields)}
     state = weights if weights is not None else network.state_dict()
     tensors = {
         _NETWORK + name: tensor.detach().cpu().contiguous() for name, tensor in state.items()
@@ -175,3 +187,11 @@ def write_native(
     with replacing(path) as temporary, os_errors():
         save_file(tensors, temporary, metadata={_RECORD: json.dumps(record)})
         temporary.chmod(0o644)  # safetensors makes it readable by the owner only
+
+
+NATIVE = Family(
+    name="native",
+    projects="ddpmbench train or convert",
+    read=lambda file: read_native(file.path),
+    find=native_file,
+)

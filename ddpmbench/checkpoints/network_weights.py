@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ddpmbench.checkpoints.weights import (
+    AGAIN,
+    OWN,
     FileError,
     first_line,
     is_plain,
@@ -31,7 +33,10 @@ def only_tensors(state: Mapping[str, object], *, source: str) -> dict[str, Tenso
     tensors = {}
     for name, value in state.items():
         if not isinstance(value, Tensor):
-            raise FileError(source, f"{name} is a {type(value).__name__}, not a tensor")
+            raise FileError(
+                source,
+                f"{name} is a {type(value).__name__}, not a tensor; save the state dict alone",
+            )
         held = numbers_held(value)
         if held is not None and value.numel() > held:
             raise FileError(
@@ -55,17 +60,19 @@ def shape_of(
         raise FileError(source, f"weight {name} missing; the file is not whole")
     shape = tuple(weights[name].shape)
     if len(shape) != dimensions or not all(shape):
-        raise FileError(source, f"{name} is {list(shape)}, which no such network has")
+        raise FileError(source, f"{name} is {list(shape)}, which no such network has; {OWN}")
     return shape
 
 
 def check_outputs(config: UNetConfig, variance: Variance, *, source: object) -> None:
     """Refuse a variance without an output of the network, or an output that no variance uses."""
-    if variance.is_learned != (config.out_channels == 2 * config.in_channels):
+    has_variance = config.out_channels == 2 * config.in_channels
+    if variance.is_learned != has_variance:
+        other = Variance.LEARNED_RANGE if has_variance else Variance.FIXED_LARGE
         raise FileError(
             source,
             f"the variance is {variance}, but the network outputs {config.out_channels} channels "
-            f"for images of {config.in_channels}",
+            f"for images of {config.in_channels}; pass `variance={other}`, or as it was trained",
         )
 
 
@@ -103,7 +110,7 @@ def load_weights(
         else:
             state[name] = tensor.float().contiguous()  # torch has no isfinite for 8-bit floats
             if not bool(state[name].isfinite().all()):
-                problem = "holds NaN or infinite weights"
+                problem = NOT_FINITE
         if problem is not None:
             raise FileError(source, f"{theirs[name]} {problem}")
     if all_zero(state[name] for name, _ in network.named_parameters()):
@@ -111,12 +118,17 @@ def load_weights(
     network.load_state_dict(state, assign=any(w.is_meta for w in expected.values()))
 
 
-ALL_ZERO = "all weights are zero; take a file of trained ones"
+ALL_ZERO = "all weights are zero; take trained ones"
+NOT_FINITE = (
+    "holds NaN or infinite weights; take those of an earlier step, or save them again as float32"
+)
 
 
 def all_zero(tensors: Iterable[Tensor]) -> bool:
-    """Whether no tensor has a number but 0, and there are some."""
+    """Whether no tensor has a number but 0, and there are some; False if one has no numbers yet."""
     known = list(tensors)
+    if any(nn.parameter.is_lazy(tensor) or tensor.is_meta for tensor in known):
+        return False
     return bool(known) and not any(bool(tensor.any()) for tensor in known)
 
 
@@ -187,7 +199,9 @@ def _joined(parts: Mapping[str, Tensor], source: object) -> Tensor:
     try:
         return torch.cat(matrices) if len(matrices) > 1 else matrices[0]
     except RuntimeError as error:
-        raise FileError(source, f"{', '.join(parts)} are not parts of one matrix") from error
+        raise FileError(
+            source, f"{', '.join(parts)} are not parts of one matrix; {AGAIN}"
+        ) from error
 
 
 def renamed_weights(
@@ -211,7 +225,7 @@ def count(weights: Mapping[str, Tensor], pattern: str) -> int:
 
 
 @contextlib.contextmanager
-def importing(extra: str, source: str | Path, why: str, *, remedy: str = "") -> Iterator[None]:
+def importing(extra: str, source: str | Path, why: str) -> Iterator[None]:
     """Context in which a package of an extra is imported, without its warnings.
 
     Raises:
@@ -225,5 +239,5 @@ def importing(extra: str, source: str | Path, why: str, *, remedy: str = "") -> 
         raise FileError(
             source,
             f"{why}, which cannot be imported ({first_line(error)}): "
-            f"pip install 'ddpmbench[{extra}]'{remedy}",
+            f"pip install 'ddpmbench[{extra}]'",
         ) from error

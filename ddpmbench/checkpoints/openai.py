@@ -9,34 +9,16 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ddpmbench.checkpoints.network_weights import Renames, build_unet, only_tensors, shape_of
-from ddpmbench.checkpoints.openai_flags import PRESETS, ModelFlags, flag_error, parse_flags
-from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsError
-from ddpmbench.checkpoints.weights import FileError, naming
+from ddpmbench.checkpoints.flags import MODELS, ModelFlags, flag_error, parse_flags
+from ddpmbench.checkpoints.network_weights import Renames, build_unet, shape_of
+from ddpmbench.checkpoints.settings import CheckpointFile, Family, MissingSettingsError
+from ddpmbench.checkpoints.weights import OWN, FileError, naming
 from ddpmbench.diffusion.model import Checkpoint, TimeInput
 from ddpmbench.diffusion.process import Prediction
-from ddpmbench.files import sha256_of
 from ddpmbench.unet.unet import Resampling, UNetConfig
 
-NAMES = (
-    ("input_blocks.0.0.weight", "time_embed.0.weight"),
-    ("middle_block.0.in_layers.0.weight", "out.2.weight"),
-)
-"""Groups of names of this family, under any prefix; a file has all names of a group."""
 
-
-def is_openai(names: Mapping[str, object]) -> bool:
-    """Whether a state dict has the names of this family."""
-    return any(set(row) <= set(names) for row in NAMES)
-
-
-def read_openai(
-    path: Path,
-    state: Mapping[str, object],
-    *,
-    source: str,
-    settings: CheckpointSettings,
-) -> Checkpoint:
+def read_openai(file: CheckpointFile) -> Checkpoint:
     """The checkpoint in a state dict of either project.
 
     Raises:
@@ -46,23 +28,23 @@ def read_openai(
 
     Source: Nichol & Dhariwal 2021; Dhariwal & Nichol 2021; the projects' script_util.py.
     """
-    weights = only_tensors(state, source=str(path))
+    path, weights = file.path, file.weights
     shapes = read_shapes(weights, path)
     notes = []
-    model_flags = settings.model_flags
-    if model_flags is None and path.stem in PRESETS:
+    model_flags = file.settings.model_flags
+    if model_flags is None and path.stem in MODELS:
         model_flags = path.stem
-        notes.append(f"flags of the published {path.stem}: {PRESETS[path.stem]}")
+        notes.append(f"flags of the published {path.stem}: {MODELS[path.stem]}")
     if model_flags is None or not model_flags.strip():
         raise MissingSettingsError(
             f"{path}: says nothing of heads, schedule and steps; pass `model_flags`, the "
             "flags it was trained with (--image_size, --num_heads, --diffusion_steps, "
             "--noise_schedule, ...) or a published file's name; its weights have "
             f"{_known_flags(shapes)}, channel multiples {_listed(_multiples(shapes))}",
-            family="openai",
             path=path,
             weights=weights,
             missing={"model_flags": _flags_to_fill(shapes)},
+            config=shapes,
         )
     flags = parse_flags(model_flags)
     if flags.ignored:
@@ -72,13 +54,12 @@ def read_openai(
         for name, rows in weights.items():
             if ".qkv." in name:
                 weights[name] = _queries_first(rows, config, f"{path}: {name}")
-    network = build_unet(config, weights, _renames(config), source=path)
     rescales = flags.rescales(resblock_updown=shapes.resampling == "block")
     if flags.rescale_timesteps is None and flags.diffusion_steps != 1000:
         project = "improved-diffusion" if rescales else "guided-diffusion"
         notes.append(f"`model_flags`: --rescale_timesteps {rescales}, the default of {project}")
     return Checkpoint(
-        network=network,
+        network=build_unet(config, weights, _renames(config), source=path),
         schedule=flags.schedule,
         prediction=Prediction.X_START if flags.predict_xstart else Prediction.EPSILON,
         variance=flags.variance,
@@ -88,9 +69,6 @@ def read_openai(
         image_size=flags.image_size,
         size_multiple=config.size_multiple,
         num_classes=config.num_classes,
-        family="openai",
-        source=source,
-        sha256=sha256_of(path),
         notes=tuple(notes),
     )
 
@@ -121,7 +99,7 @@ def read_shapes(weights: Mapping[str, Tensor], path: Path) -> UNetConfig:
     """
     shape = functools.partial(shape_of, weights, source=path)
     if not any(name.startswith("output_blocks.") for name in weights):
-        raise FileError(path, "a classifier, not a diffusion model: it has no output_blocks")
+        raise FileError(path, "a classifier, without output_blocks; pass the diffusion model")
     in_channels = shape("input_blocks.0.0.weight", 4)[1]
     if in_channels == 6:
         raise FileError(path, "an upsampler, which takes a second image; it cannot be read")
@@ -134,7 +112,7 @@ def read_shapes(weights: Mapping[str, Tensor], path: Path) -> UNetConfig:
     ends = block or {number - 1 for number in without} if resampling != "conv" else conv
     per_level = 1 + min(ends, default=total - 1)
     if per_level < 2 or total % per_level:
-        raise FileError(path, f"its {total} output_blocks do not divide into resolutions")
+        raise FileError(path, f"its {total} output_blocks do not divide into resolutions; {OWN}")
     firsts = range(total - per_level, -1, -per_level)  # from the image's resolution down
     channels = tuple(shape(f"output_blocks.{j}.0.out_layers.3.weight", 4)[0] for j in firsts)
     embedding = shape("output_blocks.0.0.emb_layers.1.weight", 2)[0]
@@ -204,7 +182,6 @@ def _check(flags: ModelFlags, shapes: UNetConfig, path: Path) -> None:
         tuple(size >> level for level, yes in enumerate(levels) if yes)
         for levels in (attention, shapes.attention)
     )
-    multiples = "channel_mult" if flags.channel_mult is not None else "image_size"
     for name, flag, stored in (
         ("num_channels", flags.num_channels, shapes.model_channels),
         ("num_res_blocks", flags.num_res_blocks, shapes.num_blocks),
@@ -212,7 +189,7 @@ def _check(flags: ModelFlags, shapes: UNetConfig, path: Path) -> None:
         ("class_cond", flags.class_cond, shapes.num_classes > 0),
         ("use_scale_shift_norm", flags.use_scale_shift_norm, shapes.scale_shift),
         ("resblock_updown", flags.resblock_updown, shapes.resampling == "block"),
-        (multiples, flags.multiples, _multiples(shapes)),
+        ("channel_mult", flags.multiples, _multiples(shapes)),
         ("attention_resolutions", attended, attended_in_file),
     ):
         if flag != stored:
@@ -221,23 +198,24 @@ def _check(flags: ModelFlags, shapes: UNetConfig, path: Path) -> None:
                 (_listed(value) or "none") if isinstance(value, tuple) else str(value)
                 for value in (flag, stored)
             )
-            if name == "image_size":
-                given = f"{size} (channel multiples {given})"
-                weights = f"channel multiples {weights}"
             raise FileError(
-                path, f"`model_flags` {how} --{name} {given}, the weights say {weights}"
+                path,
+                f"`model_flags` {how} --{name} {given}, the weights say {weights}; pass the flags "
+                "of its own training",
             )
     if flags.num_head_channels == -1 and flags.num_heads_upsample not in (-1, flags.num_heads):
         raise flag_error(
             f"--num_heads_upsample {flags.num_heads_upsample} differs from --num_heads "
-            f"{flags.num_heads}, which cannot be read"
+            f"{flags.num_heads}; {OWN}"
         )
     name = "num_heads" if flags.num_head_channels == -1 else "num_head_channels"
     heads = getattr(flags, name)
     pairs = zip(shapes.channels, shapes.attention, strict=True)
     for width in (*(width for width, attends in pairs if attends), shapes.channels[-1]):
         if heads < 1 or width % heads:
-            raise flag_error(f"--{name} {heads} does not divide {width} channels")
+            raise flag_error(
+                f"--{name} {heads} does not divide {width} channels; pass that of the training"
+            )
 
 
 def _queries_first(rows: Tensor, config: UNetConfig, source: str) -> Tensor:
@@ -246,7 +224,7 @@ def _queries_first(rows: Tensor, config: UNetConfig, source: str) -> Tensor:
     try:
         return rows.reshape(heads, 3, -1, *rows.shape[1:]).transpose(0, 1).flatten(0, 2)
     except RuntimeError as error:
-        problem = f"is {list(rows.shape)}, which {heads} heads do not divide"
+        problem = f"is {list(rows.shape)}, which {heads} heads do not divide; correct the flags"
         raise FileError(source, problem) from error
 
 
@@ -293,3 +271,16 @@ def _renames(config: UNetConfig) -> Renames:
         (r"^down\.(\d+)\.(blocks|attentions)\.(\d+)\.", down),
         (r"^up\.(\d+)\.(blocks|attentions)\.(\d+)\.", up),
     )
+
+
+OPENAI = Family(
+    name="openai",
+    projects="improved-diffusion or guided-diffusion",
+    read=read_openai,
+    names=(
+        ("input_blocks.0.0.weight", "time_embed.0.weight"),
+        ("middle_block.0.in_layers.0.weight", "out.2.weight"),
+    ),
+    takes_flags=True,
+    stated_by=("its name says", "rename it"),
+)

@@ -10,7 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddpmbench.checkpoints.network_weights import ALL_ZERO, all_zero, some_weights
+from ddpmbench.checkpoints.network_weights import (
+    ALL_ZERO,
+    NOT_FINITE,
+    all_zero,
+    some_weights,
+)
 from ddpmbench.checkpoints.schedule_tables import ScheduleTables
 from ddpmbench.checkpoints.state_dicts import StateDict, find_state
 from ddpmbench.checkpoints.weights import FileError, is_plain, kind_of, why_not_plain
@@ -173,9 +178,9 @@ _OTHER_SEED = 7919
 
 
 def refuse_untrained(file: UserFile, network: nn.Module, path: Path | None = None) -> None:
-    """Refuse weights or buffers that are random, or in a given file not finite or all zero."""
-    if path is not None and all_zero(network.parameters()):
-        raise FileError(path, ALL_ZERO)
+    """Refuse weights or buffers that are random, not finite, or all zero."""
+    if all_zero(network.parameters()):
+        raise FileError(path or file.who, ALL_ZERO)
     if (name := not_finite(network)) is None:
         return
     if path is None:
@@ -185,7 +190,7 @@ def refuse_untrained(file: UserFile, network: nn.Module, path: Path | None = Non
             "function"
         )
     if name in network.state_dict():
-        raise InputError(f"{path}: {name} holds NaN or infinite weights")
+        raise FileError(path, f"{name} {NOT_FINITE}")
     raise InputError(
         f"{file.who}: {name} is random and in no file, and so it is not what was trained; "
         "register it as a buffer that is saved, or draw it with "

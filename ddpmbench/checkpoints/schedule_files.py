@@ -1,7 +1,5 @@
 """Noise schedules in files of numbers, and checks of such numbers."""
 
-import contextlib
-import json
 import math
 import re
 import warnings
@@ -121,13 +119,10 @@ def _from_text(content: bytes) -> Array:
     """The numbers of a text: one a line, all on one line, or a JSON list."""
     try:
         text = content.decode("utf-8-sig").strip()
-        if text.startswith("["):
-            values = json.loads(text)
-            if any(type(value) not in (int, float) for value in values):
-                raise ValueError("an item that is no number")
-            return np.array([float(value) for value in values])
-    except (ValueError, RecursionError, OverflowError) as error:
-        raise InputError(f"is no plain list of numbers in UTF-8; {_READ}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"is no text in UTF-8; {_READ}") from error
+    if text.startswith("[") and text.endswith("]"):
+        text = text[1:-1]
     rows = []
     for number, line in enumerate(text.splitlines(), start=1):
         words = _SEPARATOR.split(line.strip().removesuffix(",").rstrip()) if line.strip() else []
@@ -177,23 +172,21 @@ def betas_schedule(values: Array, *, name: str = "betas") -> NoiseSchedule:
             "its first number is 0, which is for no noise: leave it out, t = 1 comes first"
         )
     if not inside.all():
-        raise InputError("not all of its numbers lie strictly between 0 and 1, as betas do")
+        raise InputError(
+            "not all of its numbers lie strictly between 0 and 1, as betas do; save them alone, "
+            "or say what they are, as in alphas_cumprod:FILE"
+        )
     if values[0] > values[-1]:
-        remedy = "say what they are, as products of alphas in alphas_cumprod:FILE"
-        with contextlib.suppress(InputError):  # suggest reversing them only if that gives betas
-            betas_schedule(values[::-1])
-            remedy = "reverse them, or say what they are"
         raise InputError(
             f"its numbers fall from {values[0]:g} to {values[-1]:g}, and betas rise from the data "
-            f"on: {remedy} (alphas are 1 - beta)"
+            "on: reverse them, or say what they are, as in alphas_cumprod:FILE (alphas are "
+            "1 - beta)"
         )
     ends = float(np.log1p(-values).sum())
-    if (ends < _LOG_LEAST_OF_BETAS or values[-1] > 0.9) and (meaning := _likely_meaning(values)):
-        raise InputError(f"these look like {meaning[0]}, not like betas; pass {meaning[1]}")
-    if ends < _LOG_LEAST_OF_BETAS:
+    if ends < _LOG_LEAST_OF_BETAS or (values[-1] > 0.9 and _look_like_no_betas(values)):
         raise InputError(
-            f"as betas they leave 1e{ends / math.log(10):.0f} of the data's variance, so they are "
-            "likely something else; pass the products of 1 - beta as alphas_cumprod:FILE"
+            f"as betas they leave 1e{ends / math.log(10):.0f} of the data's variance and look like "
+            "something else; pass the products of 1 - beta, t = 1 first, as alphas_cumprod:FILE"
         )
     return NoiseSchedule.from_betas(values, name=name)
 
@@ -213,7 +206,8 @@ def products_schedule(values: Array, *, name: str = "alphas_cumprod") -> NoiseSc
         )
     if not ((values > 0) & (values < 1)).all() or not (np.diff(values) < 0).all():
         raise InputError(
-            "its numbers do not fall strictly from below 1 to above 0, as products of 1 - beta do"
+            "its numbers do not fall strictly from below 1 to above 0, as products of 1 - beta do; "
+            "save the products of t = 1 to T, or say what they are, as in betas:FILE"
         )
     if values[-1] > 0.5 and _look_like_alphas(values):
         raise InputError(
@@ -235,9 +229,11 @@ def _check_row(values: Array) -> None:
             f"its shape is {values.shape}, not one row of a number a step; save T numbers, (T,)"
         )
     if len(values) > MAX_TIMESTEPS:
-        raise InputError(f"has {len(values):,} numbers, more than {MAX_TIMESTEPS:,} steps")
+        raise InputError(
+            f"has {len(values):,} numbers, more than {MAX_TIMESTEPS:,} steps; name the schedule"
+        )
     if not np.isfinite(values).all():
-        raise InputError("not all of its numbers are finite")
+        raise InputError("not all of its numbers are finite; save them as they were computed")
 
 
 def _betas_of(products: Array) -> Array:
@@ -245,43 +241,18 @@ def _betas_of(products: Array) -> Array:
     return betas
 
 
-def _first_betas_of(products: Array) -> Array:
-    return _betas_of(products[products > 0.1])  # below, rounding to float32 dominates
+def _look_like_no_betas(values: Array) -> bool:
+    """Whether rising numbers imply evenly spaced betas if they are something else, and only then.
 
-
-_OTHER_MEANINGS: tuple[tuple[str, Callable[[Array], Array], str], ...] = (
-    (
-        "alphas_cumprod or its square roots, the last timestep first",
-        lambda values: _first_betas_of(values[::-1]),
-        "alphas_cumprod:FILE with t = 1 first",
-    ),
-    (
-        "1 - alphas_cumprod",
-        lambda values: _first_betas_of(1 - values),
-        "1 - values as alphas_cumprod:FILE",
-    ),
-    (
-        "sqrt(1 - alphas_cumprod)",
-        lambda values: _first_betas_of(1 - values**2),
-        "1 - values**2 as alphas_cumprod:FILE",
-    ),
-    ("square roots of betas", lambda values: values**2, "values**2"),
-)
-"""Possible meanings of rising numbers, the betas they imply, and the form to pass."""
-
-
-def _likely_meaning(values: Array) -> tuple[str, str] | None:
-    """The likely meaning of rising numbers, and the form to pass; None if unclear.
-
-    It is clear if the implied betas are evenly spaced, and the numbers are not.
+    They may be 1 - beta or products of these, the last timestep first, 1 minus the products, or
+    square roots.
     """
     if values[0] > 0.5:
-        is_even = _unevenness(1 - values[::-1]) < _EVEN
-        return ("1 - beta, the last timestep first", "1 - values[::-1]") if is_even else None
-    if _unevenness(values) < _EVEN:
-        return None
-    best = min(_OTHER_MEANINGS, key=lambda meaning: _unevenness(meaning[1](values)))
-    return (best[0], best[2]) if _unevenness(best[1](values)) < _EVEN else None
+        return _unevenness(1 - values[::-1]) < _EVEN
+    products = (values[::-1], 1 - values, 1 - values**2)
+    # below 0.1, rounding to float32 dominates
+    implied = [values**2, *(_betas_of(row[row > 0.1]) for row in products)]
+    return _unevenness(values) >= _EVEN and min(map(_unevenness, implied)) < _EVEN
 
 
 def _unevenness(row: Array) -> float:

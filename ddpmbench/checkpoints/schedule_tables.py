@@ -22,6 +22,7 @@ from ddpmbench.checkpoints.schedule_files import (
     products_schedule,
 )
 from ddpmbench.checkpoints.weights import is_plain, leaves_in, numbers_held
+from ddpmbench.diffusion.model import betas_apart
 from ddpmbench.diffusion.named_schedules import MAX_TIMESTEPS
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError
@@ -222,7 +223,10 @@ class ScheduleTables:
         of_steps = " or ".join(f"{theirs.num_timesteps:,}" for theirs in self.candidates)
         _, agreed, _ = self._agreed
         name = min(self._named.keys() & agreed, default=self._table.name)
-        return f"the table {name} says another, of {of_steps} steps"
+        apart = ""
+        if len(self.candidates) == 1 and self.candidates[0].num_timesteps == schedule.num_timesteps:
+            apart = betas_apart(self.candidates[0], schedule)
+        return f"the table {name} says another, of {of_steps} steps{apart}"
 
     def _has_entries(self, table: _Table) -> str:
         return f"{self.source}'s {table.name} has {table.num_entries:,} entries"

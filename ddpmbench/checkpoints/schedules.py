@@ -57,20 +57,16 @@ class _Form:
     def read(self, name: str, steps: int, numbers: list[float]) -> NoiseSchedule:
         if not numbers and self.is_optional:
             return self.make(steps)
-        if (more := len(numbers) - len(self.names)) > 0:
-            known = ":".join(f"{number:.12g}" for number in numbers[: len(self.names)])
-            count = "one number" if more == 1 else f"{more} numbers"
-            raise InputError(f"has {count} too many; take {name}:{steps}:{known}")
-        example = f"{name}:{steps}:{self.example}"
-        if len(numbers) < len(self.names):
-            alone = f", or its steps alone, as in {name}:{steps}" if self.is_optional else ""
-            raise InputError(f"name {self.takes}, as in {example}{alone}")
+        alone = f", or its steps alone, as in {name}:{steps}" if self.is_optional else ""
+        example = f"takes {self.takes}, as in {name}:{steps}:{self.example}{alone}"
+        if len(numbers) != len(self.names):
+            raise InputError(example)
         given = dict(zip(self.names, numbers, strict=True))
         for parameter, number in given.items():
             if parameter.startswith("beta") and not 0 < number < 1:
                 raise InputError(f"{number:g} is no beta, which lies strictly between 0 and 1")
         if not all(_ALLOWED[parameter](given) for parameter in given.keys() & _ALLOWED.keys()):
-            raise InputError(f"takes {self.takes}, as in {example}")
+            raise InputError(example)
         return self.make(steps, **given)
 
 
@@ -116,7 +112,7 @@ def read_schedule(form: str, tables: ScheduleTables | None = None) -> NoiseSched
         form: one of `FORMS`: a name with the number of timesteps, and the first and last beta if it
             has them; a file of numbers (.npy, .npz or text), one per timestep, t = 1 first;
             `buffers`, the tables beside the weights, with T if they have one more entry; or a
-            family of forward processes with its noise levels.
+            forward process with its noise levels.
         tables: the tables beside the weights.
 
     Raises:
@@ -164,7 +160,7 @@ LEVELS: Mapping[str, Callable[[str], NoiseSchedule]] = {
     Process.VE: _exploding,
     Process.FLOW: lambda steps: NoiseSchedule.flow(_steps(steps)),
 }
-"""Parsers of the text after the name of a family with its own noise levels."""
+"""Parsers of the text after the name of a process with its own noise levels."""
 
 
 def _linear(steps: int) -> NoiseSchedule:

@@ -9,28 +9,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddpmbench.checkpoints.flags import CONFIGURATIONS, EXAMPLE, Config, parse_config
 from ddpmbench.checkpoints.network_weights import Renames, build_unet, only_tensors, shape_of
-from ddpmbench.checkpoints.score_sde_flags import EXAMPLE, PRESETS, Config, parse_config
-from ddpmbench.checkpoints.settings import OWN, CheckpointSettings, MissingSettingsError
-from ddpmbench.checkpoints.weights import FileError, is_plain, naming, why_not_plain
+from ddpmbench.checkpoints.settings import CheckpointFile, Family, MissingSettingsError
+from ddpmbench.checkpoints.weights import OWN, FileError, is_plain, naming, why_not_plain
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.parameterization import Prediction, Variance
-from ddpmbench.files import sha256_of
 from ddpmbench.unet.unet import Resampling, UNetConfig
 
-NAMES = (
+_NAMES = (
     ("all_modules.3.GroupNorm_0.weight", "all_modules.3.Conv_0.weight"),
     ("all_modules.0.W", "all_modules.1.weight", "all_modules.3.weight"),
     ("all_modules.1.GroupNorm_0.weight", "all_modules.0.weight"),
 )
-"""Names of this family, under any prefix: with sinusoids, Fourier features or no time input."""
+"""With sinusoids, Fourier features or no time input."""
 _NUMBERED = re.compile(r"all_modules\.(\d{1,4})\.(.+)")
 _FOURIER = "all_modules.0.W"
 
 
-def read_score_sde(
-    path: Path, state: Mapping[str, object], *, source: str, settings: CheckpointSettings
-) -> Checkpoint:
+def read_score_sde(file: CheckpointFile) -> Checkpoint:
     """The checkpoint in a state dict of the project's `ddpm`, or `ncsnpp` without filters.
 
     Images in [0, 1] and their noise are treated as images in [-1, 1] and twice the noise, like the
@@ -43,24 +40,24 @@ def read_score_sde(
 
     Source: Song et al. 2021 and the project's models and configurations.
     """
-    weights = _plain(state, path)
+    path, model_flags = file.path, file.settings.model_flags
+    weights = _plain(file.weights, path)
     if (part := _not_ours(weights)) is not None:
         raise FileError(path, f"a network of score_sde with {part}, which is not read; {OWN}")
     (num_scales,) = shape_of(weights, "sigmas", 1, source=path)
     if num_scales < 2:
         raise FileError(path, f"its sigmas are one noise level, and a process has more; {OWN}")
     sigmas = weights.pop("sigmas")
-    if settings.model_flags is None or not settings.model_flags.strip():
+    if model_flags is None or not model_flags.strip():
         raise MissingSettingsError(
             f"{path}: a network of score_sde ({num_scales:,} noise levels), whose file does not "
             "say its process; pass `model_flags`, the name of its configuration "
-            f"({', '.join(PRESETS)}) or its settings: {EXAMPLE}",
-            family="score_sde",
+            f"({', '.join(CONFIGURATIONS)}) or its settings: {EXAMPLE}",
             path=path,
             weights=weights,
             missing={"model_flags": EXAMPLE},
         )
-    flags, notes = parse_config(settings.model_flags)
+    flags, notes = parse_config(model_flags)
     config = network_config(weights, path, flags)
     with naming(path):
         schedule, time_input = flags.process(sigmas, path)
@@ -88,9 +85,6 @@ def read_score_sde(
         channels=config.in_channels,
         image_size=flags.image_size,
         size_multiple=config.size_multiple,
-        family="score_sde",
-        source=source,
-        sha256=sha256_of(path),
         notes=(*notes, "variance fixed_large and no clipping: as the project samples"),
     )
 
@@ -266,10 +260,6 @@ def _as_convolutions(
 
 # ---- averaged weights, a list in the order of the network's parameters
 
-_PARTS = (
-    *("GroupNorm_0", "Conv_0", "Conv2d_0", "Dense_0", "GroupNorm_1", "Conv_1", "Conv_2"),
-    *("NIN_0", "NIN_1", "NIN_2", "NIN_3"),
-)
 _OTHER_ORDER = 0.25
 """Squared distance of averaged weights from others of the same shape, over that from their own,
 below which they are in another order."""
@@ -313,19 +303,10 @@ def with_named_average(
 def _parameter_names(model: Mapping[str, object]) -> list[str]:
     """The names of trained weights, in the network's order."""
     matches = [(re.search(r"(^|\.)(all_modules\..*)", str(name)), name) for name in model]
-    inner = {match[2]: name for match, name in matches if match is not None}
-    if not any(set(row) <= set(inner) for row in NAMES):
+    inner = {match[2]: str(name) for match, name in matches if match is not None}
+    if not any(set(row) <= set(inner) for row in _NAMES):
         return []
-    return [str(inner[name]) for name in sorted(set(inner) - {_FOURIER}, key=_position)]
-
-
-def _position(name: str) -> tuple[int, int, bool, str]:
-    """Sort key: the order in which the project's modules register names."""
-    if (match := _NUMBERED.fullmatch(name)) is None:
-        return (10_000, 0, False, name)
-    part, _, kind = match[2].rpartition(".")
-    order = _PARTS.index(part) if part in _PARTS else len(_PARTS)
-    return (int(match[1]), order, kind in ("bias", "b"), name)
+    return [name for within, name in inner.items() if within != _FOURIER]
 
 
 def _other_order(averaged: Mapping[str, Tensor], last: Mapping[str, Tensor]) -> str | None:
@@ -359,3 +340,13 @@ def _other_order(averaged: Mapping[str, Tensor], last: Mapping[str, Tensor]) -> 
             first, other = names[moved[0]], names[closest[moved[0]]]
             return f"are in another order: in the place of {first} are those of {other}"
     return None
+
+
+SCORE_SDE = Family(
+    name="score_sde",
+    projects="score_sde_pytorch",
+    read=read_score_sde,
+    names=_NAMES,
+    prepare=with_named_average,
+    takes_flags=True,
+)

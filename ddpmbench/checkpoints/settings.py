@@ -1,19 +1,21 @@
-"""The user's settings of a checkpoint, and the error if one is missing."""
+"""What a family of checkpoints is, the user's settings, and the error if one is missing."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from torch import Tensor
 
+from ddpmbench.checkpoints.network_weights import only_tensors
+from ddpmbench.checkpoints.schedule_tables import NO_TABLES, ScheduleTables
+from ddpmbench.checkpoints.state_dicts import StateDict
 from ddpmbench.diffusion.data_range import DataRange
-from ddpmbench.diffusion.model import TimeInput
+from ddpmbench.diffusion.model import Checkpoint, TimeInput
 from ddpmbench.diffusion.parameterization import Prediction, Process, Variance
 from ddpmbench.errors import InputError
 from ddpmbench.records import short_repr
+from ddpmbench.unet.unet import UNetConfig
 
-OWN = "build it with `network=FILE.py:NAME`"
-"""The remedy for a network of no known family."""
 WEIGHTS = ("ema", "raw")
 """Kinds of weights: averaged over the training, or last."""
 _CHOICES = {
@@ -38,8 +40,8 @@ class CheckpointSettings:
         weights: "ema" (averaged over the training) or "raw" (last); None takes averaged ones if
             there are any.
         schedule: the noise schedule, such as `linear:1000`.
-        process: the family of the forward process, "vp", "sub-vp", "ve" or "flow", with the
-            checkpoint's signal-to-noise ratios; or with its own noise levels, which are a schedule,
+        process: the forward process, "vp", "sub-vp", "ve" or "flow", with the checkpoint's
+            signal-to-noise ratios; or with its own noise levels, which are a schedule,
             "ve:SIGMA_MIN:SIGMA_MAX:LEVELS" or "flow:T".
         prediction: "eps", "x_start", "v", "score", "velocity", "edm" or
             "previous_mean".
@@ -72,9 +74,9 @@ class CheckpointSettings:
             value = getattr(self, name)
             if value is not None and value not in choices:
                 raise InputError(f"`{name}={value}`: choose from {', '.join(choices)}")
-        family, colon, _ = ("" if self.process is None else self.process).partition(":")
+        name, colon, _ = ("" if self.process is None else self.process).partition(":")
         forms = [form.partition(":")[0] for form in PROCESSES if not colon or ":" in form]
-        if self.process is not None and family not in forms:
+        if self.process is not None and name not in forms:
             raise InputError(f"`process={self.process}`: choose from {', '.join(PROCESSES)}")
         if colon:
             if self.schedule not in (None, self.process):
@@ -85,10 +87,10 @@ class CheckpointSettings:
             object.__setattr__(self, "schedule", self.process)
 
     @property
-    def family(self) -> Process | None:
-        """The family that replaces the checkpoint's, with the same signal-to-noise ratios."""
-        is_family = self.process is not None and ":" not in self.process
-        return Process(self.process) if is_family and self.process else None
+    def other_process(self) -> Process | None:
+        """The process that replaces the checkpoint's, with the same signal-to-noise ratios."""
+        has_name = self.process is not None and ":" not in self.process
+        return Process(self.process) if has_name and self.process else None
 
     __repr__ = short_repr
 
@@ -112,24 +114,93 @@ class MissingSettingsError(InputError):
     """A checkpoint of a known family needs settings that it does not state.
 
     Attributes:
-        family: as in `Checkpoint.family`.
+        family: as in `Checkpoint.family`; `load_checkpoint` sets it.
         path: the file.
         weights: the file's tensors by name.
         missing: missing fields of `CheckpointSettings` -> an example or placeholder of the value,
             such as `linear:T:START:END`.
+        config: the U-Net, if the weights determine one.
     """
+
+    family = ""
 
     def __init__(
         self,
         message: str,
         *,
-        family: str,
         path: Path,
         weights: Mapping[str, Tensor],
         missing: Mapping[str, object],
+        config: UNetConfig | None = None,
     ) -> None:
         super().__init__(message)
-        self.family = family
         self.path = path
         self.weights = weights
         self.missing = dict(missing)
+        self.config = config
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CheckpointFile:
+    """What the reader of a family is given.
+
+    Attributes:
+        path: the file or folder.
+        source: the path or hub id as the user gave it.
+        settings: the user's settings.
+        content: the content of a file of weights; empty if the family reads its files itself.
+        state: the state dict in it; None likewise, and for the user's own network.
+        tables: the tables of a schedule in it.
+        sha256: of the file for the user's own network; empty if their code loads the weights.
+    """
+
+    path: Path
+    source: str
+    settings: CheckpointSettings
+    content: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    state: StateDict | None = None
+    tables: ScheduleTables = NO_TABLES
+    sha256: str = ""
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The tensors of the state dict.
+
+        Raises:
+            InputError: it holds something else.
+        """
+        assert self.state is not None
+        return only_tensors(self.state.weights, source=str(self.path))
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A family of checkpoints: files that are recognized and read in one way.
+
+    A state dict is recognized by the names of its weights, anything else by its files.
+
+    Attributes:
+        name: as in `Checkpoint.family`.
+        read: returns the checkpoint; its family and source, and for a state dict the file, are
+            filled in afterwards. It raises MissingSettingsError for a setting that is needed.
+        projects: whose files they are, unless the name says it.
+        names: groups of names of weights; a state dict of this family has all names of a group.
+        find: from a path to the path to read; None if it is not of this family.
+        prepare: from the content of a file, its path and `weights` to a content in which every
+            state dict has names.
+        takes_flags: whether `model_flags` complete it.
+        stated_by: where its schedule is stated, and the remedy if tables in the file contradict it.
+    """
+
+    name: str
+    read: Callable[[CheckpointFile], Checkpoint]
+    projects: str = ""
+    names: tuple[tuple[str, ...], ...] = ()
+    find: Callable[[Path], Path | None] | None = None
+    prepare: Callable[[Mapping[str, object], Path, str | None], Mapping[str, object]] | None = None
+    takes_flags: bool = False
+    stated_by: tuple[str, str] = ("its files say", "correct them")
+
+    def has(self, names: Mapping[str, object]) -> bool:
+        """Whether a state dict has the names of this family."""
+        return any(set(group) <= names.keys() for group in self.names)

@@ -218,8 +218,11 @@ SAFE_GLOBALS: list[Any] = [
 """Stand-ins for `torch.serialization.safe_globals` that build only numbers."""
 
 
-_AGAIN = "copy or download it again"
-DAMAGED = f"truncated or damaged; {_AGAIN}"
+_SAVE = "save one: torch.save(model.state_dict(), PATH)"
+AGAIN = "copy or download it again"
+OWN = "build it with `network=FILE.py:NAME`"
+"""The remedy for a network of no known family."""
+DAMAGED = f"truncated or damaged; {AGAIN}"
 _LFS = b"version https://git-lfs"
 _LONGEST_HEADER = 100_000_000
 
@@ -287,7 +290,7 @@ def _other_archive(archive: zipfile.ZipFile) -> str | None:
     if problem := next((problem for is_so, problem in problems if is_so), None):
         return problem
     damaged = damaged_record(archive)
-    return damaged and f"damaged: record {damaged} does not have its checksum; {_AGAIN}"
+    return damaged and f"damaged: record {damaged} does not have its checksum; {AGAIN}"
 
 
 def check_blob(file: Path, sha256: str) -> None:
@@ -330,7 +333,7 @@ def read_state(path: Path) -> dict[str, object]:
     """
     try:
         is_empty = path.stat().st_size == 0
-        problem = f"an empty file; {_AGAIN}" if is_empty else _other_format(path)
+        problem = f"an empty file; {AGAIN}" if is_empty else _other_format(path)
     except OSError as error:
         problem = f"cannot be read ({error.strerror})"
     if problem is not None:
@@ -341,11 +344,11 @@ def read_state(path: Path) -> dict[str, object]:
         except (SafetensorError, OSError) as error:
             raise FileError(
                 path,
-                f"not a whole safetensors file ({first_line(error)}); {_AGAIN}",
+                f"not a whole safetensors file ({first_line(error)}); {AGAIN}",
             ) from error
     state = _named(_read_torch(path))
     if not isinstance(state, dict):
-        raise FileError(path, f"holds a {type(state).__name__}, not a state dict")
+        raise FileError(path, f"holds a {type(state).__name__}, not a state dict; {_SAVE}")
     with naming(path):
         for _ in containers(state):
             pass  # refuses files nested too deep

@@ -155,7 +155,8 @@ reading_options = decorate(
         metavar="FILE.py:NAME",
         help="Your own network. FILE.py is your code and is run; its class or function NAME builds "
         "the network, and --ckpt holds the weights. Without --ckpt the code loads them. Needs "
-        "--schedule, --prediction, --variance and --time-input.",
+        "--schedule, --prediction, --variance and --time-input; for samples the network has an "
+        "attribute image_channels.",
     ),
     choice(
         "--weights",

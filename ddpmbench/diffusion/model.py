@@ -113,9 +113,9 @@ class Checkpoint:
     prediction: Prediction
     variance: Variance
     channels: int | None
-    family: str
-    source: str
-    sha256: str
+    family: str = ""
+    source: str = ""
+    sha256: str = ""
     files: tuple[str, ...] = ()
     where: str = ""
     clip: bool = True
@@ -216,7 +216,7 @@ class Checkpoint:
     def network_input(self, x_t: Tensor, t: Tensor) -> Tensor:
         """x_t at the scale of the network's input; see `diffusion.forward_process`.
 
-        The scale is that of the family or of EDM's preconditioning.
+        The scale is that of the process or of EDM's preconditioning.
 
         Args:
             x_t: (B, C, H, W) of unit scale.
@@ -240,7 +240,7 @@ class Checkpoint:
         if self.time_input is TimeInput.LOG_SNR:
             return log_snr.float()
         if self.prediction is Prediction.EDM:
-            log_sigma = -0.5 * log_snr  # s / a, whatever the family
+            log_sigma = -0.5 * log_snr  # s / a, whatever the process
         else:
             # s of a^2 + s^2 = 1, at the scale of x_t
             log_sigma = 0.5 * logsigmoid(-log_snr) + log_scale(self.schedule.process, log_snr)
@@ -308,13 +308,21 @@ class Checkpoint:
 
     def check_output(self, shape: torch.Size, of: torch.Size) -> None:
         """Raise InputError if an output for x_t of shape `of`, (B, C, H, W), has another shape."""
-        batch, channels, *size = of
-        expected = (batch, channels * (2 if self.variance.is_learned else 1), *size)
-        if shape != expected:
-            raise InputError(
-                f"`ckpt={self.source}`: the network's output is {tuple(shape)}, "
-                f"`variance={self.variance}` takes {expected}"
-            )
+        doubled = (of[0], 2 * of[1], *of[2:])
+        expected = doubled if self.variance.is_learned else tuple(of)
+        if shape == expected:
+            return
+        remedy = "let forward return the prediction alone, with the channels and the size of x_t"
+        if shape == doubled:
+            remedy = "if half of it is a variance, choose `variance=learned_range` or learned"
+        elif self.variance.is_learned and shape == of:
+            remedy = "it has no variance: choose `variance=fixed_small` or fixed_large"
+        elif self.variance.is_learned:
+            remedy = "let forward return the prediction and the variance, joined as channels"
+        raise InputError(
+            f"{self.network_name}: gives {tuple(shape)} for x_t of {tuple(of)}; with "
+            f"`variance={self.variance}` it takes {expected}; {remedy}"
+        )
 
     def respaced(self, num_timesteps: int) -> Self:
         """The model that visits `num_timesteps` evenly spaced timesteps.
@@ -350,7 +358,8 @@ class Checkpoint:
             theirs, ours = (
                 f"{s.name} of {s.num_timesteps:,} steps" for s in (self.schedule, schedule)
             )
-            notes.append(f"`schedule`: {ours} overrides {theirs}")
+            apart = betas_apart(schedule, self.schedule) if theirs == ours else ""
+            notes.append(f"`schedule`: {ours} overrides {theirs}{apart}")
             changes["schedule"] = schedule
         if time_input is not None and time_input != self.time_input:
             notes.append(f"`time_input={time_input}` overrides {self.time_input}")
@@ -435,6 +444,38 @@ class Checkpoint:
         words = f"classes 0..{self.num_classes - 1}"
         return words if self.null_class is None else f"{words}, and {self.null_class} for none"
 
+    def image_shape(self, size: ImageSize | None = None) -> tuple[int, int, int]:
+        """(C, H, W) of an image.
+
+        Args:
+            size: height and width, if the checkpoint does not say.
+
+        Raises:
+            InputError: it says another size, or nothing says the size or the channels.
+        """
+        own = self.image_size
+        if size is not None and own is not None and size != own:
+            raise InputError(
+                f"`image_size={size}`: {self.network_name} was trained on {size_words(own)}; leave "
+                "it out"
+            )
+        if (size := size or own) is not None and self.channels is not None:
+            return self.channels, *sides_of(size)
+        unknown, remedies = [], []
+        if size is None:
+            unknown.append("how large its images are")
+            remedies.append("pass their height and width as `image_size`")
+        if self.channels is None:
+            unknown.append("how many channels its images have")
+            remedies.append(
+                "pass `channels` to wrap_network"
+                if self.family == WRAPPED
+                else "give the network that its code builds an attribute image_channels = 3"
+            )
+        raise InputError(
+            f"{self.network_name}: does not say {' and '.join(unknown)}; {', and '.join(remedies)}"
+        )
+
     def check_images(self, shape: tuple[int, ...], source: str) -> None:
         """Raise InputError if the network cannot take images of this shape, (C, H, W)."""
         channels, height, width = shape
@@ -486,6 +527,16 @@ class Checkpoint:
         who = f"{self.network_name}: cannot be copied to {device} (move it there yourself)"
         network = calling(lambda: copy.deepcopy(self.network).to(device), who)
         return dataclasses.replace(self, network=network)
+
+
+def betas_apart(one: NoiseSchedule, other: NoiseSchedule) -> str:
+    """Where two schedules of one length differ most, to end a message."""
+    t = int((one.betas / other.betas).log().abs().argmax())
+    values = float(one.betas[t]), float(other.betas[t])
+    ours, theirs = (f"{value:.6g}" for value in values)
+    if ours == theirs:
+        ours, theirs = map(repr, values)
+    return f", with beta {ours} at t = {t + 1:,}, not {theirs}"
 
 
 def _below(file: str, folder: str) -> str:

@@ -17,7 +17,6 @@ from torch import nn
 
 from ddpmbench.checkpoints import state_dicts
 from ddpmbench.checkpoints.load import DEFAULT, load_checkpoint
-from ddpmbench.checkpoints.openai import is_openai, read_shapes
 from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsError
 from ddpmbench.data.datasets import SPLITS
 from ddpmbench.diffusion.continuous import with_timesteps
@@ -181,10 +180,10 @@ class _Probe:
         """The network; without weights where its shapes alone are known."""
         if self.checkpoint is not None:
             return self.checkpoint.network
-        if self.error is None or not is_openai(self.error.weights):
+        if self.error is None or self.error.config is None:
             return None
         with torch.device("meta"):
-            return UNet(read_shapes(self.error.weights, self.error.path)).eval()
+            return UNet(self.error.config).eval()
 
 
 def _probe(source: str | Path, settings: CheckpointSettings) -> _Probe:
@@ -244,28 +243,30 @@ def _network_record(probe: _Probe, image_size: int | None) -> dict[str, Any]:
         multiple = network.config.size_multiple
     if native_size is not None and image_size not in (None, native_size):
         raise InputError(
-            f"`image_size={image_size}`: the checkpoint takes {size_words(native_size)}"
+            f"`image_size={image_size}`: the checkpoint takes {size_words(native_size)}; leave it "
+            "out"
         )
     record["image_size"] = known = native_size or image_size
     size = known or -(-_SIZE // multiple) * multiple
     height, width = sides_of(size)
     if height % multiple or width % multiple:
-        raise InputError(f"`image_size={size}`: the network takes multiples of {multiple}")
+        raise InputError(
+            f"`image_size={size}`: the network takes multiples of {multiple}; take one"
+        )
     if type(network) is UNet:
         channels, flop = network.config.in_channels, flop_of_unet(network, height, width)
         return {**record, "channels": channels, **_flop_record(flop, size, channels)}
     assert checkpoint is not None
-    return {**record, **_counted(probe, checkpoint, size)}
+    return {**record, **_counted(checkpoint, size)}
 
 
 def _flop_record(flop: int, size: ImageSize, channels: int) -> dict[str, Any]:
     return {"flop_per_call": flop, "flop_image_size": size, "flop_channels": channels}
 
 
-def _counted(probe: _Probe, checkpoint: Checkpoint, size: ImageSize) -> dict[str, Any]:
-    """The FLOP of a network, and the channels of an image if its output has as many."""
-    channels = checkpoint.channels or _first_channels(checkpoint.network)
-    if channels is None:
+def _counted(checkpoint: Checkpoint, size: ImageSize) -> dict[str, Any]:
+    """The channels of an image, and the FLOP of a network that says them."""
+    if (channels := checkpoint.channels) is None:
         return {}
     sides = sides_of(size)
     inputs = [torch.zeros(1, channels, *sides), checkpoint.network_time(torch.ones(1).long())]
@@ -277,19 +278,8 @@ def _counted(probe: _Probe, checkpoint: Checkpoint, size: ImageSize) -> dict[str
             "an evaluation could not be counted",
         )
     except InputError as error:
-        return {"channels": checkpoint.channels, "uncounted": str(error)}
-    outputs = {(1, channels, *sides)}
-    if checkpoint.variance.is_learned or "variance" in probe.missing:
-        outputs.add((1, 2 * channels, *sides))
-    known = channels if counted.shape in outputs else checkpoint.channels
-    return {"channels": known, **_flop_record(counted.flop, size, channels)}
-
-
-def _first_channels(network: nn.Module) -> int | None:
-    """Input channels of the first convolution, which may exceed those of an image."""
-    convolutions = (part for part in network.modules() if isinstance(part, nn.Conv2d))
-    first = next(convolutions, None)
-    return None if first is None else first.in_channels
+        return {"channels": channels, "uncounted": str(error)}
+    return {"channels": channels, **_flop_record(counted.flop, size, channels)}
 
 
 def _refusal(probe: _Probe, network: Mapping[str, Any]) -> str | None:

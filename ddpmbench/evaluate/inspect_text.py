@@ -7,16 +7,11 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
+from ddpmbench.checkpoints.load import FAMILIES
 from ddpmbench.diffusion.model import ImageSize, size_words
 from ddpmbench.report.text import INDENT, LABEL, aligned, fact, listed, timesteps_of
 
 _WIDEST = 100
-_FAMILIES = {
-    "native": "native, a file of ddpmbench train or convert",
-    "openai": "openai, that of improved-diffusion and guided-diffusion",
-    "pesser": "pesser, that of pytorch_diffusion",
-    "lucidrains": "lucidrains, that of denoising-diffusion-pytorch",
-}
 _WEIGHTS = {
     "ema": "ema, averaged over the training",
     "raw": "raw, the last of the training",
@@ -89,7 +84,7 @@ def _file_lines(record: Mapping[str, Any], width: int) -> list[str]:
     facts = {
         "file": source,
         "sha256": record["sha256"],
-        "family": _FAMILIES.get(record["family"], record["family"]),
+        "family": _family_words(record["family"]),
         "weights": _WEIGHTS[record["weights"]],
     }
     if (code := record["code"]) is not None:
@@ -97,6 +92,11 @@ def _file_lines(record: Mapping[str, Any], width: int) -> list[str]:
     if training := _training_words(record["training"]):
         facts["training"] = training
     return [line for name, value in facts.items() for line in fact(name, value, width)]
+
+
+def _family_words(name: str) -> str:
+    projects = next(family.projects for family in FAMILIES if family.name == name)
+    return f"{name}, a file of {projects}" if projects else name
 
 
 def _training_words(record: Mapping[str, Any] | None) -> str | None:
@@ -134,8 +134,6 @@ def _network_lines(network: Mapping[str, Any], width: int) -> list[str]:
             lines += fact("", "`image_size=S` calls it with images of another size", width)
     if network["channels"] is None and network["kind"] is not None:
         line = "channels of an image: unknown; set its attribute image_channels"
-        if (counted := network["flop_channels"]) is not None:
-            line += f" (an evaluation was counted with {counted})"
         lines += fact("", line, width)
     return lines
 

@@ -159,25 +159,16 @@ class _NetworkCheck:
                 "module with self.net = Net() whose forward(self, x_t, time) returns the "
                 "prediction alone, as self.net(x_t, time)[0] or .sample"
             )
-        batch, channels, *size = x_t.shape
-        variance = self._checkpoint.variance
-        shape = (batch, channels * (2 if variance.is_learned else 1), *size)
-        if output.shape != shape:
-            remedy = ""
-            if output.shape == (batch, 2 * channels, *size):
-                remedy = "; if half of it is a variance, choose `variance=learned_range` or learned"
-            elif variance.is_learned and output.shape == x_t.shape:
-                remedy = "; it has no variance: choose `variance=fixed_small` or fixed_large"
-            raise InputError(
-                f"{self._name}: gives {tuple(output.shape)} for x_t of {tuple(x_t.shape)}; with "
-                f"`variance={variance}` it takes {shape}{remedy}"
-            )
+        self._checkpoint.check_output(output.shape, x_t.shape)
         if not output.is_floating_point():
-            raise InputError(f"{self._name}: gives {_dtype(output)}, not floating-point numbers")
+            raise InputError(
+                f"{self._name}: gives {_dtype(output)}, not floating-point numbers; return the "
+                "prediction itself, in float32"
+            )
         if not bool(output.isfinite().all()):
             raise InputError(
                 f"{self._name}: gives NaN or infinite numbers for normal noise as x_t and time "
-                f"{self._inputs['time'].tolist()}{_on_random_numbers(self._checkpoint.network)}"
+                f"{self._inputs['time'].tolist()}{_on_random_numbers(self._checkpoint)}"
             )
         return output
 
@@ -211,9 +202,9 @@ def _dtype(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _on_random_numbers(network: nn.Module) -> str:
-    """The remedy where a tensor left by `RandomNumbersAreNaN` is NaN; else empty."""
-    for prefix, module in network.named_modules():
+def _on_random_numbers(checkpoint: Checkpoint) -> str:
+    """The remedy for an output of NaN, which may be that of `RandomNumbersAreNaN`."""
+    for prefix, module in checkpoint.network.named_modules():
         for name, value in vars(module).items():
             if isinstance(value, Tensor) and bool(value.isnan().any()):
                 return (
@@ -221,7 +212,10 @@ def _on_random_numbers(network: nn.Module) -> str:
                     "register it as a buffer that is saved, or draw it with "
                     "generator=torch.Generator().manual_seed(SEED)"
                 )
-    return ""
+    return (
+        f"; `time_input={checkpoint.time_input}` must be what it was trained with, and its forward "
+        "finite there"
+    )
 
 
 def _on_gradients(error: InputError) -> str:

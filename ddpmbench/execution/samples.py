@@ -19,7 +19,7 @@ from ddpmbench.checksums import seal
 from ddpmbench.data.arrays import PositionIds
 from ddpmbench.data.images import ImageSet
 from ddpmbench.diffusion.data_range import EightBit
-from ddpmbench.diffusion.model import Checkpoint, sides_of, size_words
+from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import LARGEST_SEED, InputError, instance_of, one_of, whole_number
 from ddpmbench.execution.continuous import check_continuous
 from ddpmbench.execution.devices import available_memory
@@ -161,26 +161,9 @@ class Generation:
         """(C, H, W) of a sample.
 
         Raises:
-            InputError: neither the checkpoint nor the settings specify the size.
+            InputError: neither the checkpoint nor the settings specify it.
         """
-        checkpoint, requested_size = self.checkpoint, self.settings.image_size
-        size = checkpoint.image_size if requested_size is None else requested_size
-        if size is None:
-            raise InputError(
-                f"`ckpt={checkpoint.source}`: does not say how large its images are; name their "
-                "height and width with `image_size`"
-            )
-        if checkpoint.image_size is not None and checkpoint.image_size != size:
-            raise InputError(
-                f"`image_size={size}`: the checkpoint {checkpoint.source} was trained on "
-                f"{size_words(checkpoint.image_size)}; leave it out"
-            )
-        if checkpoint.channels is None:
-            raise InputError(
-                f"`ckpt={checkpoint.source}`: does not say how many channels its images have; a "
-                "network of one's own does by an attribute, image_channels = 3"
-            )
-        return checkpoint.channels, *sides_of(size)
+        return self.checkpoint.image_shape(self.settings.image_size)
 
     def labels(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
         """(B,) the classes of the samples with these indices."""

@@ -44,7 +44,7 @@ def test_a_path_that_does_not_exist(source):
 
 
 def test_a_folder_of_files_names_them(tmp_path):
-    with refused(tmp_path, "config.json"):
+    with refused(tmp_path, "config.json", "pass the folder or the file"):
         load_checkpoint(tmp_path)
     for name in "dcba":
         (tmp_path / f"{name}.pt").touch()
@@ -149,7 +149,7 @@ def test_a_record_too_deep_to_be_parsed(tmp_path):
 
 def test_a_folder_without_weights(folder):
     (folder / "diffusion_pytorch_model.safetensors").unlink()
-    with refused(folder, "diffusion_pytorch_model.safetensors"):
+    with refused(folder, "diffusion_pytorch_model.safetensors", "copy them there"):
         load_checkpoint(folder)
 
 

@@ -9,6 +9,7 @@ import torch
 from peers import refused
 from safetensors.torch import save_file
 
+import ddpmbench as db
 from ddpmbench import CheckpointSettings, load_checkpoint
 from ddpmbench.checkpoints.settings import MissingSettingsError
 from ddpmbench.diffusion.data_range import DataRange
@@ -447,6 +448,15 @@ def test_attributes_say_what_an_image_is(folder, net):
         torch.testing.assert_close(checkpoint.model_output(x_t, t, y), net(x_t, t - 1 + y))
 
 
+def test_samples_of_unknown_images_name_the_attribute(folder):
+    settings = db.SampleSettings(image_size=6)
+    with refused("net.py:Net", "how many channels", "attribute image_channels = 3"):
+        db.generate_samples(folder.load(), 1, settings=settings, device="cpu")
+    folder.add("class Gray(Net): image_channels = 1")
+    images = db.generate_samples(folder.load("Gray"), 1, settings=settings, device="cpu").images
+    assert images.pixels.shape == (1, 1, 6, 6)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
@@ -629,6 +639,7 @@ def test_tables_in_the_file_are_proposed(folder, net):
         ("cancels", ["net.py, line ", "CancelledError"]),
         ("forgets", ["random ones that its code does not load", "`ckpt=FILE`"]),
         ("part", ["last.weight holds NaN", "random ones that its code does not load"]),
+        ("zeros", ["all weights are zero"]),
     ],
 )
 def test_what_the_name_may_not_be(folder, name, words):
@@ -651,6 +662,10 @@ def test_what_the_name_may_not_be(folder, name, words):
         def lazy(): return nn.LazyConv2d(3, 3)
         def ends(): sys.exit("usage: net.py --data DATA")
         def forgets(state): return Net()
+        def zeros(state):
+            net = Net()
+            for weight in net.parameters(): nn.init.zeros_(weight)
+            return net
         def part(state):
             net = Net()
             net.load_state_dict({n: v for n, v in state.items() if "last" not in n}, strict=False)

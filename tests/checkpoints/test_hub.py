@@ -154,7 +154,7 @@ def test_a_damaged_shard_in_the_cache(cache, tmp_path):
 
 
 def test_a_model_that_is_not_in_the_cache():
-    with refused("somebody/other-ddpm", "HF_HUB_OFFLINE"):
+    with refused("somebody/other-ddpm", "HF_HUB_OFFLINE", "pass a folder with its files"):
         load_checkpoint("somebody/other-ddpm")
 
 
@@ -163,7 +163,7 @@ def test_whatever_the_client_raises_is_one_line(monkeypatch):
         raise RuntimeError("the line is down\nand more")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fails)
-    with refused("somebody/small-ddpm", "the line is down"):
+    with refused("somebody/small-ddpm", "the line is down", "try again"):
         load_checkpoint("somebody/small-ddpm")
 
 

@@ -16,7 +16,7 @@ from peers import (
 from unet_configs import SMALL_CONFIG
 
 from ddpmbench import CheckpointSettings, load_checkpoint
-from ddpmbench.checkpoints.pesser import PUBLISHED, network_config
+from ddpmbench.checkpoints.ho_et_al import PUBLISHED, network_config
 from ddpmbench.checkpoints.settings import MissingSettingsError
 from ddpmbench.diffusion.model import TimeInput
 from ddpmbench.diffusion.process import Variance
@@ -125,8 +125,8 @@ def test_a_published_name_says_the_rest(path, tmp_path, name, weights):
         ("cifar10.ckpt", "published files are known by their names"),
         ("model-790000.ckpt", "published files are known by their names"),
         ("ema_diffusion_cifar10_model/model-10000.ckpt", "published files are known"),
-        ("ema_lsun_cat.ckpt", "name of the published ema_lsun_cat, whose network is of 128, 128"),
-        ("diffusion_lsun_cat_model/model-1761000.ckpt", "lsun_cat, whose network is of 128, 128"),
+        ("ema_lsun_cat.ckpt", "by their names, ema_cifar10.ckpt, and their network"),
+        ("diffusion_lsun_cat_model/model-1761000.ckpt", "network (32, 64 channels"),
     ],
 )
 def test_a_name_that_is_not_that_of_a_published_file_says_nothing(path, tmp_path, name, words):

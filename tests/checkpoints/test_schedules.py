@@ -75,10 +75,13 @@ FALLING = ("linear", "quad", "geometric", "warmup10", "warmup50", "sigmoid-betas
         ("linear:500", ["linear:500:0.0001:0.02", "linear:500:0.0002:0.04"]),
         ("linear:20", ["linear:20:0.0001:0.02 as Ho et al. have them"]),
         *((f"linear:{n}:0.0001", ["its last beta", f"linear:{n}:0.0001:0.02"]) for n in (9, 1000)),
-        ("linear:9:0.0001:0.02:0.3", ["one number too many", "take linear:9:0.0001:0.02"]),
-        ("geometric:9:0.01:0.1:2:3", ["2 numbers too many", "take geometric:9:0.01:0.1"]),
-        ("const:9:0.01:0.1", ["one number too many", "take const:9:0.01"]),
-        ("cosine:9:0.008:2:1", ["one number too many", "take cosine:9:0.008:2"]),
+        ("linear:9:0.0001:0.02:0.3", ["its first and its last beta, as in linear:9:0.0001:0.02"]),
+        (
+            "geometric:9:0.01:0.1:2:3",
+            ["its first and its last beta, as in geometric:9:0.0001:0.02"],
+        ),
+        ("const:9:0.01:0.1", ["its beta, as in const:9:0.02"]),
+        ("cosine:9:0.008:2:1", ["a power, as in cosine:9:0.008:2, or its steps alone"]),
         *(
             (f"{name}:30:0.02:0.001", ["is above the last", "smaller one first"])
             for name in FALLING
@@ -126,6 +129,12 @@ def test_a_schedule_or_a_time_that_is_named_again_is_noted_where_it_differs(smal
     assert load_checkpoint(small_checkpoint, same).fingerprint == stated.fingerprint
     for field, value, note in (
         ("schedule", "cosine:60", "`schedule`: cosine of 60 steps overrides linear of 40 steps"),
+        (
+            "schedule",
+            "linear:40:0.001:0.5",
+            "`schedule`: linear of 40 steps overrides linear of 40 steps, with beta 0.001 "
+            "at t = 1, not 0.0025",
+        ),
         ("time_input", "one-based", "`time_input=one-based` overrides index"),
     ):
         other = load_checkpoint(small_checkpoint, CheckpointSettings(**{field: value}))
@@ -206,12 +215,12 @@ NO_FILES = {
     "a comment.txt": (LINES + " # the last", ["line 1000: '#' is no number", READ]),
     "semicolons.txt": (LINES.replace("\n", ";"), ["line 1: '0.0001;0.000119", "...' is no", READ]),
     "a dict.json": (json.dumps({"betas": BETAS.tolist()}), ["line 1", READ]),
-    "nested.json": (json.dumps([BETAS.tolist()]), ["no plain list", READ]),
-    "words.json": (json.dumps(["0.1", "0.2"]), ["no plain list", READ]),
-    "flags.json": ("[true, false]", ["no plain list", READ]),
-    "long.json": (f"[0.1, {'9' * 5000}]", ["no plain list", READ]),
-    "deep.json": ("[" * 100_000, ["no plain list", READ]),
-    "cut.json": ("[0.1, 0.2", ["no plain list", READ]),
+    "nested.json": (json.dumps([BETAS.tolist()]), ["line 1: '[0.0001' is no number", READ]),
+    "words.json": (json.dumps(["0.1", "0.2"]), ["line 1", "is no number", READ]),
+    "flags.json": ("[true, false]", ["line 1: 'true' is no number", READ]),
+    "long.json": (f"[0.1, {'9' * 5000}]", ["finite"]),
+    "deep.json": ("[" * 100_000, ["is no number", READ]),
+    "cut.json": ("[0.1, 0.2", ["line 1: '[0.1' is no number", READ]),
     "nothing.txt": ("", ["(0,)"]),
     "utf-16.txt": (LINES.encode("utf-16"), ["UTF-8", READ]),
     "a pickle.pt": (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", ["UTF-8", READ]),
@@ -336,16 +345,16 @@ def quadratic(total):
     [
         ("betas", BETAS[::-1], ["reverse them"]),
         *(
-            ("betas", values, ["as products of alphas", "alphas are 1 - beta"])
+            ("betas", values, ["as in alphas_cumprod:FILE", "alphas are 1 - beta"])
             for values in (1 - BETAS, PRODUCTS, np.sqrt(PRODUCTS))
         ),
         ("betas", BETAS * np.nan, ["finite"]),
         ("betas", np.append(0, BETAS), ["0, which is for no noise: leave it out"]),
         ("betas", np.append([0, 0], BETAS), ["strictly between 0 and 1"]),
         ("betas", BETAS * 100, ["between 0 and 1"]),
-        ("betas", np.full(1000, 0.5), ["of the data's variance", "likely something else"]),
+        ("betas", np.full(1000, 0.5), ["of the data's variance", "look like something else"]),
         ("betas", 1 - NoiseSchedule.cosine(1000).alphas_cumprod.numpy(), ["something else"]),
-        ("betas", 1 - np.cumprod(1 - 0.7 * linear(20)), ["look like 1 - alphas_cumprod"]),
+        ("betas", 1 - np.cumprod(1 - 0.7 * linear(20)), ["look like something else"]),
         ("alphas_cumprod", BETAS, ["fall strictly"]),
         ("alphas_cumprod", PRODUCTS[::-1], ["fall strictly"]),
         ("alphas_cumprod", 1 - BETAS, ["look like alphas"]),
@@ -383,17 +392,17 @@ OTHERS = {
 @pytest.mark.parametrize("like", OTHERS)
 @pytest.mark.parametrize("shape", [linear, quadratic])
 @pytest.mark.parametrize(("total", "dtype"), [(100, "f8"), (1000, "f4")])
-def test_another_table_in_place_of_betas_is_named(like, shape, total, dtype):
-    """And the remedy is the schedule that was meant."""
+def test_another_table_in_place_of_betas_is_refused(like, shape, total, dtype):
+    """And may be given as what it is."""
     betas, (made_of, undone) = shape(total), OTHERS[like]
     values = made_of(betas).astype(dtype).astype(np.float64)
-    with refused(f"look like {like}"):
+    with refused("look like something else", "as alphas_cumprod:FILE"):
         betas_schedule(values)
     np.testing.assert_allclose(undone(values).alphas_cumprod, np.cumprod(1 - betas), rtol=1e-2)
 
 
-def test_square_roots_of_betas_are_named():
-    with refused("look like square roots of betas", "values**2"):
+def test_square_roots_of_betas_are_refused():
+    with refused("look like something else"):
         betas_schedule(np.sqrt(linear(1000)))
 
 

@@ -1,9 +1,11 @@
 """What training code wraps weights in: the network comes out whole, or not at all."""
 
 import collections
+import re
 
 import pytest
 import torch
+from documents import ROOT
 from peers import OPENAI_FLAGS, openai_weights, pesser_weights, refused, same_weights
 from safetensors.torch import save_file
 from torch import nn
@@ -11,7 +13,8 @@ from unet_configs import SMALL_CONFIG
 
 from ddpmbench import CheckpointSettings, load_checkpoint
 from ddpmbench.checkpoints import state_dicts
-from ddpmbench.checkpoints.pesser import PUBLISHED
+from ddpmbench.checkpoints.ho_et_al import PUBLISHED
+from ddpmbench.checkpoints.load import FAMILIES
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.unet.unet import UNet
 
@@ -159,7 +162,9 @@ def beside(weights, schedule):
 
 def test_flags_that_contradict_the_tables_beside_the_weights_are_refused(path):
     content = beside(LAST, NoiseSchedule.cosine(1000))
-    with refused(path, "linear", "`schedule=buffers`"):
+    with refused(
+        path, "linear", "`schedule=buffers`", "of 1,000 steps, with beta 0.999 at t = 1,000,"
+    ):
         load(path, content)
     read = load(path, content, model_flags=f"{OPENAI_FLAGS} --noise_schedule cosine")
     assert torch.equal(read.schedule.betas, NoiseSchedule.cosine(1000).betas)
@@ -324,6 +329,17 @@ def test_only_names_of_the_projects_own_say_what_weights_are(name, kind, tmp_pat
     assert load(path, weights, **PESSER).weights == kind
     # what wraps them says what they are, or nothing does
     assert load(path, {"model": weights, "optimizer": OPTIMIZER}, **PESSER).weights is None
+
+
+def test_names_that_tell_a_family_tell_one():
+    for group in (group for family in FAMILIES for group in family.names):
+        assert sum(family.has(dict.fromkeys(group)) for family in FAMILIES) == 1
+
+
+def test_the_reference_has_every_family():
+    table = (ROOT / "docs" / "reference" / "checkpoints.md").read_text()
+    for family in FAMILIES:
+        assert re.search(rf"^\| {family.name}[ ,]", table, re.MULTILINE), family.name
 
 
 def test_the_names_of_published_files_are_those_that_are_read():

@@ -14,7 +14,7 @@ import torch
 from peers import refused
 
 from ddpmbench import CheckpointSettings, load_checkpoint
-from ddpmbench.checkpoints import tensorflow_files
+from ddpmbench.checkpoints import ho_et_al
 from ddpmbench.checkpoints.settings import MissingSettingsError
 from ddpmbench.diffusion.parameterization import Prediction, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
@@ -88,7 +88,7 @@ def folder(tmp_path, monkeypatch):
         file.truncate(20_000_000)
     (tmp_path / "kwargs.json").write_text(json.dumps(CIFAR10))
     held = variables()
-    monkeypatch.setattr(tensorflow_files, "_tensorflow_reader", lambda *given: Arrays(held))
+    monkeypatch.setattr(ho_et_al, "_tensorflow_reader", lambda *given: Arrays(held))
     return tmp_path
 
 
@@ -97,7 +97,7 @@ def replaced(monkeypatch, **changes):
     held = variables()
     for name, values in changes.items():
         held.pop(name) if values is None else held.update({name: values})
-    monkeypatch.setattr(tensorflow_files, "_tensorflow_reader", lambda *given: Arrays(held))
+    monkeypatch.setattr(ho_et_al, "_tensorflow_reader", lambda *given: Arrays(held))
 
 
 def agrees(checkpoint, key):
@@ -225,7 +225,7 @@ def test_a_setting_replaces_what_the_record_says_otherwise(folder):
 
 def test_another_network_is_refused(folder, monkeypatch):
     monkeypatch.setattr(
-        tensorflow_files, "_tensorflow_reader", lambda *given: Arrays({"conv1/kernel": np.ones(3)})
+        ho_et_al, "_tensorflow_reader", lambda *given: Arrays({"conv1/kernel": np.ones(3)})
     )
     with refused(folder, "not of Ho et al.'s network", "conv1/kernel"):
         load_checkpoint(folder)
@@ -276,6 +276,6 @@ def test_without_tensorflow_the_line_to_type(tmp_path, monkeypatch):
     (tmp_path / f"{PREFIX}.data-00000-of-00001").write_bytes(b"\0" * 80)
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     before = dict(os.environ)
-    with refused(tmp_path, "pip install 'ddpmbench[tensorflow]'", "google/ddpm-cifar10-32"):
+    with refused(tmp_path, "pip install 'ddpmbench[tensorflow]'"):
         load_checkpoint(tmp_path)
     assert dict(os.environ) == before

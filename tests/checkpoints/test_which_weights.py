@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from ddpmbench import CheckpointSettings, load_checkpoint
 from ddpmbench.checkpoints.native import write_native
 from ddpmbench.checkpoints.settings import MissingSettingsError
+from ddpmbench.errors import InputError
 
 STEM = "diffusion_pytorch_model"
 EMA, RAW = CheckpointSettings(weights="ema"), CheckpointSettings(weights="raw")
@@ -230,8 +231,10 @@ def alone(peers, tmp_path):
 def test_weights_alone_say_what_must_lie_beside_them(alone, peers, pipeline):
     files = [alone / "model.safetensors", alone.parent / "unet.pt", alone.parent / "two.pt"]
     for path in (alone, *files):
-        with refused(path, "copy its config.json and scheduler_config.json"):
+        with pytest.raises(InputError, match=r"copy its config.json and scheduler") as caught:
             load_checkpoint(path)
+        assert str(path) in str(caught.value)
+        assert "weights=raw" not in str(caught.value)  # which lack it as well
     for folder in (alone, alone.parent):
         shutil.copy(pipeline / "unet" / "config.json", folder)
     for path in (alone, *files):

@@ -82,6 +82,33 @@ def test_tables_that_contradict_each_other_are_a_note(tmp_path):
         assert len(notes) == count
 
 
+@pytest.mark.parametrize(("value", "words"), [(0.0, "weights are zero"), (torch.nan, "NaN")])
+def test_weights_that_are_not_trained_name_a_remedy(value, words):
+    network = nn.Conv2d(1, 1, 1)
+    for weight in network.parameters():
+        nn.init.constant_(weight, value)
+    with refused("wrap_network: ", words, "; take"):
+        db.wrap_network(network, schedule=SCHEDULE)
+
+
+class Timed(nn.Conv2d):
+    def forward(self, x_t, time):
+        return super().forward(x_t)
+
+
+def test_what_samples_are_is_a_parameter_where_no_image_says_it():
+    def samples(size, **given):
+        checkpoint = db.wrap_network(Timed(1, 1, 1), schedule=SCHEDULE, **given).respaced(2)
+        settings = db.SampleSettings(image_size=size)
+        return db.generate_samples(checkpoint, 1, settings=settings, device="cpu")
+
+    with refused("network Timed", "large its images are and how many", "`image_size`, and pass"):
+        samples(None)
+    with refused("network Timed", "how many channels", "pass `channels` to wrap_network"):
+        samples(8)
+    assert samples(8, channels=1).images.pixels.shape == (1, 1, 8, 8)
+
+
 def test_a_state_dict_is_no_network():
     with refused("wrap_network", "OrderedDict"):
         db.wrap_network(nn.Conv2d(1, 1, 1).state_dict(), schedule=SCHEDULE)

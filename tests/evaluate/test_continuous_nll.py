@@ -209,21 +209,20 @@ def test_a_network_of_whole_timesteps_is_refused(small_images, embed, words):
             db.evaluate_nll(changed, small_images, estimator="every-pair", **HOW)
 
 
-@pytest.mark.parametrize("embed", [lambda time: time / 40, lambda time: 0 * time.float()])
-def test_a_network_of_any_time_is_not(embed):
+def out_of_memory(time):
+    raise torch.OutOfMemoryError("out of memory")
+
+
+@pytest.mark.parametrize(
+    "embed", [lambda time: time / 40, lambda time: 0 * time.float(), out_of_memory]
+)
+def test_a_network_of_any_time_or_one_that_is_too_large_is_not(embed):
     assert why_not_continuous(wrapped(embed), (1, 8, 8), CPU) is None
 
 
 def test_continuous_time_has_no_sampler(small_model):
     with pytest.raises(InputError, match="has no sampler"):
         db.generate_samples(small_model.in_continuous_time(), 2, progress=False)
-
-
-def test_a_network_that_runs_out_of_memory_is_not_taken_for_one_of_whole_timesteps():
-    def embed(time):
-        raise torch.OutOfMemoryError("out of memory")
-
-    assert why_not_continuous(wrapped(embed), (1, 8, 8), CPU) is None
 
 
 def test_variances_that_a_network_gives_are_of_its_own_timesteps(small_model):

@@ -13,6 +13,8 @@ from run_folders import OPTIONS, run_folder
 from sealing import edit, write_text
 
 import ddpmbench as db
+from ddpmbench.evaluate import nll_report
+from ddpmbench.report import contents as module
 
 SHIPPED = Path(__file__).parents[2] / "results"
 COMMON = {"bound", "rate_distortion", "images", "sub_schedules"}
@@ -82,6 +84,20 @@ def test_the_same_folder_gives_the_same_page_without_a_network(folders, monkeypa
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     db.write_report(str(folder))
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_folder_is_read_once_for_its_page(copied, monkeypatch):
+    read = []
+
+    def counted(name):
+        reader = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *of: read.append(name) or reader(*of))
+
+    for name in ("read_extremes", "density_frame"):
+        counted(name)
+    monkeypatch.setattr(nll_report, "read_environment", lambda folder: read.append("environment"))
+    db.write_report(copied, progress=False)
+    assert sorted(read) == ["density_frame", "environment", "read_extremes"]
 
 
 def test_a_page_is_written_whole_or_not_at_all(folders, monkeypatch):
@@ -173,6 +189,9 @@ def test_a_table_of_another_kind_is_named(copied, name):
 def test_a_run_that_is_none_unfinished_or_newer_is_refused(copied, tmp_path):
     with pytest.raises(db.InputError, match="is no run folder"):
         db.write_report(tmp_path / "nowhere")
+    edit(copied / "summary.json", estimator="rotated-warp")
+    with pytest.raises(db.InputError, match="estimator: rotated-warp is unknown"):
+        db.write_report(copied)
     edit(copied / "summary.json", schema="ddpmbench.nll/2")
     with pytest.raises(db.InputError, match=r"ddpmbench\.nll/2"):
         db.write_report(copied)

@@ -386,19 +386,21 @@ def test_a_density_that_is_lost_or_of_another_command_is_refused(
         ("16x16", {}, {"images": np.zeros((2, 16, 16), np.uint8)}),
         (r"`timesteps`: the proposal of .* is for 12, this run is for 6", 6, {"terms_of": True}),
         ("`timesteps=1`", 1, {}),
+        ("timesteps=continuous", "continuous", {}),
         ("has no labels", {"num_classes": 10}, {}),
         (r"evaluations_per_image is", {}, {"out": True, "evaluations_per_image": 9}),
     ],
 )
-def test_what_cannot_be_scored_is_refused(model, small_images, base, match, changes, how):
-    is_respaced = isinstance(changes, int)
-    other = model.respaced(changes) if is_respaced else dataclasses.replace(model, **changes)
+def test_what_cannot_be_scored_is_refused(
+    small_model, model, small_images, base, match, changes, how
+):
+    if changes == "continuous":
+        other = small_model.in_continuous_time()
+    elif isinstance(changes, int):
+        other = model.respaced(changes)
+    else:
+        other = dataclasses.replace(model, **changes)
     images = dataclasses.replace(small_images, labels=None)
     how = {name: base.folder if value is True else value for name, value in how.items()}
     with pytest.raises(db.InputError, match=match):
         score(other, **{"images": images, **how})
-
-
-def test_scores_are_of_timesteps(small_model, small_images):
-    with pytest.raises(db.InputError, match="timesteps=continuous"):
-        db.score_images(small_model.in_continuous_time(), small_images)

@@ -30,6 +30,8 @@ def test_the_parts_sum_to_the_bound_and_every_table_agrees(report):
     assert steps.sum() + summary["prior"] == pytest.approx(summary["bits_per_dim"], abs=1e-12)
     assert steps[0] == pytest.approx(summary["decoder"], abs=1e-12)
     assert report.per_image.bits_per_dim.mean() == pytest.approx(summary["bits_per_dim"], abs=1e-12)
+    rate = report.rate_distortion.rate_bits_per_dim[0] + summary["decoder"]
+    assert rate == pytest.approx(summary["bits_per_dim"], abs=1e-12)
     assert report.per_timestep.num_evaluations.sum() == summary["num_evaluations"]
 
 
@@ -94,13 +96,18 @@ def test_an_output_without_an_error_is_named_and_nothing_is_lost(
     assert len(terms_in(tmp_path)) == 80
 
 
-@pytest.mark.parametrize("shape", [(-1, 2, 8, 8), (-1, 1, 1, 1)])
-def test_an_output_of_another_shape_is_refused(small_model, small_images, monkeypatch, shape):
+@pytest.mark.parametrize(
+    ("shape", "remedy"),
+    [((-1, 2, 8, 8), "if half of it is a variance"), ((-1, 1, 1, 1), "let forward return")],
+)
+def test_an_output_of_another_shape_is_refused(
+    small_model, small_images, monkeypatch, shape, remedy
+):
     def other(network, x_t, times):
         return torch.zeros(len(x_t), *shape[1:])
 
     monkeypatch.setattr(UNet, "body", other)
-    with pytest.raises(InputError, match="the network's output is"):
+    with pytest.raises(InputError, match=rf"gives \(.* for x_t of .*; {remedy}"):
         evaluate_nll(small_model, small_images, estimator="every-pair")
 
 

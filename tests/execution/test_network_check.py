@@ -128,7 +128,11 @@ WRONG = {
         {},
         ["gives a tuple, not a tensor", "self.net(x_t, time)[0] or .sample"],
     ),
-    "another shape": (lambda net, x, t: x[..., 1:], {}, ["(2, 1, 8, 7)", "(2, 1, 8, 8)"]),
+    "another shape": (
+        lambda net, x, t: x[..., 1:],
+        {},
+        ["(2, 1, 8, 7)", "(2, 1, 8, 8)", "let forward return the prediction alone"],
+    ),
     "a variance that is not said": (
         lambda net, x, t: torch.cat([x, x], 1),
         {},

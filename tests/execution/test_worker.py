@@ -72,25 +72,17 @@ def test_an_entry_shares_its_batch_with_the_same_neighbors(store):
     assert second.batches == [(0, 4), (8, 12), (12, 16), (16, 18)]
 
 
-def test_an_interruption_keeps_complete_batches_and_whole_entries(store):
-    def stop(now):
-        if now.done >= 8:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        worker(progress=stop).map_chunks(Squares(), store, 20, whole=5)
-    assert store.missing(20) == [(5, 20)]
-
-
-def test_an_error_keeps_the_batches_before_it(store):
+@pytest.mark.parametrize("error", [KeyboardInterrupt, InputError("not finite")])
+@pytest.mark.parametrize(("whole", "kept"), [(1, 8), (5, 5)])
+def test_what_stops_a_run_keeps_complete_batches_of_whole_entries(store, error, whole, kept):
     def broken(index, report):
-        if index[-1] >= 10:
-            raise InputError("not finite")
+        if index[-1] >= 9:
+            raise error
         return {"square": index**2}
 
-    with pytest.raises(InputError, match="not finite"):
-        worker().map_chunks(broken, store, 20)
-    assert store.missing(20) == [(8, 20)]
+    with pytest.raises(type(error) if isinstance(error, InputError) else error):
+        worker().map_chunks(broken, store, 20, whole=whole)
+    assert store.missing(20) == [(kept, 20)]
 
 
 def test_a_batch_that_does_not_fit_is_halved(store):

@@ -223,20 +223,17 @@ def check_dequantizations():
         assert (error < 0.05).all(), kind
 
 
-def test_the_density_of_gaussian_data_is_the_closed_form():
-    check_gaussian_density()
-
-
-def test_the_density_of_a_mixture_is_exact():
-    check_mixture_density()
-
-
-def test_probes_stay_along_a_trajectory():
-    check_probes_stay_along_a_trajectory()
-
-
-def test_every_dequantization_has_its_closed_form():
-    check_dequantizations()
+@pytest.mark.parametrize(
+    "law",
+    [
+        check_gaussian_density,
+        check_mixture_density,
+        check_probes_stay_along_a_trajectory,
+        check_dequantizations,
+    ],
+)
+def test_the_laws_hold(law):
+    law()
 
 
 @pytest.mark.parametrize(("solver", "steps"), [(Solver.HEUN, 120), (Solver.RK4, 50)])

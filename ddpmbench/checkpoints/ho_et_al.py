@@ -1,11 +1,16 @@
-"""The family of hojonathanho/diffusion: the network of Ho et al. as saved by TensorFlow."""
+"""The families with the network of Ho et al. 2020: pesser/pytorch_diffusion and TensorFlow.
 
+pesser: a bare state dict. TensorFlow: as saved by Ho et al.'s own code, hojonathanho/diffusion.
+"""
+
+import dataclasses
+import functools
 import hashlib
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,15 +18,194 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddpmbench.checkpoints.diffusers_scheduler import read_object
-from ddpmbench.checkpoints.network_weights import build_unet, check_outputs, importing
-from ddpmbench.checkpoints.pesser import network_config, renames
+from ddpmbench.checkpoints.network_weights import (
+    Renames,
+    build_unet,
+    check_outputs,
+    count,
+    importing,
+    shape_of,
+)
 from ddpmbench.checkpoints.schedules import read_schedule
-from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsError, parameters
-from ddpmbench.checkpoints.weights import FileError, first_line
+from ddpmbench.checkpoints.settings import (
+    CheckpointFile,
+    CheckpointSettings,
+    Family,
+    MissingSettingsError,
+    parameters,
+)
+from ddpmbench.checkpoints.weights import OWN, FileError, first_line, naming
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.parameterization import Prediction, Variance
+from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError
 from ddpmbench.files import sha256_of
+from ddpmbench.unet.unet import UNet, UNetConfig
+
+# ---- pytorch_diffusion
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """The project's settings of a published file; its name ends in `step`."""
+
+    step: int
+    image_size: int
+    variance: Variance
+    channels: tuple[int, ...]
+
+
+_CIFAR10 = (128, 256, 256, 256)
+_LSUN = (128, 128, 256, 256, 512, 512)
+PUBLISHED = {
+    "cifar10": Published(790_000, 32, Variance.FIXED_LARGE, _CIFAR10),
+    "lsun_bedroom": Published(2_388_000, 256, Variance.FIXED_SMALL, _LSUN),
+    "lsun_cat": Published(1_761_000, 256, Variance.FIXED_SMALL, _LSUN),
+    "lsun_church": Published(4_432_000, 256, Variance.FIXED_SMALL, _LSUN),
+}
+"""The published files by name; each also exists with averaged weights, as `ema_NAME`.
+
+The project's own download puts them in folders: `ema_diffusion_cifar10_model/model-790000.ckpt`.
+"""
+
+
+def read_pesser(file: CheckpointFile) -> Checkpoint:
+    """The checkpoint in a state dict of the project, or of another with its network.
+
+    Raises:
+        MissingSettingsError: schedule or variance are not given, and the file is not a published
+            one.
+        InputError: weights are missing, or our U-Net cannot express the network.
+
+    Source: Ho et al. 2020 and pytorch_diffusion's model.py and diffusion.py.
+    """
+    path, settings, tables, weights = file.path, file.settings, file.tables, file.weights
+    config = network_config(weights, path)
+    notes = []
+    if (name := _published_name(path, config)) is not None:
+        published = PUBLISHED[name.removeprefix("ema_")]
+        schedule = NoiseSchedule.linear(1000)
+        variance, image_size = published.variance, published.image_size
+        notes.append(f"by its name the published {name}: linear schedule of 1000 steps, {variance}")
+    else:
+        channels = ", ".join(map(str, config.channels))
+        examples = {"schedule": tables.example, "variance": "fixed_large"}
+        missing = {n: example for n, example in examples.items() if getattr(settings, n) is None}
+        if tables:
+            missing.pop("schedule", None)
+        if missing:
+            raise MissingSettingsError(
+                f"{path}: weights of pesser/pytorch_diffusion's network "
+                f"({channels} channels, {config.num_blocks} blocks each), which do not say how "
+                f"they were trained; add {' and '.join(parameters(missing))}, or whatever it was "
+                "(published files are known by their names, ema_cifar10.ckpt, and their network)",
+                path=path,
+                weights=weights,
+                missing=missing,
+                config=config,
+            )
+        if settings.schedule is not None:
+            schedule = read_schedule(settings.schedule, tables)
+        else:
+            with naming(path):
+                schedule = tables.schedule()
+            notes.append("schedule: that of the tables beside the weights")
+        variance = Variance(str(settings.variance))
+        image_size = None
+    return Checkpoint(
+        network=_network(config, variance, weights, path),
+        schedule=schedule,
+        prediction=Prediction.EPSILON,
+        variance=variance,
+        channels=config.in_channels,
+        image_size=image_size,
+        size_multiple=config.size_multiple,
+        notes=tuple(notes),
+    )
+
+
+def network_config(weights: Mapping[str, Tensor], path: Path) -> UNetConfig:
+    """The network; its weights determine all but the resolution.
+
+    Raises:
+        InputError: a required weight is missing, or our U-Net cannot express the network.
+    """
+    shape = functools.partial(shape_of, weights, source=path)
+    levels = range(max(1, count(weights, "down.{}.block.0.conv1.weight")))
+    channels = tuple(shape(f"down.{level}.block.0.conv1.weight", 4)[0] for level in levels)
+    pooled = len(levels) > 1 and not any("sample.conv." in name for name in weights)
+    with naming(path):
+        return UNetConfig(
+            in_channels=shape("conv_in.weight", 4)[1],
+            out_channels=shape("conv_out.weight", 4)[0],
+            model_channels=shape("temb.dense.0.weight", 2)[1],
+            channels=channels,
+            num_blocks=count(weights, "down.0.block.{}.conv1.weight"),
+            attention=tuple(f"down.{level}.attn.0.q.weight" in weights for level in levels),
+            resampling="pool" if pooled else "conv",
+            symmetric_padding=False,
+            cosine_first=False,
+            frequency_shift=1.0,
+            norm_groups=32,
+            norm_eps=1e-6,
+        )
+
+
+def _network(
+    config: UNetConfig, variance: Variance, weights: Mapping[str, Tensor], path: Path
+) -> UNet:
+    """The network with the weights under pytorch_diffusion's names."""
+    check_outputs(config, variance, source=f"{path}: `variance={variance}`")
+    return build_unet(config, weights, _renames(config), parts=("q", "k", "v"), source=path)
+
+
+def _published_name(path: Path, config: UNetConfig) -> str | None:
+    """The name of the published file that a path matches; None if it is another network's.
+
+    A short name without `ema_` does not count: any user's file may be called cifar10.ckpt.
+    """
+    for name, published in PUBLISHED.items():
+        for prefix in ("ema_", ""):
+            folder = f"{prefix}diffusion_{name}_model"
+            named = path.stem in ((folder, f"ema_{name}") if prefix else (folder,))
+            in_folder = path.parent.name == folder and path.stem == f"model-{published.step}"
+            if (named or in_folder) and config.channels == published.channels:
+                return prefix + name
+    return None
+
+
+def _renames(config: UNetConfig) -> Renames:
+    """Our names -> theirs, where the upward path counts resolutions from the image down."""
+    last = len(config.channels) - 1
+    return (
+        (r"^up\.(\d+)\.", lambda match: f"up.{last - int(match[1])}."),
+        (r"^time_1\.", "temb.dense.0."),
+        (r"^time_2\.", "temb.dense.1."),
+        (r"^middle\.attention\.", "mid.attn_1."),
+        (r"^middle\.", "mid."),
+        (r"^(down|up)\.(\d+)\.blocks\.", r"\1.\2.block."),
+        (r"^(down|up)\.(\d+)\.attentions\.", r"\1.\2.attn."),
+        (r"^(down|up)\.(\d+)\.resample\.", r"\1.\2.\1sample."),
+        (r"\.(norm|conv)_(\d)\.", r".\1\2."),
+        (r"\.time\.", ".temb_proj."),
+        (r"\.shortcut\.", ".nin_shortcut."),
+        (r"\.out\.", ".proj_out."),
+    )
+
+
+PESSER = Family(
+    name="pesser",
+    projects="pytorch_diffusion",
+    read=read_pesser,
+    names=(
+        ("temb.dense.0.weight", "conv_in.weight"),
+        ("down.0.block.0.temb_proj.weight", "conv_out.weight"),
+    ),
+    stated_by=("its name says", "rename it"),
+)
+
+
+# ---- TensorFlow
 
 _TABLE_END = bytes.fromhex("57fb808b247547db")  # the end of TensorFlow's index
 _VARIABLE = re.compile(r"model/(.+)/(W|b|gamma|beta)(/ExponentialMovingAverage)?")
@@ -29,10 +213,6 @@ _LEAVES = {"W": "weight", "gamma": "weight", "b": "bias", "beta": "bias"}
 _KWARGS = "kwargs.json"
 _QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}
 """Environment variables that keep TensorFlow from logging during import."""
-_CONVERTED = (
-    "google/ddpm-cifar10-32 and google/ddpm-ema-bedroom-256, -cat-256, -church-256, "
-    "-celebahq-256 on the Hugging Face Hub, or the .ckpt files of pesser/pytorch_diffusion"
-)
 _PREDICTIONS = {
     "eps": Prediction.EPSILON,
     "xstart": Prediction.X_START,
@@ -44,16 +224,6 @@ _VARIANCES = {
     "learned": Variance.LEARNED,
 }
 _EXAMPLES = {"schedule": "linear:T:START:END", "prediction": "eps", "variance": "fixed_large"}
-
-
-class Reader(Protocol):
-    """The used part of the result of `tf.train.load_checkpoint`."""
-
-    def get_variable_to_shape_map(self) -> Mapping[str, list[int]]:
-        """The shape of every variable."""
-
-    def get_tensor(self, name: str) -> NDArray[np.generic]:
-        """The numbers of a variable."""
 
 
 def tensorflow_index(path: Path) -> Path | None:
@@ -82,12 +252,7 @@ def _is_table(index: Path) -> bool:
         return file.read() == _TABLE_END
 
 
-def read_tensorflow(
-    index: Path,
-    *,
-    source: str,
-    settings: CheckpointSettings,
-) -> Checkpoint:
+def read_tensorflow(file: CheckpointFile) -> Checkpoint:
     """The checkpoint in TensorFlow's files beside an index.
 
     Averaged weights are read if there are any. The process is that of the training record
@@ -100,6 +265,7 @@ def read_tensorflow(
 
     Source: Ho et al. 2020, and the project's unet.py, nn.py and scripts.
     """
+    index, source, settings = file.path, file.source, file.settings
     prefix = index.with_suffix("")
     data = sorted(index.parent.glob(f"{prefix.name}.data-*-of-*"))
     if not data:
@@ -109,11 +275,9 @@ def read_tensorflow(
     averaged, weights = _read_weights(reader, source, size, raw=settings.weights == "raw")
     schedule, prediction, variance, notes = _process(index, weights, settings)
     config = network_config(weights, index)
-    check_outputs(config, variance, source=f"{index}: `variance={variance}`")
-    network = build_unet(config, weights, renames(config), parts=("q", "k", "v"), source=index)
     digest = hashlib.sha256("".join(map(sha256_of, (index, *data))).encode())
     return Checkpoint(
-        network=network,
+        network=_network(config, variance, weights, index),
         schedule=read_schedule(schedule),
         prediction=prediction,
         variance=variance,
@@ -121,19 +285,16 @@ def read_tensorflow(
         files=tuple(map(str, (index, *data))),
         channels=config.in_channels,
         size_multiple=config.size_multiple,
-        family="tensorflow",
-        source=source,
         sha256=digest.hexdigest(),
         notes=notes,
     )
 
 
-def _tensorflow_reader(prefix: Path, source: str) -> Reader:
+def _tensorflow_reader(prefix: Path, source: str) -> Any:  # noqa: ANN401 - of TensorFlow
     before = {name: os.environ.get(name) for name in _QUIET}
     os.environ.update(_QUIET)
-    other = f", or take the same weights in other formats: {_CONVERTED}"
     try:
-        with importing("tensorflow", source, "its files are read by TensorFlow", remedy=other):
+        with importing("tensorflow", source, "its files are read by TensorFlow"):
             import tensorflow
     finally:
         for name, value in before.items():
@@ -142,10 +303,9 @@ def _tensorflow_reader(prefix: Path, source: str) -> Reader:
             else:
                 os.environ[name] = value
     try:
-        reader: Reader = tensorflow.train.load_checkpoint(str(prefix))
+        return tensorflow.train.load_checkpoint(str(prefix))
     except Exception as error:  # many kinds, depending on the damaged bytes
         raise _damaged(source, error) from error
-    return reader
 
 
 def _damaged(source: str, error: Exception) -> FileError:
@@ -155,7 +315,11 @@ def _damaged(source: str, error: Exception) -> FileError:
 
 
 def _read_weights(
-    reader: Reader, source: str, size: int, *, raw: bool
+    reader: Any,  # noqa: ANN401 - of TensorFlow
+    source: str,
+    size: int,
+    *,
+    raw: bool,
 ) -> tuple[bool, dict[str, Tensor]]:
     """Whether they are averaged, and the weights under the names of pytorch_diffusion."""
     shapes = reader.get_variable_to_shape_map()
@@ -165,7 +329,9 @@ def _read_weights(
     if not {"conv_in", "temb/dense0"} <= {match[1] for match in wanted}:
         first = next(iter(shapes), "nothing")
         raise FileError(
-            source, f"a checkpoint of TensorFlow, but not of Ho et al.'s network: it holds {first}"
+            source,
+            f"a checkpoint of TensorFlow, but not of Ho et al.'s network: it holds {first}; save "
+            f"its weights with torch, and {OWN}",
         )
     # a shape that declares more than the files hold is never allocated
     if sum(4 * int(np.prod(shapes[match[0]], dtype=object)) for match in wanted) > size:
@@ -211,7 +377,6 @@ def _process(
         raise MissingSettingsError(
             f"{path}: {why} {', '.join(missing)}; copy it there from where the model came, or pass "
             f"{' '.join(parameters(missing))}, or whatever it was trained with",
-            family="tensorflow",
             path=index,
             weights=weights,
             missing=missing,
@@ -231,7 +396,10 @@ def _recorded(path: Path, stated: CheckpointSettings) -> dict[str, str]:
     """
     record = read_object(path)
     if record.get("block_size", 1) != 1:
-        raise FileError(path, "block_size: a network of blocks of pixels, which cannot be read")
+        raise FileError(
+            path,
+            f"block_size: a network of blocks of pixels; save its weights with torch, and {OWN}",
+        )
     settings: dict[str, str] = {}
     name, total = record.get("beta_schedule"), record.get("num_diffusion_timesteps")
     ends = [record.get("beta_start"), record.get("beta_end")]
@@ -255,3 +423,8 @@ def _recorded(path: Path, stated: CheckpointSettings) -> dict[str, str]:
         elif value is not None and getattr(stated, setting) is None:
             raise FileError(path, f"{key}: {value!r} is not known; pass `{setting}`")
     return settings
+
+
+TENSORFLOW = Family(
+    name="tensorflow", projects="Ho et al.", read=read_tensorflow, find=tensorflow_index
+)
