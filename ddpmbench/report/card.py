@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from ddpmbench.errors import InputError
+from ddpmbench.report.text import typeset
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,7 +20,6 @@ _MOST_LINES, _MOST_CHARACTERS, _LONGEST_LINES = 8, 500, range(70, 10, -1)
 _LEFT = 'style="text-align: left; color: inherit; background: none"'
 _TABLE = Markup("<table {}><caption {}><b>{}</b></caption>\n{}\n</table>")
 _ROW = Markup('<tr {}><th scope="row" {}>{}</th><td {}>{}</td></tr>')
-_SIGNS = {"+-": "\N{PLUS-MINUS SIGN}", "<=": "\N{LESS-THAN OR EQUAL TO}"}
 
 
 @dataclass(frozen=True)
@@ -93,11 +93,11 @@ class Shown(abc.ABC):
     def _repr_html_(self) -> str:
         card = self._card()
         rows = [
-            _ROW.format(Markup(_LEFT), Markup(_LEFT), name, Markup(_LEFT), _typeset(value))
+            _ROW.format(Markup(_LEFT), Markup(_LEFT), name, Markup(_LEFT), typeset(value))
             for name, value in [*card.numbers.items(), *card.facts.items()]
         ]
         style = Markup(_LEFT)
-        headline = f"{type(self).__name__}: {_typeset(card.headline)}"
+        headline = f"{type(self).__name__}: {typeset(card.headline)}"
         return str(_TABLE.format(style, style, headline, Markup("\n").join(rows)))
 
 
@@ -115,12 +115,6 @@ class PageReport(Shown):
     @abc.abstractmethod
     def _page(self, folder: Path, svgs: Mapping[str, str]) -> str:
         """The HTML of its page, from its run folder and the figures that were drawn, by name."""
-
-
-def _typeset(text: str) -> str:
-    for plain, sign in _SIGNS.items():
-        text = text.replace(plain, sign)
-    return text
 
 
 def _shortened(line: str, most: int) -> str:

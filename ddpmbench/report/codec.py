@@ -50,13 +50,17 @@ def codec_rows(summary: Mapping[str, Any]) -> list[list[str]]:
     """The model's code among other lossless codecs: name, bits per dimension, seconds, files."""
     size = summary["bits_per_dim_with_startup"]
     seconds = summary["seconds"]
-    rows = [["this model", f"{size:.4f}", "" if seconds is None else f"{seconds:,.1f}", "one"]]
+    rows = [["this model", f"{size:.4f}", "" if seconds is None else _seconds(seconds), "one"]]
     for codec in summary["codecs"]:
         if codec["missing"] is None:
             files = "one" if codec["unit"] == "set" else "one per image"
             bits = f"{codec['bits_per_dim']:.4f}"
-            rows.append([codec["name"], bits, f"{codec['seconds']:,.1f}", files])
+            rows.append([codec["name"], bits, _seconds(codec["seconds"]), files])
     return rows
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:,.1f}" if seconds >= 0.05 else "< 0.1"
 
 
 def codec_facts(summary: Mapping[str, Any]) -> dict[str, str]:
@@ -76,17 +80,17 @@ def codec_facts(summary: Mapping[str, Any]) -> dict[str, str]:
         if bound is None
         else f"{with_interval(bound['bits_per_dim'], bound['half_width'])} bits/dim of the same "
         f"model, by {bound['num_evaluations']:,} network evaluations, 95 %",
-        "ideal": f"{ideal:.4f} bits/dim of the same draws; the tails save {saved:.4f}; "
-        f"net is {100 * (net / (ideal - saved) - 1):+.3f} % from that",
-        "start-up": f"{start / 8:,.0f} bytes, header {header / 8:,.0f}: {100 * share:.2f} %; below "
-        f"1 % from {summary['startup_below_one_percent_from']:,} images on",
+        "ideal": f"{ideal:.4f} bits/dim for the same draws, of which the tails save {saved:.4f}; "
+        f"the net length deviates by {100 * (net / (ideal - saved) - 1):+.3f} %",
+        "start-up": f"{start / 8:,.0f} bytes and header {header / 8:,.0f}, {100 * share:.2f} % of "
+        f"the file; below 1 % from {summary['startup_below_one_percent_from']:,} images on",
         "timesteps": f"{len(steps)}, {summary['code_variance']} variance; "
         f"{counted(summary['evaluations_per_image'], 'network evaluation')} per image",
         "images": images_line(summary),
         "checkpoint": checkpoint_line(summary["checkpoint"]),
         "file": f"{summary['file']}, {summary['bytes']:,} bytes; "
-        f"{counted(summary['num_blocks'], 'block')}, {summary['verified_blocks']} of them decoded "
-        "and equal",
+        f"{counted(summary['num_blocks'], 'block')}, {summary['verified_blocks']} decoded and "
+        "equal to the images",
         "device": f"{summary['machine']['device']}, {summary['machine']['engine']}, {seconds}",
     }
     if left_out:

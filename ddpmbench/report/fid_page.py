@@ -205,8 +205,9 @@ def _explanations(summary: Mapping[str, Any]) -> list[str]:
     if any(one["precision"] == 0 or one["recall"] == 0 for one in references):
         texts.append(
             "A precision (recall) of 0 means that no sample (reference image) lies within the "
-            f"distance to its neighbor number {neighbors} of an image of the other set. With few "
-            "images these balls do not cover the set, so that even a good model scores 0."
+            "neighborhood of an image of the other set, which reaches to that image's "
+            f"{neighbors} nearest neighbors. With few images these neighborhoods do not cover the "
+            "set, so that even a good model scores 0."
         )
     return texts
 
@@ -340,7 +341,7 @@ def nearest_figure(nearest: NearestImages) -> Drawn:
         columns=a_row * (many + 1),
         apart={1, many + 1, many + 2},
     )
-    ranks = ["nearest", *(f"{rank}." for rank in range(2, many + 1))]
+    ranks = ["nearest", "2nd", "3rd", "4th"][:many]
     sheet.text("", ["sample", *ranks] * a_row)
     for start in range(0, num_samples, a_row):
         these = range(start, min(start + a_row, num_samples))

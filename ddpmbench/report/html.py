@@ -14,7 +14,7 @@ import jinja2
 from markupsafe import Markup
 
 from ddpmbench.report.figures import COLORS, GRID, INK, NORMAL
-from ddpmbench.report.text import digits_by
+from ddpmbench.report.text import digits_by, typeset
 from ddpmbench.version import __version__
 
 _SVG = "{http://www.w3.org/2000/svg}"
@@ -245,6 +245,7 @@ _FILTERS: dict[str, Callable[..., object]] = {
     "count": lambda value: f"{value:,}",
     "times": lambda value: f"{value:,.{0 if value >= 10 else 1}f}",
     "half_width": _half_width,
+    "typeset": lambda value: typeset(str(value)),
     "digits": digits_by,
     "fixed_half_width": lambda value: _fixed(value, digits_by(value)),
 }

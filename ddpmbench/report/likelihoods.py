@@ -17,6 +17,7 @@ from ddpmbench.report.ode import cost_line, solver_line, trained_at
 from ddpmbench.report.text import (
     aligned,
     bound_line,
+    counted,
     device_line,
     digits_by,
     fact_lines,
@@ -225,7 +226,7 @@ def likelihoods_page(
         heading=heading(summary),
         digits=digits_by(first["half_width"]),
         intervals=_intervals(summary),
-        order=_order(summary).replace("<=", "\N{LESS-THAN OR EQUAL TO}"),
+        order=_order(summary),
         published=any(row["published"] for row in summary["likelihoods"]),
         facts=_facts(summary),
         environment=environment,
@@ -246,8 +247,8 @@ def _difference(row: Mapping[str, Any]) -> str:
 
 def _intervals(summary: Mapping[str, Any]) -> str:
     count = summary["num_ode_images"]
-    of_ode = "" if count is None else f", of the ODE from {count:,} images"
-    return f"95 %, for these images; differences are paired: from the same terms{of_ode}"
+    of_ode = "" if count is None else f", and for the ODE on {counted(count, 'image')}"
+    return f"95 %, for these images; differences are paired: on the same terms{of_ode}"
 
 
 def _order(summary: Mapping[str, Any]) -> str:
@@ -255,7 +256,7 @@ def _order(summary: Mapping[str, Any]) -> str:
     variance = summary["conventions"]["variance"]
     if not variance.startswith("fixed"):
         return "none is known for a trained network"
-    return f"{CONSTANT} <= {BOUND}, {variance}; no other is known for a trained network"
+    return f"{CONSTANT} <= {BOUND} ({variance}); no other is known for a trained network"
 
 
 def _facts(summary: Mapping[str, Any]) -> dict[str, str]:

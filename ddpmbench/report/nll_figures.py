@@ -213,22 +213,22 @@ def sub_schedules_figure(table: pd.DataFrame) -> Drawn:
     """
     variances = list(dict.fromkeys(table.variance))
     figure, parts = axes_panels(len(variances))
+    common = _range(table.bits_per_dim)
     for variance, axes in zip(variances, parts, strict=True):
         rows = table[table.variance == variance]
+        low, high = common if rows.bits_per_dim.min() < common[1] else _range(rows.bits_per_dim)
         for k, spacing in enumerate(SPACINGS):
             line = rows[rows.spacing == spacing].sort_values("num_timesteps")
             if line.empty:
                 continue
             look = {"color": COLORS[1 - k], "ls": DASHES[1 - k], "label": spacing}
-            points(axes, line.num_timesteps, line.bits_per_dim, line.half_width, k, **look)
+            # Of a bound beyond the axis, a part of the interval would stand in the panel alone.
+            half_width = line.half_width.where(line.bits_per_dim <= high)
+            points(axes, line.num_timesteps, line.bits_per_dim, half_width, k, **look)
         log_axis(axes, "x")
         legend_below(axes)
         finish(axes, f"Variance {variance}", x="number of timesteps", y="bound, bits/dim")
-    common = _range(table.bits_per_dim)
-    for variance, axes in zip(variances, parts, strict=True):
         axes.set_xlim(table.num_timesteps.min() / 1.1, table.num_timesteps.max() * 1.1)
-        rows = table[table.variance == variance]
-        low, high = common if rows.bits_per_dim.min() < common[1] else _range(rows.bits_per_dim)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: written_out(value)))
         axes.set_ylim(low - (0.05 * (high - low) or 0.05), high)
         beyond = rows[rows.bits_per_dim > high]

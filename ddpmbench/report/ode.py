@@ -110,7 +110,7 @@ def ode_page(
 def solver_line(settings: Mapping[str, Any], solver_error: float) -> str:
     """The solver of an ODE in one line; the settings are those of `OdeSettings.record`."""
     is_exact = settings["trace"] == "exact"
-    probes = "" if is_exact else f", {counted(settings['probes'], 'probe')} an image"
+    probes = "" if is_exact else f", {counted(settings['probes'], 'probe')} per image"
     return (
         f"{settings['solver']}, {counted(settings['solver_steps'], 'step')}, error "
         f"{solver_error:+.1e}; {settings['trace']} trace{probes}"
@@ -156,7 +156,7 @@ def _facts(summary: Mapping[str, Any]) -> dict[str, str]:
         "solver": solver_line(summary["ode"], summary["solver_error"]),
         "pixels": f"{summary['ode']['dequantization']} dequantization; x_T is {prior}, as in "
         "the bound",
-        "images": images_line(summary) + f"; the ODE of {summary['num_ode_images']:,}",
+        "images": f"{images_line(summary)}; the ODE on {summary['num_ode_images']:,} of them",
         **trained_at(summary),
         "evaluations": cost_line(summary),
         "device": device_line(summary),

@@ -51,12 +51,12 @@ PER_IMAGE_COLUMNS = {
 OPTIONAL_COLUMNS = {"nearest_distance": "float64", "label": "Int64"}
 """The first if there are two image sets, the second if one has labels."""
 _LEAST_P = 1e-99  # smaller p-values are shown as below it
-NEAREST = "RMSE of the pixels to the nearest other image of A, mean, on 0..255"
+NEAREST = "mean RMSE of the pixels, on 0..255, to the nearest other image of A"
 GAP, DIFFERENCE = "generalization gap", "difference"
 """Names of the difference of the means: the first if the first set is the training set."""
 SIMPLE_IMAGES = (
-    "raw bits/dim rank simple images as likely, also those of other data (Nalisnick et al. 2019); "
-    "less the code length they do so less (Serra et al. 2020)"
+    "raw bits/dim rank simple images as likely, even those of other data (Nalisnick et al. 2019); "
+    "subtracting the code length reduces that (Serra et al. 2020)"
 )
 
 
@@ -212,7 +212,7 @@ def printed_scores(summary: dict[str, Any], per_image: pd.DataFrame, output_form
     "csv" has one row per image, "quiet" the mean of each set, a line each.
     """
     comparison = summary["comparison"]
-    rows = [["set", "images", "bits/dim", "population", "an image", "code length"]]
+    rows = [["set", "images", "bits/dim", "population", "per image", "code length"]]
     rows += [
         [
             name,
@@ -225,7 +225,7 @@ def printed_scores(summary: dict[str, Any], per_image: pd.DataFrame, output_form
         for name, scored in zip(SETS, summary["sets"], strict=False)
     ]
     legend = [
-        "+- 95 %: of the mean for these images, and for their population; an image: standard error"
+        "+- 95 %: of the mean for these images, and for their population; per image: standard error"
     ]
     if comparison is not None:
         distances = (scored["nearest_distance"] for scored in summary["sets"])
@@ -341,7 +341,7 @@ def score_facts(summary: Mapping[str, Any]) -> dict[str, str]:
     return {
         **images,
         **model_facts(summary),
-        "evaluations": f"{summary['evaluations_per_image']} an image, "
+        "evaluations": f"{summary['evaluations_per_image']} per image, "
         f"{summary['num_evaluations']:,} in all, seed {summary['seed']}",
         "device": device_line(summary),
     }

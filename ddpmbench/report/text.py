@@ -72,6 +72,11 @@ def timesteps_of(visited: int, trained: int) -> str:
     return f"{visited:,} {'of' if visited < trained else 'for'} {trained:,}"
 
 
+def typeset(text: str) -> str:
+    """The text with signs in place of `+-` and `<=`, for pages and notebooks."""
+    return text.replace("+-", "\N{PLUS-MINUS SIGN}").replace("<=", "\N{LESS-THAN OR EQUAL TO}")
+
+
 # ---- lines of what is printed
 
 LABEL, INDENT = 12, " " * 12

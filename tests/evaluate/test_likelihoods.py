@@ -295,7 +295,7 @@ def test_a_published_number_stands_beside_its_row(whole, bound):
     assert frame.absent.to_list() == ["", "", "", "why"]
     page = likelihoods_page({**whole.summary, "likelihoods": rows_of(frame)}, None, {})
     assert "published" in page
-    assert "&lt;= 2" in page
+    assert "\N{LESS-THAN OR EQUAL TO} 2" in page
     assert "absent: why" in page
 
 

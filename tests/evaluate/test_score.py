@@ -293,11 +293,11 @@ def test_the_page_has_both_sets_the_gap_and_the_warning(tmp_path):
     digits = digits_by(compared["half_width"])
     for part in (
         f"{compared['difference']:+.{digits}f} &plusmn;&nbsp;{compared['half_width']:.{digits}f}",
-        f"Generalization gap, B less A; p = {compared['p_value']:.2g}.",
+        f"Generalization gap, B minus A; p = {compared['p_value']:.2g}.",
         "the model has memorized them in part",
         "A: normal images, seed 0 20",
         "B: normal images, seed 1 30",
-        "rank simple images as likely, also those of other data (Nalisnick et al. 2019)",
+        "rank simple images as likely, even those of other data (Nalisnick et al. 2019)",
         "(Serra et al. 2020)",
     ):
         assert part in text, part
@@ -331,7 +331,7 @@ def test_the_page_has_a_row_for_every_score(tmp_path):
 def test_the_page_of_one_set_compares_nothing(base, tmp_path):
     folder = shutil.copytree(base.folder, tmp_path / "run")
     text = words(db.write_report(folder, progress=False).read_text())
-    for absent in ("AUROC", "nearest", "B less A"):
+    for absent in ("AUROC", "nearest", "B minus A"):
         assert absent not in text
     (folder / "extremes.npz").write_bytes(b"damaged")
     with pytest.raises(db.InputError, match=r"extremes\.npz: missing or damaged"):

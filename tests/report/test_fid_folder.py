@@ -1,4 +1,4 @@
-"""What a run of fid leaves, read from its folder: whole, or refused by the name of the file."""
+"""A folder of a run of fid: read whole or refused by the name of a file; its figures and page."""
 
 import dataclasses
 import json
@@ -12,7 +12,7 @@ from fidelity_folders import NUM_GENERATED, fidelity_folder, nearest, summary
 import ddpmbench as db
 from ddpmbench.execution.pictures import NearestImages
 from ddpmbench.report.contents import read_environment
-from ddpmbench.report.fid_page import first_samples, pictures_of
+from ddpmbench.report.fid_page import FIGURES, STRIPS, first_samples, pictures_of
 from ddpmbench.report.fid_text import reference_name
 from ddpmbench.report.sample import NUM_SHOWN
 
@@ -20,6 +20,14 @@ from ddpmbench.report.sample import NUM_SHOWN
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return fidelity_folder(tmp_path_factory.mktemp("fid") / "run")
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory):
+    """The same with its page."""
+    made = fidelity_folder(tmp_path_factory.mktemp("reported") / "run")
+    assert db.write_report(made) == made / "report.html"
+    return made
 
 
 @pytest.fixture
@@ -174,3 +182,42 @@ def test_samples_of_other_channels_are_left_out(copied, channels):
     }
     dataclasses.replace(whole, **wide).write(copied / "nearest.npz")
     assert read(copied)[1] is None
+
+
+# ---- figures and page
+
+
+def test_every_figure_is_there_in_every_form_and_on_the_page(reported):
+    files = {path.name for path in (reported / "figures").iterdir()}
+    names = {*FIGURES, *STRIPS}
+    assert files == {f"{name}.{form}" for name in names for form in ("svg", "png", "csv")}
+    page = (reported / "report.html").read_text()
+    assert page.count('role="img"') == 5  # two panels of histograms
+    assert "ddpmbench fid --protocol clean" in page
+    points = pd.read_csv(reported / "fid_against_n.csv")
+    drawn = {name: pd.read_csv(reported / "figures" / f"{name}.csv") for name in FIGURES}
+    assert list(drawn["fid_against_n"].fid) == list(points.fid)
+    assert list(drawn["per_image"].groupby("measure").num_images.sum()) == [NUM_GENERATED] * 2
+
+
+def test_the_same_folder_gives_the_same_page(reported):
+    before = {path: path.read_bytes() for path in reported.rglob("*") if path.is_file()}
+    db.write_report(reported)
+    assert before == {path: path.read_bytes() for path in reported.rglob("*") if path.is_file()}
+
+
+def test_a_run_with_little_in_it_has_a_page_and_a_damaged_one_keeps_its_own(reported, tmp_path):
+    copied = shutil.copytree(reported, tmp_path / "copied")
+    for name in ("nearest.npz", "samples.npz", "environment.json"):
+        (copied / name).unlink()
+    shutil.rmtree(copied / "figures")
+    whole = (copied / "report.html").read_text()
+    page = db.write_report(copied).read_text()
+    assert page.count('role="img"') == 3
+    for heading in ("Pictures", "Reproducibility"):
+        assert f"<h2>{heading}</h2>" in whole
+        assert f"<h2>{heading}</h2>" not in page
+    (copied / "per_image.csv").write_bytes(b"damaged")
+    with pytest.raises(db.InputError, match=r"per_image\.csv"):
+        db.write_report(copied)
+    assert (copied / "report.html").read_text() == page

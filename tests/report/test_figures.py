@@ -273,6 +273,18 @@ def test_a_bound_of_thousands_of_bits_does_not_flatten_the_others():
         assert low < of.bits_per_dim.min() < high < 10 * of.bits_per_dim.min()
 
 
+def test_no_interval_of_a_bound_beyond_the_axis_stands_in_the_panel():
+    table = sub_schedules(SUMMARY).assign(half_width=0.1)
+    table.loc[table.num_timesteps == 2, ["bits_per_dim", "half_width"]] = [9000.0, 8999.0]
+    figure, numbers = sub_schedules_figure(table)
+    assert numbers.half_width.max() == 8999
+    for part in figure.subfigs:
+        (axes,) = part.axes
+        for drawn in axes.containers:
+            for segment in drawn.lines[2][0].get_segments():
+                assert len(segment) == 0 or segment[0][1] > axes.get_ylim()[0] - 0.2
+
+
 def test_lines_of_a_panel_differ_without_color(laid_out):
     for name in ("sub_schedules", "difference"):
         figure = laid_out[name]

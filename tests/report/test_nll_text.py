@@ -75,3 +75,17 @@ def test_padded_images_are_held_against_their_own_pixels(bound, is_worse):
     assert is_worse_than_raw_pixels(of) == (bound > 8)
     of["data"] = {"padding": padding}
     assert is_worse_than_raw_pixels(of) == is_worse
+
+
+@pytest.mark.parametrize(
+    ("sampling", "words"),
+    [
+        ({"draws": 1}, "1 draw"),
+        ({"draws": 2}, "2 draws"),
+        ({"num_replicates": 1}, "1 replicate"),
+        ({"num_replicates": 2, "num_sampled_images": 1}, "2 replicates of 1 image"),
+    ],
+)
+def test_one_of_a_thing_is_singular(sampling, words):
+    text = printed_nll({**SUMMARY, "sampling": sampling, "num_evaluations": 1}, "table")
+    assert f"importance, {words}, 1 network evaluation, seed 0" in text

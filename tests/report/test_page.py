@@ -67,7 +67,7 @@ def words(page):
     marks = {"nbsp": " ", "le": "<=", "plusmn": "+-", "thinsp": " ", "ndash": "-"}
     for name, mark in marks.items():
         text = text.replace(f"&{name};", mark)
-    return " ".join(text.split())
+    return " ".join(text.replace("\N{PLUS-MINUS SIGN}", "+-").split())
 
 
 def test_the_headline_has_its_interval_and_what_makes_it_comparable():
@@ -199,6 +199,15 @@ def test_the_published_table_stands_beside_what_it_is_of(source, is_beside):
     said = page(data=data)
     for published in ("Ho et al. 2020, table 4", "1.77581", "12.02277", "67.60125"):
         assert (published in said) == is_beside
+
+
+def test_signs_are_typeset():
+    low = {"bits_per_dim": -0.01, "half_width": 0.001, "num_evaluations": 2}
+    table = conventions(SUMMARY).assign(used_by="a paper, <= 3.75")
+    text = html(table=table, precision="bf16", precision_correction=low)
+    assert "corrected by -0.01000 \N{PLUS-MINUS SIGN} 0.00100 from 1 term also" in text
+    assert "a paper, \N{LESS-THAN OR EQUAL TO} 3.75" in text
+    assert not re.search(r"\+-|&lt;=", text)
 
 
 def test_every_step_is_in_the_page():
