@@ -27,16 +27,13 @@ from ddpmbench.report.codec import codec_facts, codec_rows
 
 
 def test_blocks_decode_alone(coded, model, images):
+    assert [first_image(coded.file, block) for block in (None, 0, 2)] == [0, 0, 60]
     for block, part in enumerate((slice(0, 30), slice(30, 60), slice(60, 70))):
         result = restored(coded, model, block=block)
         np.testing.assert_array_equal(result.pixels, images.pixels[part])
         assert list(result.ids) == list(images.ids)[part]
     with pytest.raises(InputError, match="`block=3`"):
         restored(coded, model, block=3)
-
-
-def test_the_numbers_of_a_block_go_on(coded):
-    assert [first_image(coded.file, block) for block in (None, 0, 2)] == [0, 0, 60]
 
 
 def test_an_interruption_changes_no_byte(coded, options, model, images, tmp_path):
@@ -137,8 +134,7 @@ def test_blocks_have_at_most_as_many_images_as_the_format_counts(options, model,
 
 
 def test_a_refused_compression_leaves_nothing(options, images, tmp_path):
-    fine = NoiseSchedule.from_betas([1e-12] * 10)
-    model = linear_model(schedule=fine)
+    model = linear_model(schedule=NoiseSchedule.from_betas([1e-12] * 10))
     with pytest.raises(InputError, match="variance of the reverse process is too small"):
         db.compress(model, images.subset(2), tmp_path / "file", timesteps=10, **QUIET)
     model = linear_model()
@@ -153,16 +149,12 @@ def test_a_refused_compression_leaves_nothing(options, images, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_name_that_is_too_long_with_its_ending_is_refused(coded, model, images, tmp_path):
-    out = tmp_path / ("x" * 253)
-    with pytest.raises(InputError, match="`out`: a name of more than 255 bytes"):
-        db.compress(model, images, out, **OPTIONS)
-
-
 def test_what_cannot_be_written_is_refused_first(
     coded, model, images, small_checkpoint, tmp_path, capsys
 ):
     options = {**OPTIONS, "run": tmp_path / "not opened"}
+    with pytest.raises(InputError, match="`out`: a name of more than 255 bytes"):
+        db.compress(model, images, tmp_path / ("x" * 253), **options)  # too long with its ending
     (tmp_path / "file").touch()
     for folder, why in (("none", "no such file"), ("file", "not a directory")):
         with pytest.raises(InputError, match=f"`out` .*{folder}: cannot be written .{why}"):

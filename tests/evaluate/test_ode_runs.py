@@ -66,16 +66,6 @@ def test_the_numbers_belong_together(whole, small_images):
     assert "NLL of the ODE <=" in repr(whole)
 
 
-def test_the_decoder_is_the_one_of_the_bound(whole, small_model, small_images):
-    bound = db.evaluate_nll(
-        small_model, small_images, estimator="every-pair", draws=1, seed=OPTIONS["seed"]
-    )
-    decoder = bound.per_image.set_index("image_id").decoder
-    assert whole.per_image.decoder.to_numpy() == pytest.approx(
-        decoder[whole.per_image.image_id].to_numpy(), rel=1e-5
-    )
-
-
 def test_a_folder_holds_what_memory_does(whole, small_model, small_images, tmp_path):
     out = tmp_path / "run"
     report = db.evaluate_ode(small_model, small_images, **OPTIONS, batch_size=30, out=out)

@@ -35,20 +35,6 @@ def test_the_parts_sum_to_the_bound_and_every_table_agrees(report):
     assert report.per_timestep.num_evaluations.sum() == summary["num_evaluations"]
 
 
-def test_every_row_is_one_network_call(small_model, small_images, monkeypatch):
-    calls = 0
-    body = UNet.body
-
-    def counted(network, x_t, times):
-        nonlocal calls
-        calls += len(x_t)
-        return body(network, x_t, times)
-
-    monkeypatch.setattr(UNet, "body", counted)
-    report = evaluate_nll(small_model, small_images, estimator="every-pair", draws=3)
-    assert calls == report.summary["num_evaluations"] == 6 * 40 * 3
-
-
 def test_one_draw_leaves_the_noise_unknown(small_model, small_images):
     report = evaluate_nll(small_model, small_images, estimator="every-pair", draws=1)
     assert report.summary["half_width"] is None
@@ -60,18 +46,6 @@ def test_a_single_image_leaves_the_population_unknown(small_model, small_images)
     report = evaluate_nll(small_model, small_images.subset(1), estimator="every-pair")
     assert report.summary["half_width_population"] is None
     assert report.summary["half_width"] > 0
-
-
-def test_a_finished_run_makes_no_network_call(small_model, small_images, report, tmp_path):
-    evaluate_nll(small_model, small_images, estimator="every-pair", out=tmp_path)
-
-    def refuse(network, x_t, times):
-        raise AssertionError("the network was called")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(UNet, "body", refuse)
-        again = evaluate_nll(small_model, small_images, estimator="every-pair", out=tmp_path)
-    assert_same_numbers(again, report, tolerance=0)
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,10 @@ from ddpmbench.errors import InputError
 from ddpmbench.evaluate.compare import compare
 from ddpmbench.evaluate.nll import evaluate_nll
 from ddpmbench.execution import importance
-from ddpmbench.execution.finished import FinishedRun
 from ddpmbench.execution.importance import Importance
 from ddpmbench.execution.worker import RunListener
 from ddpmbench.likelihood import designs, estimator
-from ddpmbench.likelihood.designs import ImportanceDesign, PilotDesign, num_terms
-from ddpmbench.report.tables import SCHEMA
+from ddpmbench.likelihood.designs import PilotDesign, num_terms
 from ddpmbench.unet.precision import Precision
 from ddpmbench.unet.unet import UNet
 
@@ -325,14 +323,6 @@ def test_the_rows_of_a_folder_are_part_of_what_a_run_is(
     evaluate_nll(small_model, small_images, half_width=WIDE, out=tmp_path)
     with pytest.raises(InputError, match=r"holds another run .terms_of is None there"):
         evaluate_nll(small_model, small_images, terms_of=wide_folder, out=tmp_path)
-
-
-def test_the_published_density_gives_the_rows_of_the_run(wide_folder, wide):
-    density = FinishedRun.open(wide_folder, option="", schema=SCHEMA).density()
-    design = ImportanceDesign(6, 40, density, 0, wide.summary["sampling"]["num_replicates"])
-    rows = design.index(0, len(design))
-    expected = np.stack([rows.image, rows.t, rows.draw], axis=1)
-    np.testing.assert_array_equal(terms_of(wide_folder), expected)
 
 
 # ---- what the network says wrong
