@@ -70,7 +70,7 @@ def _timesteps(value: str) -> int | str:
         return value
     if not value.isdecimal() or int(value) < 1:
         raise click.BadParameter(
-            f"{value!r} is neither a whole number from 1 on nor {options.CONTINUOUS}."
+            f"{value!r} is neither a whole number from 1 on nor {options.CONTINUOUS}"
         )
     return int(value)
 

@@ -67,16 +67,28 @@ def choice(name: str, choices: Sequence[str], text: str, default: str | None = N
     return click.option(name, type=kind, default=default, show_default=shows, help=text)
 
 
+class Whole(click.IntRange):
+    """A whole number within limits, by the name that messages give it."""
+
+    name = "whole number"
+
+
+class Real(click.FloatRange):
+    """A number within limits."""
+
+    name = "number"
+
+
 def count(
     *names: str,
     text: str,
-    metavar: str | None = "N",
+    metavar: str = "N",
     limits: tuple[int, int | None] = (1, None),
     default: int | None = None,
 ) -> Option:
     """An option that takes a whole number within limits."""
     shows = default is not None
-    kind = click.IntRange(*limits)
+    kind = Whole(*limits)
     return click.option(
         *names, type=kind, metavar=metavar, default=default, show_default=shows, help=text
     )
@@ -121,6 +133,19 @@ def batch_size(text: str) -> Option:
     )
 
 
+def _seed(value: str) -> int:
+    if not value.isdecimal() or int(value) > LARGEST_SEED:
+        raise click.BadParameter(f"{value!r} is not a whole number from 0 to 2^64 - 1")
+    return int(value)
+
+
+def seed_option(text: str) -> Option:
+    """`--seed`."""
+    return click.option(
+        "--seed", type=_seed, metavar="N", default="0", show_default=True, help=text
+    )
+
+
 def _data_range(value: str) -> tuple[float, float]:
     try:
         low, high = map(float, value.split(","))
@@ -136,6 +161,7 @@ def _data_range(value: str) -> tuple[float, float]:
 ckpt_option = click.option(
     "--ckpt",
     type=text,
+    metavar="CKPT",
     default="default",
     show_default="the checkpoint that comes with ddpmbench",
     help="Checkpoint: a file, a folder or a hub id (google/ddpm-cifar10-32).",
@@ -283,7 +309,7 @@ def _images_options(data: Option) -> Option:
 
 
 data_options = _images_options(
-    click.option("--data", type=text, default=None, show_default=_SHIPPED_IMAGES, help=_DATA_TEXT)
+    click.option("--data", type=text, metavar="DATA", show_default=_SHIPPED_IMAGES, help=_DATA_TEXT)
 )
 two_sets_options = _images_options(
     click.option(
@@ -327,6 +353,7 @@ check_option = click.option(
 
 device_option = click.option(
     "--device",
+    metavar="DEVICE",
     default="auto",
     show_default=True,
     help="Where the network runs: auto, cpu, cuda, cuda:N or mps.",
@@ -339,12 +366,7 @@ run_options = decorate(
     ),
     batch_size("Network evaluations in a batch. It changes numbers by float rounding at most."),
     device_option,
-    click.option(
-        "--seed",
-        type=click.IntRange(0, LARGEST_SEED),
-        default=0,
-        help="Seed of the noise.  [default: 0]",
-    ),
+    seed_option("Seed of the noise."),
 )
 
 format_option = output_format(

@@ -151,8 +151,8 @@ _reference_options = options.decorate(
 )
 
 _precision_option = options.precision(
-    "Below strict fp32 the samples differ, and their scores are not corrected; auto is bf16 on "
-    "CUDA and fp32 elsewhere."
+    "In any but fp32 the samples differ, and their scores are not corrected for it; auto is bf16 "
+    "on CUDA and fp32 elsewhere."
 )
 
 

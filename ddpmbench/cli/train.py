@@ -7,7 +7,6 @@ import click
 
 from ddpmbench.cli import options
 from ddpmbench.cli.launch import open_prepared, resumable
-from ddpmbench.errors import LARGEST_SEED
 from ddpmbench.execution.progress import progress
 
 
@@ -26,6 +25,7 @@ def _depths(value: str) -> tuple[int, ...]:
 @click.option(
     "--data",
     type=options.text,
+    metavar="DATA",
     required=True,
     help="Images as for nll: NAME:SPLIT, a folder, .npz or idx file.",
 )
@@ -83,7 +83,7 @@ def _depths(value: str) -> tuple[int, ...]:
 )
 @options.count(
     "--model-channels",
-    metavar=None,
+    metavar="C",
     limits=(4, None),
     text="Size of the sinusoidal embedding.  [default: the first of --channels]",
 )
@@ -102,7 +102,8 @@ def _depths(value: str) -> tuple[int, ...]:
 )
 @click.option(
     "--dropout",
-    type=click.FloatRange(0, 1, max_open=True),
+    type=options.Real(0, 1, max_open=True),
+    metavar="P",
     default=0.0,
     show_default=True,
     help="Share of activations that the residual blocks set to 0 in training.",
@@ -111,7 +112,8 @@ def _depths(value: str) -> tuple[int, ...]:
 @click.option(
     "--learning-rate",
     "--lr",
-    type=click.FloatRange(0, min_open=True),
+    type=options.Real(0, min_open=True),
+    metavar="RATE",
     default=2e-4,
     show_default=True,
     help="Learning rate of Adam, after the warm-up.",
@@ -119,7 +121,8 @@ def _depths(value: str) -> tuple[int, ...]:
 @options.count("--warmup-steps", default=1000, text="Steps over which the learning rate rises.")
 @click.option(
     "--ema-decay",
-    type=click.FloatRange(0, 1),
+    type=options.Real(0, 1),
+    metavar="D",
     default=0.9999,
     show_default=True,
     help="Decay of the moving average of the weights, which the checkpoint holds.",
@@ -134,12 +137,8 @@ def _depths(value: str) -> tuple[int, ...]:
     "--precision", ["fp32", "bf16"], "Precision of the network's forward pass.", default="fp32"
 )
 @options.device_option
-@click.option(
-    "--seed",
-    type=click.IntRange(0, LARGEST_SEED),
-    default=0,
-    help="Seed of the first weights, and of the images, timesteps and noise of each step.  "
-    "[default: 0]",
+@options.seed_option(
+    "Seed of the first weights, and of the images, timesteps and noise of each step."
 )
 def train(
     data: str,
