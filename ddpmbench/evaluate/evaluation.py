@@ -21,6 +21,8 @@ from ddpmbench.execution.folder import RunFolder
 from ddpmbench.execution.session import Session
 from ddpmbench.execution.store import Store
 from ddpmbench.execution.worker import RunListener, Worker
+from ddpmbench.likelihood.continuous import terms_pass_of
+from ddpmbench.likelihood.terms import TermsPass
 from ddpmbench.report.contents import check
 from ddpmbench.sanity_check.run import CheckRecord, PreliminaryCheck
 from ddpmbench.unet.precision import Precision
@@ -102,6 +104,11 @@ class Evaluation:
         settings = (self.seed, self.batch_size, self.reporter)
         check = PreliminaryCheck(requested, num_evaluations, *settings)
         return check.run(self.checkpoint.as_trained, self.images, self.session, folder)
+
+    def terms_pass(self, images: ImageSet) -> TermsPass:
+        """Evaluates terms of the model on an image set."""
+        how: dict[str, Any] = {"seed": self.seed, "decoder": self.decoder}
+        return terms_pass_of(self.checkpoint, images, device=self.session.device, **how)
 
     def use(self, num_evaluations: int) -> NetworkUse:
         """How each process uses the network in a run of so many evaluations."""

@@ -48,7 +48,7 @@ from ddpmbench.execution.terms import (
     write_terms,
 )
 from ddpmbench.execution.worker import RunListener
-from ddpmbench.likelihood.continuous import NUM_CONTINUOUS_TERMS, ContinuousDesign, terms_pass_of
+from ddpmbench.likelihood.continuous import NUM_CONTINUOUS_TERMS, ContinuousDesign
 from ddpmbench.likelihood.decoders import DECODERS
 from ddpmbench.likelihood.estimator import SampledBound
 from ddpmbench.likelihood.terms import TermsPass
@@ -179,10 +179,9 @@ def evaluate_nll(
         result = run.result(engine, is_continuous=absent is None)
         report = run.report(result, checked, absent=absent, engine=engine)
         _warn(report, chosen, reporter)
-        if ranks.reports:
-            line = wider_note(path, report.summary["half_width"], narrower)
-            if line is not None:
-                reporter.note(line)
+        line = wider_note(path, report.summary["half_width"], narrower)
+        if line is not None:
+            reporter.note(line)
         evaluation.write(
             folder,
             _frames(report, result),
@@ -222,14 +221,8 @@ class _Run:
         check: Callable[..., None],
     ) -> "_Run":
         """A run in the precision that a name stands for; see `settled_precision`."""
-        session, checkpoint, images = evaluation.session, evaluation.checkpoint, evaluation.images
-        terms_pass = terms_pass_of(
-            checkpoint,
-            images,
-            seed=evaluation.seed,
-            decoder=evaluation.decoder,
-            device=session.device,
-        )
+        session, note = evaluation.session, evaluation.reporter.note
+        terms_pass = evaluation.terms_pass(evaluation.images)
         candidate = Candidate(
             terms_pass,
             use,
@@ -237,7 +230,7 @@ class _Run:
             estimator.settings.get("half_width_goal"),
             lambda other: check(precision=other),
         )
-        settled = settled_precision(precision, candidate, session, note=evaluation.reporter.note)
+        settled = settled_precision(precision, candidate, session, note=note)
         return cls(evaluation, estimator, terms_pass, use, settled)
 
     @cached_property

@@ -41,7 +41,6 @@ from ddpmbench.execution.pictures import Extremes
 from ddpmbench.execution.store import num_missing
 from ddpmbench.execution.terms import TermsRun, checked, read_terms
 from ddpmbench.execution.worker import RunListener
-from ddpmbench.likelihood.continuous import terms_pass_of
 from ddpmbench.likelihood.decoders import DECODERS
 from ddpmbench.likelihood.designs import PilotDesign
 from ddpmbench.likelihood.image_features import code_length
@@ -241,10 +240,8 @@ def _compute(
 ) -> _Result:
     """Evaluate the missing terms, and reduce all terms to scores."""
     checkpoint, session, seed = evaluation.checkpoint, evaluation.session, evaluation.seed
-    how: dict[str, Any] = {"seed": seed, "decoder": evaluation.decoder, "device": session.device}
     worker = evaluation.worker()
-    passes = [terms_pass_of(checkpoint, image_set, **how) for image_set in sets]
-    runs = [TermsRun.of(terms_pass, engine, worker) for terms_pass in passes]
+    runs = [TermsRun.of(evaluation.terms_pass(image_set), engine, worker) for image_set in sets]
     num_timesteps = checkpoint.schedule.num_timesteps
     pilot = PilotDesign(len(sets[0]), num_timesteps, seed)
     pilot_evaluations = len(pilot) if density is None else 0
