@@ -97,13 +97,12 @@ def conventions_frame(
         num_timesteps: T.
         continuous: the difference of the bound in continuous time, nats; None if unknown.
         is_continuous: whether the run itself is in continuous time.
-        process: the family of the forward process; the sources used VP.
+        process: the family of the forward process; the sources of discrete bounds used VP.
     """
     own = others.conventions[0]
     rows = [_of_convention(bound, own.convention, num_timesteps) for bound in others.conventions]
-    if is_continuous or process is not Process.VP:
-        spacing = {"spacing": CONTINUOUS_TIME} if is_continuous else {}
-        rows = [{**row, **spacing, "used_by": ""} for row in rows]
+    if is_continuous:
+        rows = [{**row, "spacing": CONTINUOUS_TIME, "used_by": ""} for row in rows]
         rows[0]["used_by"] = _CONTINUOUS
     if continuous is not None:
         rows.append(_of_continuous(own, continuous, num_timesteps))
@@ -115,6 +114,8 @@ def conventions_frame(
     frame = pd.DataFrame(rows)
     frame["difference"] = frame.bits_per_dim - np.array(baselines) / NATS_PER_BIT
     frame["difference_half_width"] = np.nan
+    if process is not Process.VP:
+        frame.loc[frame.spacing != CONTINUOUS_TIME, "used_by"] = ""
     if continuous is not None:
         is_limit = frame.convention == CONTINUOUS_TIME
         frame.loc[is_limit, "difference_half_width"] = continuous.half_width / NATS_PER_BIT

@@ -279,8 +279,6 @@ def _raw_bits_per_dim(summary: Mapping[str, Any]) -> float:
 
 # ---- the cost of a run of fid
 
-_STEPS, _SAMPLES = (250, 100, 50), (10_000, 5_000)
-
 
 def cost_lines(cost: "Cost") -> list[str]:
     """The cost of a run and of cheaper ones, in lines; empty for a short run."""
@@ -293,25 +291,17 @@ def cost_lines(cost: "Cost") -> list[str]:
         f"{cost.num_evaluations:,} network evaluations {duration(cost.sampling)}, features of "
         f"{cost.num_images:,} images {duration(cost.seconds - cost.sampling)}"
     ]
-    if cost.sampling < WORTH_SAYING:
-        return lines
-    fewer_steps = [steps for steps in _STEPS if 2 * steps <= cost.num_timesteps]
-    fewer = [count for count in _SAMPLES if 2 * count <= cost.num_samples]
-    if fewer_steps:
-        options = _listed(
-            (f"`timesteps={steps}`", cost.with_timesteps(steps).seconds) for steps in fewer_steps
-        )
-        lines.append(f"Cheaper: {options}; scores then are those of the respaced sampler")
-    if fewer:
-        options = _listed(
-            (f"`num_generated={count}`", cost.with_samples(count).seconds) for count in fewer
-        )
-        lines.append(
-            f"Cheaper: {options}; the distance is biased upwards more; compare only at the same "
-            "number of samples (fid_infinity is corrected for it)"
-        )
+    of_timesteps = "scores then are those of the respaced sampler"
+    of_samples = (
+        "the distance is biased upwards more; compare only at the same number of samples "
+        "(fid_infinity is corrected for it)"
+    )
+    for name, now, values, cheaper, remark in (
+        ("timesteps", cost.num_timesteps, (250, 100, 50), cost.with_timesteps, of_timesteps),
+        ("num_generated", cost.num_samples, (10_000, 5_000), cost.with_samples, of_samples),
+    ):
+        fewer = [value for value in values if 2 * value <= now]
+        if fewer and cost.sampling >= WORTH_SAYING:
+            options = (f"`{name}={value}` {duration(cheaper(value).seconds)}" for value in fewer)
+            lines.append(f"Cheaper: {', '.join(options)}; {remark}")
     return lines
-
-
-def _listed(options: Iterable[tuple[str, float]]) -> str:
-    return ", ".join(f"{option} {duration(seconds)}" for option, seconds in options)

@@ -32,6 +32,16 @@ def longer(small_images, small_model):
     return db.evaluate_nll(model, small_images.subset(2), estimator="every-pair")
 
 
+def test_no_source_is_named_for_another_process(small_images, small_model):
+    schedule = db.NoiseSchedule.variance_exploding(60, sigma_min=0.05, sigma_max=20.0)
+    model = dataclasses.replace(small_model, schedule=schedule)
+    run = db.evaluate_nll(
+        model, small_images.subset(2), estimator="every-pair", check=False, progress=False
+    )
+    assert (run.conventions.num_timesteps < 60).any()
+    assert set(run.conventions.used_by) == {""}
+
+
 def test_the_first_row_is_the_run(report):
     own = report.conventions.iloc[0]
     assert own.convention == THIS_RUN
