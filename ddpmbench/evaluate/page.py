@@ -12,7 +12,7 @@ from ddpmbench.files import is_temporary, replacing, writing_to
 from ddpmbench.report import tables
 from ddpmbench.report.card import PageReport
 from ddpmbench.report.contents import read_svgs
-from ddpmbench.report.hugging_face import write_hugging_face
+from ddpmbench.report.nll_text import write_hugging_face
 
 PAGE = "report.html"
 RECORD = "report.json"

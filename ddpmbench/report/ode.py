@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from ddpmbench.diffusion.parameterization import Process
+from ddpmbench.diffusion.parameterization import Process, TimeInput
 from ddpmbench.report.card import Card, in_folder
 from ddpmbench.report.contents import Data, NetworkRun, sanity_check_warning
 from ddpmbench.report.figures import (
@@ -118,9 +118,14 @@ def solver_line(settings: Mapping[str, Any], solver_error: float) -> str:
 
 
 def trained_at(summary: Mapping[str, Any]) -> dict[str, str]:
-    """`model_facts`, with a note where the network is evaluated between its timesteps."""
+    """`model_facts`, with a note if the network is evaluated between the timesteps of its training.
+
+    Where the network takes the noise instead of a timestep, its training is not known.
+    """
     facts = model_facts(summary)
-    facts["process"] += "; the network was trained at whole timesteps only"
+    time_input = TimeInput(summary["conventions"].get("time_input", TimeInput.INDEX))
+    if not time_input.is_of_noise:
+        facts["process"] += "; the network was trained at whole timesteps only"
     return facts
 
 

@@ -18,6 +18,7 @@ from ddpmbench.diffusion.process import Prediction
 from ddpmbench.errors import InputError
 from ddpmbench.execution.importance import Importance
 from ddpmbench.execution.worker import RunListener
+from ddpmbench.report.ode import printed_ode
 from ddpmbench.sanity_check.run import MIN_EVALUATIONS
 
 OPTIONS = {"solver_steps": 2, "num_ode_images": 4, "half_width": 0.3, "seed": 1}
@@ -161,6 +162,13 @@ def test_the_page_holds_the_number_and_its_figure(small_model, small_images, tmp
         assert text in page
     drawn = pd.read_csv(tmp_path / "figures" / "pairs.csv")
     assert drawn.difference.mean() == pytest.approx(report.summary["difference_from_bound"])
+
+
+@pytest.mark.parametrize(("time_input", "is_known"), [("index", True), ("log-sigma", False)])
+def test_the_timesteps_of_the_training_are_named_where_they_are_known(whole, time_input, is_known):
+    conventions = {**whole.summary["conventions"], "time_input": time_input}
+    text = printed_ode({**whole.summary, "conventions": conventions}, "table")
+    assert ("trained at whole timesteps only" in text) == is_known
 
 
 def test_batch_size_changes_no_more_than_rounding(whole, in_small_batches):

@@ -11,7 +11,7 @@ from huggingface_hub import EvalResultEntry, ModelCard, parse_eval_result_entrie
 from sealing import write_text
 
 import ddpmbench as db
-from ddpmbench.report.hugging_face import eval_results, model_index_result, write_hugging_face
+from ddpmbench.report.nll_text import eval_results, model_index_result, write_hugging_face
 
 RESULTS = Path(__file__).parents[2] / "results"
 ENTRIES, INDEX = "huggingface/.eval_results/ddpmbench.yaml", "huggingface/model-index.yaml"
