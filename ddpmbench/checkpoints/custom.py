@@ -312,7 +312,7 @@ def wrap_network(
         schedule: the noise schedule of the training: a record, or text such as `linear:1000`; of
             another process `ve:0.01:50:1000` (first and last sigma, number of levels) or
             `flow:1000`.
-        channels: C; None for any.
+        channels: C; None for any, where images say it (samples need it).
         num_classes: number of classes it is conditioned on.
         null_class: the label for no class.
         prediction: "eps", "x_start", "v", "score", "velocity", "edm" or "previous_mean".

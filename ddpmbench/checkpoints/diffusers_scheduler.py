@@ -92,6 +92,8 @@ class Fields:
             raise self.refusal(name, str(error).replace("`", "")) from error
 
 
+Readers = Mapping[str, tuple[Callable[[Fields], object], Callable[[Any], object]]]
+"""By setting: how it is read from a file, and from the user's value."""
 DEFAULT = "diffusers' default"
 """The source of a field that the file lacks and the library has a default for."""
 
@@ -209,7 +211,7 @@ def read_scheduler(
                 "`schedule`, `prediction` and `variance` as it was trained",
             )
         return _from_settings(settings, f"{path} is of a {name}")
-    values, notes, problems = _values(fields, settings)
+    values, notes, problems = values_of(fields, settings, _SETTINGS)
     if problems:
         steps = fields.values["num_train_timesteps"]
         if "num_train_timesteps" in fields.given and type(steps) is int and steps > 1:
@@ -236,14 +238,14 @@ def read_scheduler(
     return Conventions(**values, notes=tuple(notes), sources=sources)
 
 
-def _values(
-    fields: Fields, settings: CheckpointSettings
+def values_of(
+    fields: Fields, settings: CheckpointSettings, readers: Readers
 ) -> tuple[dict[str, Any], list[str], dict[str, str]]:
-    """The settings from the file or the user, notes, and problems by setting."""
+    """The settings from the file, or else from the user; notes, and problems by setting."""
     values: dict[str, Any] = {}
     notes: list[str] = []
     problems: dict[str, str] = {}
-    for setting, (read, parse) in _SETTINGS.items():
+    for setting, (read, parse) in readers.items():
         try:
             values[setting] = read(fields)
         except FileError as error:
@@ -356,10 +358,9 @@ def _clip(fields: Fields) -> bool:
     return clip
 
 
-_SETTINGS: dict[str, tuple[Callable[[Fields], object], Callable[[Any], object]]] = {
+_SETTINGS: Readers = {
     "schedule": (_schedule, read_schedule),
     "prediction": (_prediction, Prediction),
     "variance": (_variance, Variance),
     "clip": (_clip, bool),
 }
-"""Readers of each setting, from the file and from the user's value."""

@@ -8,7 +8,7 @@ import functools
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddpmbench.checkpoints.diffusers_scheduler import read_object
+from ddpmbench.checkpoints.diffusers_scheduler import Fields, Readers, read_object, values_of
 from ddpmbench.checkpoints.network_weights import (
     Renames,
     build_unet,
@@ -38,7 +38,6 @@ from ddpmbench.checkpoints.weights import OWN, FileError, first_line, naming
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.parameterization import Prediction, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
-from ddpmbench.errors import InputError
 from ddpmbench.files import sha256_of
 from ddpmbench.unet.unet import UNet, UNetConfig
 
@@ -273,14 +272,12 @@ def read_tensorflow(file: CheckpointFile) -> Checkpoint:
     reader = _tensorflow_reader(prefix, source)
     size = sum(file.stat().st_size for file in data)
     averaged, weights = _read_weights(reader, source, size, raw=settings.weights == "raw")
-    schedule, prediction, variance, notes = _process(index, weights, settings)
+    values, notes = _process(index, weights, settings)
     config = network_config(weights, index)
     digest = hashlib.sha256("".join(map(sha256_of, (index, *data))).encode())
     return Checkpoint(
-        network=_network(config, variance, weights, index),
-        schedule=read_schedule(schedule),
-        prediction=prediction,
-        variance=variance,
+        network=_network(config, values["variance"], weights, index),
+        **values,
         weights="ema" if averaged else "raw",
         files=tuple(map(str, (index, *data))),
         channels=config.in_channels,
@@ -366,63 +363,66 @@ def _as_torch(scope: str, values: NDArray[np.float32]) -> Tensor:
 
 def _process(
     index: Path, weights: Mapping[str, Tensor], settings: CheckpointSettings
-) -> tuple[str, Prediction, Variance, tuple[str, ...]]:
-    """The form of the schedule, the parameterization, the variance, and notes."""
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Schedule, prediction and variance, of the training record or the user, and notes."""
     path = index.parent / _KWARGS
-    recorded = _recorded(path, settings) if path.is_file() else {}
-    given = {n: v for n in _EXAMPLES if (v := getattr(settings, n)) is not None}
-    missing = {n: _EXAMPLES[n] for n in _EXAMPLES if n not in given and n not in recorded}
-    if missing:
-        why = "does not say" if path.is_file() else "is missing, so nothing says"
+    has_record = path.is_file()
+    record = read_object(path) if has_record else {}
+    if record.get("block_size", 1) != 1:
+        raise FileError(
+            path,
+            f"block_size: a network of blocks of pixels; save its weights with torch, and {OWN}",
+        )
+    if "model_mean_type" not in record and record.get("loss_type") == "noisepred":
+        record = {"model_mean_type": "eps", "model_var_type": "fixedsmall", **record}
+    fields = Fields(path, record, frozenset(record))
+    values, notes, problems = values_of(fields, settings, _RECORDED)
+    if problems:
+        missing = {setting: _EXAMPLES[setting] for setting in problems}
+        why = "; ".join(problems.values()) if has_record else "missing, so nothing says the process"
         raise MissingSettingsError(
-            f"{path}: {why} {', '.join(missing)}; copy it there from where the model came, or pass "
+            f"{path}: {why}; copy it there from where the model came, or pass "
             f"{' '.join(parameters(missing))}, or whatever it was trained with",
             path=index,
             weights=weights,
             missing=missing,
         )
     # the caller notes overrides of the record; the variance goes with the outputs
-    values = {**given, **recorded}
-    variance = Variance(str(given.get("variance", values["variance"])))
-    prediction = Prediction(str(values["prediction"]))
-    note = f"schedule, prediction and variance: {_KWARGS}" if recorded else f"no {_KWARGS}"
-    return str(values["schedule"]), prediction, variance, (note,)
+    if settings.variance is not None:
+        values["variance"] = Variance(settings.variance)
+    return values, (f"schedule, prediction and variance: {_KWARGS}", *notes) if has_record else (
+        f"no {_KWARGS}",
+    )
 
 
-def _recorded(path: Path, stated: CheckpointSettings) -> dict[str, str]:
-    """The settings in a training record, by our names.
+def _recorded_schedule(fields: Fields) -> NoiseSchedule:
+    fields.require_given("beta_schedule", "num_diffusion_timesteps")
+    name = fields.values["beta_schedule"]
+    ends = [fields.values.get(end) for end in ("beta_start", "beta_end")]
+    form = (
+        name,
+        fields.values["num_diffusion_timesteps"],
+        *(ends[1:] if name == "const" else ends),
+    )
+    with naming(fields.path):
+        return read_schedule(":".join(map(str, form)))
 
-    The user may state those that cannot be read.
-    """
-    record = read_object(path)
-    if record.get("block_size", 1) != 1:
-        raise FileError(
-            path,
-            f"block_size: a network of blocks of pixels; save its weights with torch, and {OWN}",
-        )
-    settings: dict[str, str] = {}
-    name, total = record.get("beta_schedule"), record.get("num_diffusion_timesteps")
-    ends = [record.get("beta_start"), record.get("beta_end")]
-    if name is not None:
-        numbers = ends[1:] if name == "const" else ends
-        form = ":".join(map(str, (name, total, *numbers)))
-        try:
-            read_schedule(form)
-            settings["schedule"] = form
-        except InputError as error:
-            if stated.schedule is None:
-                raise FileError(path, f"{error}; or pass another `schedule`") from error
-    is_first = "model_mean_type" not in record and record.get("loss_type") == "noisepred"
-    for setting, key, known, default in (
-        ("prediction", "model_mean_type", _PREDICTIONS, "eps"),
-        ("variance", "model_var_type", _VARIANCES, "fixedsmall"),
-    ):
-        value = record.get(key, default if is_first else None)
-        if isinstance(value, str) and value in known:
-            settings[setting] = known[value]
-        elif value is not None and getattr(stated, setting) is None:
-            raise FileError(path, f"{key}: {value!r} is not known; pass `{setting}`")
-    return settings
+
+def _recorded_choice(key: str, known: Mapping[str, object]) -> Callable[[Fields], object]:
+    def read(fields: Fields) -> object:
+        fields.require_given(key)
+        if (value := fields.values[key]) not in [*known]:
+            raise fields.refusal(key, "not known")
+        return known[str(value)]
+
+    return read
+
+
+_RECORDED: Readers = {
+    "schedule": (_recorded_schedule, read_schedule),
+    "prediction": (_recorded_choice("model_mean_type", _PREDICTIONS), Prediction),
+    "variance": (_recorded_choice("model_var_type", _VARIANCES), Variance),
+}
 
 
 TENSORFLOW = Family(

@@ -133,19 +133,16 @@ def load_into(file: UserFile, network: nn.Module, state: StateDict, path: Path) 
     missing, unexpected = calling(load, f"{file.who}: {path} does not fit")
     if not missing and not unexpected:
         return
-    if not unexpected and not set(missing) & dict(network.named_parameters()).keys() and tensors:
-        kind = {"ema": "averaged weights", "raw": "last weights", None: "weights"}[state.kind]
-        where = f" ({state.where})" if state.where else ""
-        other = ", or pass `weights=raw`" if state.kind == "ema" and not state.alone else ""
-        raise InputError(
-            f"{path}: {some_weights(missing)} missing: its {kind}{where} are parameters alone, "
-            "without the network's buffers; register those that the code computes with "
-            "persistent=False; where the file has them, a function of `network` that takes its "
-            f"content, NAME(state), can join them{other}"
-        )
     sides = (("missing", missing), ("left over", unexpected))
     mismatch = "; ".join(f"{some_weights(names)} {side}" for side, names in sides if names)
-    raise InputError(f"{path}: {mismatch}; these are not the weights of {file.who}")
+    kind = {"ema": "averaged weights", "raw": "last weights", None: "weights"}[state.kind]
+    where = f" ({state.where})" if state.where else ""
+    other = ", or pass `weights=raw`" if state.kind == "ema" and not state.alone else ""
+    raise InputError(
+        f"{path}: {mismatch}; its {kind}{where} are not the weights of {file.who}: register "
+        "buffers that the code computes with persistent=False; a function of `network` that takes "
+        f"the content of the file, NAME(state), can choose and join weights{other}"
+    )
 
 
 def _batch_count(count: Tensor, wanted: Tensor) -> Tensor:

@@ -772,7 +772,7 @@ def test_weights_of_something_else(folder, net, change, words):
 
 def test_averages_of_the_parameters_alone_say_that_the_buffers_are_missing(folder, net):
     parameters = {name: 2 * value.detach() for name, value in net.named_parameters()}
-    words = ["norm.running_mean and 1 more missing", "parameters alone", "NAME(state)"]
+    words = ["norm.running_mean and 1 more missing", "not the weights", "NAME(state)"]
     folder.save(parameters)
     with refused("weights.pt", *words):
         folder.load()

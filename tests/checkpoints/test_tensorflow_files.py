@@ -200,10 +200,10 @@ def test_without_its_record_the_process_is_asked_for(folder):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"beta_schedule": "jsd"}, ("jsd", "`schedule`")),
-        ({"num_diffusion_timesteps": None}, ("`schedule`",)),
-        ({"model_mean_type": "score"}, ("model_mean_type", "`prediction`")),
-        ({"model_var_type": ["learned"]}, ("model_var_type", "`variance`")),
+        ({"beta_schedule": "jsd"}, ("jsd", "pass `schedule=")),
+        ({"num_diffusion_timesteps": None}, ("pass `schedule=",)),
+        ({"model_mean_type": "score"}, ("model_mean_type", "pass `prediction=")),
+        ({"model_var_type": ["learned"]}, ("model_var_type", "pass `variance=")),
         ({"model_var_type": "learned"}, ("variance is learned", "3 channels")),
         ({"block_size": 2}, ("block_size",)),
     ],
