@@ -79,8 +79,14 @@ class Evaluation:
             schema: of the `summary.json`.
             own: the fields that only this kind of evaluation has.
         """
-        images = images_identity(self.checkpoint, self.images)
-        return {"schema": schema, **images, **own, **self.model_identity}
+        return {
+            "schema": schema,
+            "data": self.images.sha256,
+            "labels_sha256": labels_sha256(self.checkpoint, self.images),
+            "num_images": len(self.images),
+            **own,
+            **self.model_identity,
+        }
 
     @property
     def record(self) -> dict[str, Any]:
@@ -233,15 +239,6 @@ def _labels(checkpoint: Checkpoint, images: ImageSet) -> str | None:
         return None
     first = int(images.labels[0])
     return f"class {first}" if (images.labels == first).all() else "of the images"
-
-
-def images_identity(checkpoint: Checkpoint, images: ImageSet) -> dict[str, Any]:
-    """The fields of an image set that must be equal to resume an evaluation."""
-    return {
-        "data": images.sha256,
-        "labels_sha256": labels_sha256(checkpoint, images),
-        "num_images": len(images),
-    }
 
 
 def model_identity(

@@ -201,24 +201,6 @@ def test_the_limit_of_calls_holds_with_those_of_the_correction(engines, small_mo
 # ---- bookkeeping cannot change it
 
 
-def test_interrupted_anywhere_and_gone_on_with(engines, small_model, small_images, tmp_path):
-    calls, stops = 0, {2, 5, 9, 14, 20}
-
-    def before():
-        nonlocal calls
-        calls += 1
-        if calls in stops:
-            raise KeyboardInterrupt
-
-    engines(before=before)
-    options = {"estimator": "every-pair", "precision": "bf16", "batch_size": 30}
-    run = functools.partial(db.evaluate_nll, small_model, small_images, **options)
-    for _ in stops:
-        with pytest.raises(KeyboardInterrupt):
-            run(out=tmp_path / "run")
-    same(run(out=tmp_path / "run"), run())
-
-
 def test_a_narrower_interval_goes_on_with_the_same_correction(
     engines, small_model, small_images, tmp_path
 ):
