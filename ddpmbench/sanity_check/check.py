@@ -169,27 +169,23 @@ class Checker:
         (given,) = self._scorer.scores([self._given], self._scorer.subset(NUM_IMAGES))
         evidence = self._evidence(given)
         others = self._search(given, given, evidence)
-        best, offset = self._best([o for o in others if o.has_smaller_area]), None
+        best, is_likely = self._best([o for o in others if o.has_smaller_area]), False
         if best is not None:
             best_evidence = self._evidence(best.score)
             pairs = self._search(given, best.score, best_evidence)
             best, is_likely = self._recommended(best, best_evidence, others, pairs)
             others += pairs
-        if best is not None:
-            outcome = Outcome.LIKELY if is_likely else Outcome.BETTER
-        elif is_significant(evidence.fault):
-            outcome = Outcome.FAULT
-        elif not evidence.is_empty:
-            outcome = Outcome.UNDECIDED
-        else:
-            offset, outcome = (
-                one_timestep_off(self._scorer, self._given, self._neighbors()),
-                Outcome.PASSED,
-            )
-            if offset is not None and offset.is_likely:
-                outcome = Outcome.BETTER if offset.candidate.is_given else Outcome.LIKELY
+        offset = None
+        if best is None and evidence.is_empty:
+            offset = one_timestep_off(self._scorer, self._given, self._neighbors())
         return SanityCheck(
-            outcome, given, evidence, tuple(others), best, offset, self._scorer.num_evaluations
+            _outcome(evidence, best, offset, is_likely=is_likely),
+            given,
+            evidence,
+            tuple(others),
+            best,
+            offset,
+            self._scorer.num_evaluations,
         )
 
     def _evidence(self, base: Score) -> Evidence:
@@ -330,6 +326,19 @@ class Checker:
     def _neighbors(self) -> list[tuple[int, Candidate]]:
         """The candidates one timestep off, and by how many timesteps they are later."""
         return [near for near in one_timestep_away(self._given) if self._can_be_evaluated(near[1])]
+
+
+def _outcome(
+    evidence: Evidence, best: Comparison | None, offset: TimeOffset | None, *, is_likely: bool
+) -> Outcome:
+    """What is concluded from the candidate to recommend, the evidence and the time offset."""
+    if best is not None:
+        return Outcome.LIKELY if is_likely else Outcome.BETTER
+    if not evidence.is_empty:
+        return Outcome.FAULT if is_significant(evidence.fault) else Outcome.UNDECIDED
+    if offset is None or not offset.is_likely:
+        return Outcome.PASSED
+    return Outcome.BETTER if offset.candidate.is_given else Outcome.LIKELY
 
 
 def _with_predictions(base: Score, evidence: Evidence, others: list[Candidate]) -> list[Candidate]:

@@ -5,6 +5,8 @@ A network that was trained with other times, or with another schedule, does so a
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -129,19 +131,12 @@ def _time_unit(checkpoint: Checkpoint) -> float:
 # ---- the time at every noise level
 
 
-@dataclasses.dataclass(frozen=True)
-class TimeTest:
-    """How far the time is moved, and what counts as denoising better there.
+class TimeTest(NamedTuple):
+    """How far the time is moved, and what counts as denoising better there."""
 
-    Attributes:
-        factor: scales the network's time; so does its inverse.
-        min_share: relative decrease of eps_mse that counts.
-        min_area: decrease of the area that counts, nats per dimension.
-    """
-
-    factor: float
-    min_share: float
-    min_area: float
+    factor: float  # of the network's time; its inverse is tried as well
+    min_share: float  # relative decrease of eps_mse
+    min_area: float  # decrease of the area, nats per dimension
 
 
 COARSE = TimeTest(factor=1.15, min_share=0.05, min_area=0.005)
@@ -195,7 +190,7 @@ def with_best_times(scorer: Scorer, base: Score, schedules: Sequence[Candidate])
     image, last = scorer.subset(NUM_IMAGES)[:1], max(c.largest_time for c in schedules)
     times, rows = np.unique(np.rint(np.geomspace(1, last, _NUM_TIMES))), []
     for time in times.tolist():
-        constant = _at_constant_time(base.candidate, int(time))
+        constant = _retimed(base.candidate, partial(torch.full_like, fill_value=int(time)))
         errors = scorer.eps_mse(constant, image, base.timesteps)
         rows.append(np.ones(len(base.timesteps)) if errors is None else errors[0])
     columns = np.nan_to_num(np.array(rows), nan=1.0).clip(max=1.0).T
@@ -208,10 +203,6 @@ def with_best_times(scorer: Scorer, base: Score, schedules: Sequence[Candidate])
         return float(np.trapezoid(values, -log_snr))
 
     return sorted(schedules, key=area)[:_NUM_FINALISTS]
-
-
-def _at_constant_time(candidate: Candidate, time: int) -> Candidate:
-    return _retimed(candidate, lambda times: torch.full_like(times, time))
 
 
 def has_same_times(
