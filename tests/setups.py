@@ -5,7 +5,7 @@ A process imports this module anew, so it imports nothing that is slow to.
 
 import time
 
-from ddpmbench.execution import progress, worker
+from ddpmbench.execution import worker
 from ddpmbench.execution.engine import Engine
 from ddpmbench.samples.feature_networks import FeatureNetwork
 from ddpmbench.train import loop
@@ -38,9 +38,3 @@ def slow_samples():
 def save_often():
     """A training that is saved all the time."""
     loop.SAVE_SECONDS = 0.1
-
-
-def report_often():
-    """Progress that is said all the time."""
-    progress.SECONDS_BETWEEN_LINES = 0.01
-    progress.SECONDS_BEFORE_PACE = 0.0

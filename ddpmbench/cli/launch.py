@@ -204,7 +204,7 @@ def launch(
             def on_start(count: int) -> None:
                 line = f"{count:,} {evaluations} at first; to resume: --out {folder}"
                 if not count:
-                    line = f"What was evaluated first is in {folder} already; none is repeated"
+                    line = f"The first evaluations are in {folder} already; none is repeated"
                 click.echo(line, err=True)
 
             def on_progress(now: "RunProgress") -> None:

@@ -1,4 +1,4 @@
-"""The commands as a user types them, each in a process of its own."""
+"""The commands as a user types them; a process of its own has what depends on one."""
 
 import io
 import json
@@ -13,9 +13,10 @@ import pytest
 import torch
 from processes import Command, ddpmbench
 from sealing import read_record
-from setups import report_often, save_often
+from setups import save_often
 
 import ddpmbench as db
+from ddpmbench.execution import progress
 from ddpmbench.report.text import digits_by
 
 EVERY_PAIR = ("--estimator", "every-pair", "--draws", 1)
@@ -107,30 +108,30 @@ def test_the_run_folder_holds_the_contract(finished):
     assert not list(out.rglob("*.tmp"))
 
 
-def test_the_formats_print_the_same_result(finished):
+def test_the_formats_print_the_same_result(finished, invoke):
     out, arguments, _ = finished
     summary = read_record(out / "summary.json")
-    assert json.loads(ddpmbench(*arguments, "--format", "json").stdout) == summary
-    assert float(ddpmbench(*arguments, "--format", "quiet").stdout) == summary["bits_per_dim"]
-    table = pd.read_csv(io.StringIO(ddpmbench(*arguments, "--format", "csv").stdout))
+    assert json.loads(invoke(*arguments, "--format", "json")[1]) == summary
+    assert float(invoke(*arguments, "--format", "quiet")[1]) == summary["bits_per_dim"]
+    table = pd.read_csv(io.StringIO(invoke(*arguments, "--format", "csv")[1]))
     values = table.iloc[0]
     assert float(values["bits_per_dim"]) == summary["bits_per_dim"]
     assert values["checkpoint.sha256"] == summary["checkpoint"]["sha256"]
 
 
 def test_without_out_the_run_goes_to_a_dated_folder(
-    small_checkpoint, small_npz, tmp_path, monkeypatch
+    invoke, small_checkpoint, small_npz, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
     arguments = ("--ckpt", small_checkpoint, "--data", small_npz, "--num-images", 1)
-    result = ddpmbench("nll", *arguments, "--timesteps", 5, *EVERY_PAIR)
-    assert result.returncode == 0, result.stderr
+    status, printed, message = invoke("nll", *arguments, "--timesteps", 5, *EVERY_PAIR)
+    assert status == 0, message
     (folder,) = (tmp_path / "runs").iterdir()
     assert folder.name.startswith("nll-20")
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["num_timesteps"] == 5
     assert summary["half_width"] is None
-    assert "one draw; two give an interval" in result.stdout
+    assert "one draw; two give an interval" in printed
 
 
 def test_an_override_is_said(invoke, small_checkpoint, small_npz, tmp_path):
@@ -209,40 +210,41 @@ def test_training_interrupted_from_the_keyboard_loses_nothing(tmp_path):
     ],
 )
 def test_progress_is_plain_lines_where_there_is_no_terminal(
-    small_checkpoint, small_npz, tmp_path, options, total
+    invoke, small_checkpoint, small_npz, tmp_path, monkeypatch, options, total
 ):
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.01)
+    monkeypatch.setattr(progress, "SECONDS_BEFORE_PACE", 0.0)
     arguments = ("nll", "--ckpt", small_checkpoint, "--data", small_npz, *options)
     arguments += ("--batch-size", 4, "--out", tmp_path / "run")
-    result = ddpmbench(*arguments, setup=report_often)
-    assert result.returncode == 0, result.stderr
-    assert f" of {total} (" in result.stderr
-    assert "evaluations/s" in result.stderr
-    assert " left" in result.stderr
-    assert ("so far NLL <= " in result.stderr) == ("--half-width" in options)
-    assert "\x1b" not in result.stderr
-    assert "left" not in result.stdout
+    status, printed, message = invoke(*arguments)
+    assert status == 0, message
+    assert f" of {total} (" in message
+    assert "evaluations/s" in message
+    assert " left" in message
+    assert ("so far NLL <= " in message) == ("--half-width" in options)
+    assert "\x1b" not in message
+    assert "left" not in printed
 
 
-def test_train_then_evaluate(tmp_path):
+def test_train_then_evaluate(invoke, tmp_path):
     out = tmp_path / "training"
     options = ("--steps", 4, "--batch-size", 8, "--objective", "hybrid")
-    result = ddpmbench("train", *TRAINING, "--out", out, *options)
-    assert result.returncode == 0, result.stderr
-    checkpoint = result.stdout.strip()
-    assert checkpoint == str(out / "checkpoint.safetensors")
-    result = ddpmbench(
-        "nll", "--ckpt", checkpoint, "--data", "fashion-mnist:test", "--num-images", 2,
+    status, printed, message = invoke("train", *TRAINING, "--out", out, *options)
+    assert status == 0, message
+    assert printed == f"{out / 'checkpoint.safetensors'}\n"
+    status, printed, message = invoke(
+        "nll", "--ckpt", printed.strip(), "--data", "fashion-mnist:test", "--num-images", 2,
         "--half-width", 0.5, "--out", tmp_path / "run", "--format", "json",
     )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout)["conventions"]["variance"] == "learned_range"
+    assert status == 0, message
+    assert json.loads(printed)["conventions"]["variance"] == "learned_range"
 
 
-def test_env_names_versions_devices_and_the_cache():
-    result = ddpmbench("env")
-    assert result.returncode == 0
+def test_env_names_versions_devices_and_the_cache(invoke):
+    status, printed, _ = invoke("env")
+    assert status == 0
     for name in ("torch", "clean-fid", "device", "cpu", "cache"):
-        assert name in result.stdout
+        assert name in printed
 
 
 def test_help_and_import_load_neither_torch_nor_torchvision():
@@ -266,11 +268,13 @@ def small_run(small_model, small_images, tmp_path_factory):
     return out
 
 
+@pytest.mark.usefixtures("sketched")
 def test_the_path_of_the_page_is_what_is_printed(small_run, invoke):
     assert invoke("report", small_run) == (0, f"{small_run / 'report.html'}\n", "")
     assert (small_run / "report.html").read_text().startswith("<!doctype html>")
 
 
+@pytest.mark.usefixtures("sketched")
 def test_a_comparison_leaves_its_page(small_run, invoke, tmp_path):
     status, _, message = invoke("compare", small_run, small_run, "--out", tmp_path / "out")
     assert status == 0, message

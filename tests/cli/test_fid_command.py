@@ -34,7 +34,7 @@ def fid(invoke, small_checkpoint, small_npz, network):
     return call
 
 
-@pytest.mark.usefixtures("pages")
+@pytest.mark.usefixtures("pages", "sketched")
 def test_a_run_prints_scores_and_leaves_a_page(fid, tmp_path):
     status, printed, message = fid("--out", tmp_path / "run")
     assert status == 0
