@@ -28,7 +28,7 @@ from ddpmbench.evaluate.inspect_text import headline_lines, image_words, is_plac
 from ddpmbench.files import named_path, sha256_of
 from ddpmbench.likelihood.terms import prior_bits_per_dim
 from ddpmbench.report.card import Card, Draw, Shown
-from ddpmbench.unet.flops import call_of_shapes, flop_of_unet
+from ddpmbench.unet.flops import flop_of_shapes, flop_of_unet
 from ddpmbench.unet.unet import UNet
 from ddpmbench.user_code import calling
 from ddpmbench.version import __version__
@@ -228,7 +228,7 @@ def _network_record(probe: _Probe, image_size: int | None) -> dict[str, Any]:
     else:
         assert probe.error is not None
         weights = probe.error.weights.values()
-    unknown = ("channels", "image_size", "flop_per_call", "flop_image_size", "flop_channels")
+    unknown = ("channels", "image_size", "flop_per_call", "flop_image_size")
     record: dict[str, Any] = {
         "kind": None if network is None else type(network).__name__,
         "parameters": sum(weight.numel() for weight in weights),
@@ -255,13 +255,9 @@ def _network_record(probe: _Probe, image_size: int | None) -> dict[str, Any]:
         )
     if type(network) is UNet:
         channels, flop = network.config.in_channels, flop_of_unet(network, height, width)
-        return {**record, "channels": channels, **_flop_record(flop, size, channels)}
+        return {**record, "channels": channels, "flop_per_call": flop, "flop_image_size": size}
     assert checkpoint is not None
     return {**record, **_counted(checkpoint, size)}
-
-
-def _flop_record(flop: int, size: ImageSize, channels: int) -> dict[str, Any]:
-    return {"flop_per_call": flop, "flop_image_size": size, "flop_channels": channels}
 
 
 def _counted(checkpoint: Checkpoint, size: ImageSize) -> dict[str, Any]:
@@ -273,13 +269,13 @@ def _counted(checkpoint: Checkpoint, size: ImageSize) -> dict[str, Any]:
     if checkpoint.num_classes:
         inputs.append(torch.zeros(1, dtype=torch.int64))
     try:
-        counted = calling(
-            lambda: call_of_shapes(checkpoint.network, *inputs),
+        flop = calling(
+            lambda: flop_of_shapes(checkpoint.network, *inputs),
             "an evaluation could not be counted",
         )
     except InputError as error:
         return {"channels": channels, "uncounted": str(error)}
-    return {"channels": channels, **_flop_record(counted.flop, size, channels)}
+    return {"channels": channels, "flop_per_call": flop, "flop_image_size": size}
 
 
 def _refusal(probe: _Probe, network: Mapping[str, Any]) -> str | None:

@@ -1,7 +1,6 @@
 """Floating point operations of a network evaluation."""
 
 import copy
-import dataclasses
 from collections.abc import Iterable
 from typing import cast
 
@@ -9,19 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from ddpmbench.unet.unet import Attention, Level, ResidualBlock, UNet
-
-
-@dataclasses.dataclass(frozen=True)
-class CountedCall:
-    """One evaluation of a network.
-
-    Attributes:
-        flop: floating point operations: a product and its sum are two.
-        shape: of the output; None if it is not a tensor.
-    """
-
-    flop: int
-    shape: tuple[int, ...] | None
 
 
 def flop_per_call(network: nn.Module, *inputs: Tensor) -> int:
@@ -33,7 +19,14 @@ def flop_per_call(network: nn.Module, *inputs: Tensor) -> int:
         network: not compiled, since compiled kernels hide their operations.
         *inputs: its arguments.
     """
-    return _any_call(network, inputs).flop
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counter = FlopCounterMode(display=False)
+    # On a CPU the counter sees only this kind of attention.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+        network(*inputs)
+    return int(counter.get_total_flops())
 
 
 def flop_of_unet(network: UNet, height: int, width: int) -> int:
@@ -79,7 +72,7 @@ def _products(part: nn.Module, pixels: int) -> int:
     return products
 
 
-def call_of_shapes(network: nn.Module, *inputs: Tensor) -> CountedCall:
+def flop_of_shapes(network: nn.Module, *inputs: Tensor) -> int:
     """`flop_per_call` from shapes alone, on the meta device.
 
     A network whose code needs values, or creates tensors on an explicit device, is evaluated on the
@@ -92,11 +85,11 @@ def call_of_shapes(network: nn.Module, *inputs: Tensor) -> CountedCall:
     try:
         shapes = tuple(tensor.to("meta") for tensor in inputs)
         # A network may raise anything on tensors without values.
-        return _any_call(_copy(network, device="meta"), shapes)
+        return flop_per_call(_copy(network, device="meta"), *shapes)
     except Exception:
         if any(weight.is_meta for weight in network.parameters()):
             raise
-        return _any_call(_copy(network, device=None), inputs)
+        return flop_per_call(_copy(network, device=None), *inputs)
 
 
 def _copy(network: nn.Module, *, device: str | None) -> nn.Module:
@@ -109,19 +102,3 @@ def _copy(network: nn.Module, *, device: str | None) -> nn.Module:
             copied[id(weight)] = nn.Parameter(moved, requires_grad=weight.requires_grad)
         copied |= {id(buffer): buffer.to(device) for buffer in network.buffers()}
     return copy.deepcopy(network, copied)
-
-
-def _any_call(network: nn.Module, inputs: tuple[Tensor, ...]) -> CountedCall:
-    """The evaluation, counted by torch operation by operation."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
-
-    counter = FlopCounterMode(display=False)
-    # On a CPU the counter sees only this kind of attention.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-        output = network(*inputs)
-    return CountedCall(int(counter.get_total_flops()), _shape(output))
-
-
-def _shape(output: object) -> tuple[int, ...] | None:
-    return tuple(output.shape) if isinstance(output, Tensor) else None
