@@ -146,7 +146,8 @@ def evaluate_fid(
         )
         samples: Generation | ImageSet
         if isinstance(source, Checkpoint):
-            samples = _generation(source, settings)
+            eight_bit = settings.protocol.eight_bit
+            samples = Generation(source, dataclasses.replace(settings.samples, eight_bit=eight_bit))
             samples = samples.begun(run_session, "num_generated", settings.num_generated)
         else:
             samples = source
@@ -252,11 +253,6 @@ def _check(
             raise InputError(f"{reference.source}: a distance takes at least 2 images")
         if isinstance(reference, ImageSet) and isinstance(source, Checkpoint):
             refuse_reduced(reference, source.data_range)
-
-
-def _generation(checkpoint: Checkpoint, settings: FidSettings) -> Generation:
-    eight_bit = settings.protocol.eight_bit
-    return Generation(checkpoint, dataclasses.replace(settings.samples, eight_bit=eight_bit))
 
 
 def _identity(run: FidelityRun, settings: FidSettings) -> dict[str, Any]:

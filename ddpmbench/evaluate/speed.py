@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ddpmbench.data.images import ImageSet, refuse_reduced
+from ddpmbench.data.images import refuse_reduced
 from ddpmbench.data.load import ImageSource, load_images
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import positive_number, whole_number
@@ -127,16 +127,18 @@ def measure_speed(
         InputError: the device does not support a setting, or an argument is invalid.
     """
     since = time.perf_counter()
-    tell = tell or (to_standard_error if progress else _silent)
+    tell = tell or (to_standard_error if progress else lambda line: None)
     settings = settings or SpeedSettings()
     if batch_size is not None:
         batch_size = whole_number("batch_size", batch_size, 1)
     target = resolve_device(device)
     images = None if images is None else load_images(images)
-    shape, num_images = _shape(checkpoint, images, settings), settings.num_images
     if images is None:
+        shape = Generation(checkpoint, SampleSettings(image_size=settings.image_size)).shape
+        num_images = settings.num_images
         images = gray_images(shape, 256, checkpoint.num_classes)
     else:
+        shape = tuple(images.pixels.shape[1:])
         checkpoint.check_images(shape, images.source)
         refuse_reduced(images, checkpoint.data_range)
         num_images = len(images)
@@ -157,18 +159,6 @@ def measure_speed(
         resolved = {**identity, **dataclasses.asdict(settings), **measured_with}
         _write(folder, report, environment(target, given=command, resolved=resolved))
     return report
-
-
-def _silent(line: str) -> None:
-    """Drop the line."""
-
-
-def _shape(
-    checkpoint: Checkpoint, images: ImageSet | None, settings: SpeedSettings
-) -> tuple[int, ...]:
-    if images is not None:
-        return tuple(images.pixels.shape[1:])
-    return Generation(checkpoint, SampleSettings(image_size=settings.image_size)).shape
 
 
 def _identity(

@@ -4,6 +4,7 @@ Engines differ by rounding alone. A resumed run must round as it did before, so 
 in its folder.
 """
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable
@@ -134,7 +135,9 @@ def fastest(
         return known
     measure = partial(_batch_seconds, checkpoint, use, device)
     seconds: dict[EngineChoice, float] = {}
-    try:
+    # Out of memory: the run itself finds a batch that fits. Or no compiler, or one that fails: what
+    # was measured before remains.
+    with contextlib.suppress(torch.OutOfMemoryError, MemoryError, RuntimeError):
         # Others must be clearly faster: a choice by chance would differ each time.
         seconds[known] = (1 - _CLEARLY) * measure(known)
         if seconds[known] * num_batches < WORTH_A_TEST:
@@ -147,10 +150,6 @@ def fastest(
             compiled = dataclasses.replace(best, compiled=True)
             note(_compiling("to see if that is faster", device))
             seconds[compiled] = measure(compiled)
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError):
-        # Out of memory: the run itself finds a batch that fits. Or no compiler, or one that fails:
-        # what was measured before remains.
-        pass
     return min(seconds, key=lambda choice: seconds[choice], default=known)
 
 

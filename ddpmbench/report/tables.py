@@ -27,15 +27,10 @@ STRICT = "fp32"
 
 
 class PrecisionCorrection(Struct):
-    """`precision_correction` of a run in low precision.
+    """`precision_correction` of a run in low precision: what was added to the bound.
 
-    Attributes:
-        bits_per_dim: the amount added to the bound.
-        half_width: of its 95 % interval, included in the bound's.
-        num_evaluations: network evaluations in both precisions, included in the run's.
-        uncorrected_bits_per_dim: the bound from the terms in low precision.
-        kl: the part added to the timesteps t = 2..T.
-        decoder: the part added to t = 1.
+    `kl` was added to t = 2..T, `decoder` to t = 1. The half width and the evaluations are included
+    in those of the run; the uncorrected bound is that of the terms in low precision.
     """
 
     bits_per_dim: float
