@@ -55,7 +55,7 @@ def npz_bytes(*arrays, **named):
 
 
 def save_folder(folder, pixels, suffix="png"):
-    folder.mkdir()
+    folder.mkdir(parents=True, exist_ok=True)
     for index, image in enumerate(pixels):
         Image.fromarray(image).save(folder / f"{index}.{suffix}")
     return folder

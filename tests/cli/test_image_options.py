@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from image_files import random_images
+from image_files import random_images, save_folder
 from PIL import Image
 
 from ddpmbench import load_checkpoint
@@ -22,13 +22,6 @@ from ddpmbench.errors import InputError
 from ddpmbench.unet.unet import UNet
 
 FAST = ("--estimator", "every-pair", "--draws", "1", "--no-check", "--timesteps", "4")
-
-
-def save(folder, pixels, end=".png"):
-    folder.mkdir(parents=True, exist_ok=True)
-    for index, image in enumerate(pixels):
-        Image.fromarray(image).save(folder / f"{index}{end}")
-    return folder
 
 
 @pytest.fixture
@@ -82,7 +75,7 @@ def nll(invoke, tmp_path):
 
 
 def test_what_is_passed_over_is_in_a_line_and_in_the_summary(nll, model, tmp_path):
-    folder = save(tmp_path / "f", random_images(2, 8, 8))
+    folder = save_folder(tmp_path / "f", random_images(2, 8, 8))
     (folder / "labels.csv").write_text("a")
     (folder / ".hidden").write_text("")
     status, summary, message = nll(model(), folder)
@@ -108,7 +101,7 @@ def _named(told, option):
 
 def test_one_gray_image_is_converted_as_the_message_says(nll, model, tmp_path):
     pixels = random_images(4, 8, 8, 3)
-    folder = save(tmp_path / "f", pixels)
+    folder = save_folder(tmp_path / "f", pixels)
     Image.fromarray(pixels[0, ..., 0]).save(folder / "0.png")
     status, _, message = nll(model(channels=3), folder)
     assert status == 2
@@ -161,7 +154,7 @@ def test_a_conversion_is_pillow_s(tmp_path, mode, to):
 @pytest.fixture
 def class_folders(tmp_path):
     for index, name in enumerate(("cat", "dog")):
-        save(tmp_path / "classes" / name, random_images(2, 8, 8, seed=index))
+        save_folder(tmp_path / "classes" / name, random_images(2, 8, 8, seed=index))
     return tmp_path / "classes"
 
 
@@ -224,7 +217,7 @@ def test_fewer_folders_than_classes_are_named_as_the_message_says(
 
 def test_numbers_that_sort_in_two_ways_are_not_guessed(nll, model, tmp_path):
     for number in (0, 1, 2, 10):
-        save(tmp_path / "f" / str(number), random_images(1, 8, 8, seed=number))
+        save_folder(tmp_path / "f" / str(number), random_images(1, 8, 8, seed=number))
     checkpoint = model(num_classes=4)
     status, _, message = nll(checkpoint, tmp_path / "f")
     assert status == 2
@@ -249,7 +242,7 @@ def as_parquet(path, folder):
 @pytest.mark.parametrize("kind", ["zip", "tar", "gztar", "parquet"])
 def test_the_line_that_makes_images_of_another_file_works(tmp_path, kind):
     pixels = random_images(4, 8, 8, 3)
-    folder, stem = save(tmp_path / "images", pixels), tmp_path / "a"
+    folder, stem = save_folder(tmp_path / "images", pixels), tmp_path / "a"
     is_parquet = kind == "parquet"
     path = as_parquet(stem, folder) if is_parquet else shutil.make_archive(stem, kind, folder)
     with pytest.raises(InputError, match="and give ") as info:
@@ -377,7 +370,7 @@ def test_the_remedies_are_options_of_the_commands_that_name_them(
     invoke, model, tmp_path, monkeypatch, command, options
 ):
     """Those for an image that cannot be read, one of another color, and one that is too small."""
-    images = save(tmp_path / "images", random_images(3, 6, 6, 3))
+    images = save_folder(tmp_path / "images", random_images(3, 6, 6, 3))
     (images / "9.png").write_bytes(b"no image")
     ckpt = ("--ckpt", model(image_size=8)) if command == "speed" else ()
     monkeypatch.setattr("ddpmbench.execution.timing.LEAST_SECONDS", 0.0)

@@ -158,6 +158,7 @@ def test_a_record_without_its_checksum_is_checked_again(shipped, images, tmp_pat
     assert report.summary["check"]["num_evaluations"] > 3
 
 
+@pytest.mark.usefixtures("sketched")
 def test_a_right_model_has_no_warning_and_the_same_numbers_as_without_a_check(
     wrong_run, shipped, images, tmp_path
 ):
