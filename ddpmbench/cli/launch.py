@@ -111,13 +111,7 @@ def open_images(checkpoint: "Checkpoint", data: str | None, given: dict[str, Any
         class_names=_class_names(given["class_names"]),
         **{name: given[name] for name in options.PREPARATION},
     )
-    if images.convert is not None and checkpoint.channels not in (None, *images.channels):
-        other = "gray" if images.convert == "rgb" else "rgb"
-        raise InputError(
-            f"`convert={images.convert}`: the checkpoint takes images of "
-            f"{'1 channel' if checkpoint.channels == 1 else f'{checkpoint.channels} channels'}; "
-            f"leave it out, or choose {other}"
-        )
+    _check_preparation(checkpoint, images)
     label = given["label"]
     if label is None:
         return images
@@ -127,6 +121,26 @@ def open_images(checkpoint: "Checkpoint", data: str | None, given: dict[str, Any
         raise InputError(f"`label={label}`: the checkpoint has {checkpoint.classes}")
     labels = np.full(len(images), label, dtype=np.int64)
     return dataclasses.replace(images, labels=labels, classes=())
+
+
+def _check_preparation(checkpoint: "Checkpoint", images: "ImageSet") -> None:
+    """Refuse options that make of the images what the checkpoint does not take."""
+    from ddpmbench.diffusion.model import sides_of
+
+    if images.convert is not None and checkpoint.channels not in (None, *images.channels):
+        number = checkpoint.channels
+        raise InputError(
+            f"`convert={images.convert}`: the checkpoint takes images of {number} "
+            f"channel{'' if number == 1 else 's'}; leave it out, or choose "
+            f"{'gray' if images.convert == 'rgb' else 'rgb'}"
+        )
+    size = checkpoint.image_size
+    if images.padded_from is not None and size is not None and sides_of(size) == images.padded_from:
+        height, width = images.padded_from
+        raise InputError(
+            f"`pad={images.pixels.shape[-1]}`: the checkpoint takes {width}x{height}, which the "
+            "images are; leave it out"
+        )
 
 
 def _class_names(given: str | None) -> list[str] | None:

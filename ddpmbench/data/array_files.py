@@ -150,11 +150,12 @@ _TYPES, _UINT8 = (0x08, 0x09, 0x0B, 0x0C, 0x0D, 0x0E), 0x08
 _Bytes = gzip.GzipFile | io.BufferedReader
 
 
-def read_idx(path: Path, num_images: int | None = None) -> ImageData:
+def read_idx(path: Path, num_images: int | None = None, *, source: str = "") -> ImageData:
     """The images of an idx file, gzipped or not, with the labels of its sibling if there is one.
 
     The sibling of NAME-images-idx3-ubyte is NAME-labels-idx1-ubyte, either with or without .gz.
-    With `num_images`, nothing after the last requested image is read or verified.
+    With `num_images`, nothing after the last requested image is read or verified. `source` is the
+    user's name for the file, if that is not its path.
 
     Raises:
         InputError: it is not an idx file of unsigned bytes (N, H, W) or (N, H, W, C), has the wrong
@@ -167,7 +168,7 @@ def read_idx(path: Path, num_images: int | None = None) -> ImageData:
         if len(shape) not in (3, 4):
             kind = "a labels file" if len(shape) == 1 else f"{len(shape)}-dimensional"
             raise refusal(path, f"is {kind}; give the idx file of images, with 3 or 4 dimensions")
-        count = count_to_read(num_images, shape[0], path)
+        count = count_to_read(num_images, shape[0], source or path)
         images = image_shape(shape, str(path))
         if isinstance(file, io.BufferedReader):
             refuse_shorter(path.stat().st_size - file.tell(), (count, *images[1:]))

@@ -95,7 +95,7 @@ def read_dataset(name: str, split: str, num_images: int | None) -> ImageData:
             folder = _idx_folder(name, split)
             if folder is None:
                 raise RuntimeError("the files are not the published ones")
-    return read_idx(folder / names[0], num_images)
+    return read_idx(folder / names[0], num_images, source=f"{name}:{split}")
 
 
 def _idx_names(split: str) -> list[str]:

@@ -25,6 +25,7 @@ MISTAKES = {
     "nll --data fashion-mnist:validation": "fashion-mnist",
     "nll --data ''": "--data",
     "nll --convert rgb": "--convert rgb: the checkpoint takes images of 1 channel; leave it out",
+    "nll --pad 10": "--pad 10: the checkpoint takes 8x8, which the images are; leave it out",
     "nll --bogus 1": "--bogus",
     "nll --batch-size many": "--batch-size",
     "nll --batch-size 0": "--batch-size",
