@@ -14,7 +14,7 @@ from sealing import edit, write_text
 
 import ddpmbench as db
 from ddpmbench.evaluate import nll_report
-from ddpmbench.report import contents as module
+from ddpmbench.execution.pictures import Extremes, Pictures
 
 SHIPPED = Path(__file__).parents[2] / "results"
 COMMON = {"bound", "rate_distortion", "images", "sub_schedules"}
@@ -88,16 +88,16 @@ def test_the_same_folder_gives_the_same_page_without_a_network(folders, monkeypa
 
 def test_the_folder_is_read_once_for_its_page(copied, monkeypatch):
     read = []
+    for kind in (Extremes, Pictures):
 
-    def counted(name):
-        reader = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *of: read.append(name) or reader(*of))
+        def counted(*of, kind=kind, reader=kind.read):
+            read.append(kind)
+            return reader(*of)
 
-    for name in ("read_extremes", "density_frame"):
-        counted(name)
-    monkeypatch.setattr(nll_report, "read_environment", lambda folder: read.append("environment"))
+        monkeypatch.setattr(kind, "read", counted)
+    monkeypatch.setattr(nll_report, "read_environment", read.append)
     db.write_report(copied, progress=False)
-    assert sorted(read) == ["density_frame", "environment", "read_extremes"]
+    assert read == [Extremes, Pictures, copied]
 
 
 def test_a_page_is_written_whole_or_not_at_all(folders, monkeypatch):
