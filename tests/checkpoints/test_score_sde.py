@@ -264,19 +264,20 @@ def test_only_configurations_of_the_file_s_blocks_are_read(case, network, flag, 
                 load_checkpoint(path, settings)
 
 
-def test_blocks_that_resample_are_not_ddpm_s(tmp_path):
+@pytest.mark.parametrize(
+    ("fir", "more", "words"),
+    [
+        (False, DDPM_BLOCKS, ["--config.model.resblock_type=ddpm", "its blocks are biggan"]),
+        (None, "", ["--config.model.fir=False", "`network="]),
+        (True, "", ["--config.model.fir=False", "`network="]),
+    ],
+)
+def test_blocks_that_resample_are_of_one_kind(fir, more, words, tmp_path):
     path = saved(tmp_path, training_state("subvp_ddpmpp"))
-    flags = CASES["subvp_ddpmpp"] + DDPM_BLOCKS
-    with refused(path, "--config.model.resblock_type=ddpm", "its blocks are biggan"):
+    given = "" if fir is None else f" --config.model.fir={fir}"
+    flags = CASES["subvp_ddpmpp"].replace(" --config.model.fir=False", given) + more
+    with refused(path, *words):
         load_checkpoint(path, CheckpointSettings(model_flags=flags))
-
-
-def test_filters_of_blocks_are_asked_for(tmp_path):
-    path = saved(tmp_path, training_state("subvp_ddpmpp"))
-    for fir in ("", " --config.model.fir=True"):
-        flags = CASES["subvp_ddpmpp"].replace(" --config.model.fir=False", fir)
-        with refused(path, "--config.model.fir=False", "`network="):
-            load_checkpoint(path, CheckpointSettings(model_flags=flags))
 
 
 def put(state, **tensors):
@@ -304,41 +305,36 @@ def test_networks_that_are_not_read(change, words, tmp_path):
         load_checkpoint(path, SETTINGS["vp_ddpm"])
 
 
-@pytest.mark.parametrize("kind", ["missing", "module", "sigmas", "levels", "extra"])
-def test_files_that_are_not_whole(kind, tmp_path):
-    state, case = training_state("ve_ddpm"), "ve_ddpm"
-    model = state["model"]
-    match kind:
-        case "missing":
-            del model["module.all_modules.3.Dense_0.bias"]
-        case "module":
-            model = {n: w for n, w in model.items() if ".all_modules.5." not in n}
-        case "sigmas":
-            del model["module.sigmas"]
-        case "levels":
-            model["module.sigmas"] = model["module.sigmas"].flip(0)
-        case "extra":
-            model["module.other"] = torch.ones(3)
-    path = saved(tmp_path, {"model": model})
-    with refused(path):
+def with_levels(change):
+    return lambda model: {**model, "module.sigmas": change(model["module.sigmas"])}
+
+
+def without(part):
+    return lambda model: {name: weight for name, weight in model.items() if part not in name}
+
+
+ONE_LEVEL = with_levels(lambda sigmas: sigmas[:1].clone())
+
+
+@pytest.mark.parametrize(
+    ("case", "change", "words"),
+    [
+        ("ve_ddpm", without("all_modules.3.Dense_0.bias"), ["Dense_0.bias missing"]),
+        ("ve_ddpm", without(".all_modules.5."), []),
+        ("ve_ddpm", without("module.sigmas"), ["sigmas missing"]),
+        ("ve_ddpm", with_levels(lambda sigmas: sigmas.flip(0)), ["no noise levels that fall"]),
+        ("ve_ddpm", lambda model: {**model, "module.other": torch.ones(3)}, ["other left over"]),
+        ("ve_ddpm", with_levels(lambda sigmas: torch.linspace(50, 0.01, 1000)), ["no geometric"]),
+        *(
+            (case, ONE_LEVEL, ["its sigmas are one noise level", "`network="])
+            for case in ("vp_ddpm", "subvp_ddpmpp", "ve_ddpm")
+        ),
+    ],
+)
+def test_files_that_are_not_whole(case, change, words, tmp_path):
+    path = saved(tmp_path, {"model": change(training_state(case)["model"])})
+    with refused(path, *words):
         load_checkpoint(path, SETTINGS[case])
-
-
-@pytest.mark.parametrize("case", ["vp_ddpm", "subvp_ddpmpp", "ve_ddpm"])
-def test_one_noise_level_is_no_process(case, tmp_path):
-    state = training_state(case)
-    state["model"]["module.sigmas"] = state["model"]["module.sigmas"][:1].clone()
-    path = saved(tmp_path, state)
-    with refused(path, "its sigmas are one noise level", "`network="):
-        load_checkpoint(path, SETTINGS[case])
-
-
-def test_levels_of_another_form_are_refused(tmp_path):
-    state = training_state("ve_ddpm")
-    state["model"]["module.sigmas"] = torch.linspace(50, 0.01, 1000)
-    path = saved(tmp_path, {"model": state["model"]})
-    with refused(path, "no geometric sequence", "`network="):
-        load_checkpoint(path, SETTINGS["ve_ddpm"])
 
 
 # ---- the settings of the U-Net that came with this family
