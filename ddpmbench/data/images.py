@@ -21,7 +21,7 @@ from ddpmbench.records import short_repr
 
 _HASH_CHUNK = 1 << 24
 _MOST_LISTED = 10  # names in a record or a line
-_MOST_SHOWN, _LARGEST_SHOWN = 10, 64  # images in a notebook, and pixels of a side
+_MOST_SHOWN, _LARGEST_SHOWN = 8, 64  # images in a notebook, and pixels of a side
 _TABLE = Markup('<table style="{style}"><caption style="{style}"><b>{}</b></caption>{}</table>')
 _ROW = Markup('<tr><th scope="row" style="{style}">{}</th><td style="{style}">{}</td></tr>')
 _IMAGE = Markup('<img src="data:image/png;base64,{}" alt="{name}" title="{name}" style="{style}"/>')
@@ -303,7 +303,7 @@ class ImageSet:
         count = min(len(self), _MOST_SHOWN)
         pictures = Markup(" ").join(map(_picture, self.part(0, count), self.ids[:count]))
         rows = [_ROW.format(name, value, style=_STYLE) for name, value in facts.items()]
-        rows.append(_ROW.format("the first", pictures, style=_STYLE))
+        rows.append(_ROW.format("first", pictures, style=_STYLE))
         return str(_TABLE.format("ImageSet", Markup("").join(rows), style=_STYLE))
 
 
