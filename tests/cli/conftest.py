@@ -19,6 +19,18 @@ def invoke(capsys):
 
 
 @pytest.fixture
+def completed(invoke):
+    """Runs a command that must succeed; returns standard output and standard error."""
+
+    def call(*arguments):
+        status, printed, message = invoke(*arguments)
+        assert status == 0, message
+        return printed, message
+
+    return call
+
+
+@pytest.fixture
 def refused(invoke, tmp_path, monkeypatch):
     """Runs a command that must be refused, in an empty folder; returns its error line."""
     empty = tmp_path / "here"

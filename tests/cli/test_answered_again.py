@@ -46,13 +46,12 @@ def first(small_checkpoint, small_npz, tmp_path_factory):
 
 
 @pytest.fixture
-def asked(first, small_checkpoint, small_npz, invoke, done, drawn, tmp_path, monkeypatch):
+def asked(first, small_checkpoint, small_npz, completed, done, drawn, tmp_path, monkeypatch):
     """Asks with a command; the first answer, with its page, is computed once and copied."""
     given = ("--ckpt", small_checkpoint, "--data", small_npz, "--half-width", 5)
 
     def ask(command, out, *options):
-        status, printed, message = invoke(command, *given, *options, "--out", out)
-        assert status == 0, message
+        printed, message = completed(command, *given, *options, "--out", out)
         return printed, message.replace(str(out), "OUT")
 
     def both(command="nll"):

@@ -18,10 +18,9 @@ RANGE = ("--data-range", "0,1", "--levels", 32)
 FEW = ("--timesteps", 3, "--estimator", "every-pair", "--draws", 1)
 
 
-def test_they_are_said_and_stand_in_the_result(invoke, small_checkpoint, small_npz, tmp_path):
+def test_they_are_said_and_stand_in_the_result(completed, small_checkpoint, small_npz, tmp_path):
     arguments = ("nll", "--ckpt", small_checkpoint, "--data", small_npz, *FEW)
-    status, printed, message = invoke(*arguments, *RANGE, "--out", tmp_path / "run")
-    assert status == 0, message
+    printed, message = completed(*arguments, *RANGE, "--out", tmp_path / "run")
     assert "--data-range 0,1 overrides -1,1" in message
     assert "--levels 32 overrides 256" in message
     assert "exact decoder, data in [0, 1], 32 levels" in printed
@@ -31,32 +30,29 @@ def test_they_are_said_and_stand_in_the_result(invoke, small_checkpoint, small_n
         assert (record["data_range"], record["levels"]) == ("[0, 1]", 32)
     # The default said aloud is the default.
     out = ("--out", tmp_path / "other")
-    status, printed, message = invoke(*arguments, "--data-range", "-1,1", "--levels", 256, *out)
-    assert status == 0, message
+    printed, message = completed(*arguments, "--data-range", "-1,1", "--levels", 256, *out)
     assert "overrides" not in message
     assert "levels" not in printed
 
 
-def test_a_file_that_says_them_needs_no_options(invoke, small_model, small_npz, tmp_path):
+def test_a_file_that_says_them_needs_no_options(completed, small_model, small_npz, tmp_path):
     file = tmp_path / "model.safetensors"
     write_native(file, dataclasses.replace(small_model, data_range=DataRange(0, 1, 32)))
     bits = set()
     for options in ((), RANGE):
-        status, printed, message = invoke(
+        printed, message = completed(
             "nll", "--ckpt", file, "--data", small_npz, *FEW, *options, "--format", "quiet",
             "--out", tmp_path / f"run{len(options)}",
         )  # fmt: skip
-        assert status == 0, message
         assert "overrides" not in message
         bits.add(printed)
     assert len(bits) == 1
 
 
-def test_samples_say_them(invoke, small_checkpoint, tmp_path):
+def test_samples_say_them(completed, small_checkpoint, tmp_path):
     out = tmp_path / "run"
     arguments = ("sample", "--ckpt", small_checkpoint, "-n", 2, "--timesteps", 3, "--out", out)
-    status, printed, message = invoke(*arguments, "--levels", 2)
-    assert status == 0, message
+    printed, message = completed(*arguments, "--levels", 2)
     assert "data in [-1, 1], 2 levels" in printed
     assert "Note: --levels 2 overrides 256" in message
     with np.load(out / "samples.npz") as archive:
@@ -94,13 +90,14 @@ def training(tmp_path):
     return tmp_path / "training.ckpt"
 
 
-def test_which_weights_were_evaluated_stands_with_the_result(invoke, training, small_npz, tmp_path):
+def test_which_weights_were_evaluated_stands_with_the_result(
+    invoke, completed, training, small_npz, tmp_path
+):
     command = ("nll", "--ckpt", training, *SETTINGS_OF_PESSER, "--data", small_npz, *TWO_IMAGES)
     result = {}
     for kind, option in {"ema": (), "raw": ("--weights", "raw")}.items():
         out = tmp_path / kind
-        status, printed, message = invoke(*command, *option, "--out", out)
-        assert status == 0, message
+        printed, message = completed(*command, *option, "--out", out)
         assert f"(pesser, {kind}, " in printed
         assert {"ema": "weights: EMA (ema)", "raw": "weights: raw (model)"}[kind] in message
         result[kind] = json.loads((out / "summary.json").read_text())
@@ -177,24 +174,22 @@ def closed_form(x):
     return (high - low).mean() / np.log(2), (x**2 / 2 / 10.0**2).mean() / np.log(2)
 
 
-def test_the_bound_of_exact_scores_is_the_closed_form(invoke, inputs, tmp_path):
+def test_the_bound_of_exact_scores_is_the_closed_form(completed, inputs, tmp_path):
     x = np.load(tmp_path / "x.npz")["arr_0"] / 127.5 - 1
     kl, prior = closed_form(x)
     command = ("nll", *inputs, *LEVELS, "--timesteps", "continuous", "--half-width", 0.04)
-    status, printed, message = invoke(*command, "--out", tmp_path / "run", "--format", "json")
-    assert status == 0, message
+    printed, _ = completed(*command, "--out", tmp_path / "run", "--format", "json")
     summary = json.loads(printed)
     assert summary["prior"] == pytest.approx(prior, rel=1e-6)
     assert summary["kl"] == pytest.approx(kl, abs=1.5 * summary["half_width"])
     assert summary["half_width"] <= 0.04
 
 
-def test_the_ode_of_exact_scores_is_the_closed_form(invoke, inputs, tmp_path):
+def test_the_ode_of_exact_scores_is_the_closed_form(completed, inputs, tmp_path):
     # So little noise at the end that the density depends on the width of the prior.
     levels = ("--process", "ve:0.01:0.5:200")
     command = ("ode", *inputs, *levels, "--dequantization", "uniform", "--trace", "exact")
-    status, _, message = invoke(*command, "--num-ode-images", 60, "--out", tmp_path / "run")
-    assert status == 0, message
+    completed(*command, "--num-ode-images", 60, "--out", tmp_path / "run")
     rows = np.genfromtxt(tmp_path / "run" / "per_image.csv", delimiter=",", names=True)
     x = np.load(tmp_path / "x.npz")["arr_0"] / 127.5 - 1
     # The ODE is linear: u_T = u_1 sqrt((v + sigma_T^2) / (v + sigma_1^2)), and u_T ~ N(0, 0.5^2).
@@ -208,15 +203,14 @@ def test_the_ode_of_exact_scores_is_the_closed_form(invoke, inputs, tmp_path):
 
 
 @pytest.mark.parametrize("form", ["Score"])
-def test_the_family_of_a_schedule_and_what_is_none(invoke, refused, inputs):
+def test_the_family_of_a_schedule_and_what_is_none(completed, refused, inputs):
     own = (*inputs, "--time-input", "index")
     assert "others; leave one of them out" in refused(
         "nll", *own, "--process", "ve:0.01:10:1000", "--schedule", "linear:1000"
     )
     assert "choose from vp" in refused("nll", *own, "--process", "vee")
     options = ("--process", "ve", "--schedule", "linear:1000", "--estimator", "every-pair")
-    status, printed, message = invoke("nll", *own, *options, "--timesteps", 5, "--num-images", 2)
-    assert status == 0, message
+    printed, _ = completed("nll", *own, *options, "--timesteps", 5, "--num-images", 2)
     assert "linear, ve" in printed
 
 

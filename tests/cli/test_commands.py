@@ -120,12 +120,11 @@ def test_the_formats_print_the_same_result(finished, invoke):
 
 
 def test_without_out_the_run_goes_to_a_dated_folder(
-    invoke, small_checkpoint, small_npz, tmp_path, monkeypatch
+    completed, small_checkpoint, small_npz, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
     arguments = ("--ckpt", small_checkpoint, "--data", small_npz, "--num-images", 1)
-    status, printed, message = invoke("nll", *arguments, "--timesteps", 5, *EVERY_PAIR)
-    assert status == 0, message
+    printed, _ = completed("nll", *arguments, "--timesteps", 5, *EVERY_PAIR)
     (folder,) = (tmp_path / "runs").iterdir()
     assert folder.name.startswith("nll-20")
     summary = json.loads((folder / "summary.json").read_text())
@@ -134,11 +133,10 @@ def test_without_out_the_run_goes_to_a_dated_folder(
     assert "one draw; two give an interval" in printed
 
 
-def test_an_override_is_said(invoke, small_checkpoint, small_npz, tmp_path):
+def test_an_override_is_said(completed, small_checkpoint, small_npz, tmp_path):
     arguments = ("--ckpt", small_checkpoint, "--data", small_npz, "--out", tmp_path / "run")
     options = ("--variance", "fixed_small", "--prediction", "v")
-    status, printed, message = invoke("nll", *arguments, *EVERY_PAIR, *options)
-    assert status == 0, message
+    printed, message = completed("nll", *arguments, *EVERY_PAIR, *options)
     assert "--variance fixed_small overrides fixed_large" in message
     assert "v, fixed_small, clip, exact decoder" in printed
 
@@ -210,14 +208,13 @@ def test_training_interrupted_from_the_keyboard_loses_nothing(tmp_path):
     ],
 )
 def test_progress_is_plain_lines_where_there_is_no_terminal(
-    invoke, small_checkpoint, small_npz, tmp_path, monkeypatch, options, total
+    completed, small_checkpoint, small_npz, tmp_path, monkeypatch, options, total
 ):
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.01)
     monkeypatch.setattr(progress, "SECONDS_BEFORE_PACE", 0.0)
     arguments = ("nll", "--ckpt", small_checkpoint, "--data", small_npz, *options)
     arguments += ("--batch-size", 4, "--out", tmp_path / "run")
-    status, printed, message = invoke(*arguments)
-    assert status == 0, message
+    printed, message = completed(*arguments)
     assert f" of {total} (" in message
     assert "evaluations/s" in message
     assert " left" in message
@@ -226,23 +223,20 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(
     assert "left" not in printed
 
 
-def test_train_then_evaluate(invoke, tmp_path):
+def test_train_then_evaluate(completed, tmp_path):
     out = tmp_path / "training"
     options = ("--steps", 4, "--batch-size", 8, "--objective", "hybrid")
-    status, printed, message = invoke("train", *TRAINING, "--out", out, *options)
-    assert status == 0, message
+    printed, _ = completed("train", *TRAINING, "--out", out, *options)
     assert printed == f"{out / 'checkpoint.safetensors'}\n"
-    status, printed, message = invoke(
+    printed, _ = completed(
         "nll", "--ckpt", printed.strip(), "--data", "fashion-mnist:test", "--num-images", 2,
         "--half-width", 0.5, "--out", tmp_path / "run", "--format", "json",
     )  # fmt: skip
-    assert status == 0, message
     assert json.loads(printed)["conventions"]["variance"] == "learned_range"
 
 
-def test_env_names_versions_devices_and_the_cache(invoke):
-    status, printed, _ = invoke("env")
-    assert status == 0
+def test_env_names_versions_devices_and_the_cache(completed):
+    printed, _ = completed("env")
     for name in ("torch", "clean-fid", "device", "cpu", "cache"):
         assert name in printed
 
@@ -275,9 +269,8 @@ def test_the_path_of_the_page_is_what_is_printed(small_run, invoke):
 
 
 @pytest.mark.usefixtures("sketched")
-def test_a_comparison_leaves_its_page(small_run, invoke, tmp_path):
-    status, _, message = invoke("compare", small_run, small_run, "--out", tmp_path / "out")
-    assert status == 0, message
+def test_a_comparison_leaves_its_page(small_run, invoke, completed, tmp_path):
+    _, message = completed("compare", small_run, small_run, "--out", tmp_path / "out")
     assert message.endswith(f"Report: {tmp_path / 'out' / 'report.html'}\n")
     again = invoke("report", tmp_path / "out")
     assert again == (0, f"{tmp_path / 'out' / 'report.html'}\n", "")

@@ -66,11 +66,10 @@ def compared(trained):
 
 
 @pytest.mark.slow
-def test_the_paired_interval_is_three_times_narrower(compared, invoke):
-    status, _, message = invoke(
+def test_the_paired_interval_is_three_times_narrower(compared, completed):
+    _, message = completed(
         "compare", compared / "a", compared / "b", compared / "own", "--out", compared / "out"
     )
-    assert status == 0, message
     summary = read_record(compared / "out" / "summary.json")
     on_same_rows, on_own_rows = summary["runs"]
     own = [json.loads((compared / name / "summary.json").read_text()) for name in ("a", "b")]
@@ -86,10 +85,9 @@ def test_the_paired_interval_is_three_times_narrower(compared, invoke):
     assert "Traceback" not in message
 
 
-def test_the_formats_print_the_same_result(compared, invoke, tmp_path):
+def test_the_formats_print_the_same_result(compared, completed, tmp_path):
     runs = [compared / name for name in ("a", "b", "own")]
-    status, table, message = invoke("compare", *runs, "--out", tmp_path / "out")
-    assert status == 0, message
+    table, _ = completed("compare", *runs, "--out", tmp_path / "out")
     summary = read_record(tmp_path / "out" / "summary.json")
     printed = {
         kind: printed_comparison(summary, kind) for kind in ("table", "json", "csv", "quiet")
@@ -211,10 +209,9 @@ def test_runs_of_other_images_and_labels(refused, evaluate, baseline):
     assert "conventions.labels is class 1, but of the images in" in line
 
 
-def test_one_draw_prints_no_interval(invoke, baseline, tmp_path):
+def test_one_draw_prints_no_interval(completed, baseline, tmp_path):
     copied = shutil.copytree(baseline, tmp_path / "copy")
-    status, printed, message = invoke("compare", baseline, copied, "--out", tmp_path / "out")
-    assert status == 0, message
+    printed, _ = completed("compare", baseline, copied, "--out", tmp_path / "out")
     bits = json.loads((baseline / "summary.json").read_text())["bits_per_dim"]
     lines = printed.splitlines()
     assert lines[1].split() == [str(baseline), f"{bits:.4f}"]

@@ -24,13 +24,11 @@ def inputs(small_checkpoint, small_npz):
     return ["--ckpt", small_checkpoint, "--data", small_npz]
 
 
-def test_the_command(invoke, inputs, tmp_path):
+def test_the_command(completed, inputs, tmp_path):
     words = ["nll", *inputs, "--estimator", "every-pair"]
-    status, printed, _ = invoke(*words, *CONTINUOUS, "--out", tmp_path / "run")
-    assert status == 0
+    printed, _ = completed(*words, *CONTINUOUS, "--out", tmp_path / "run")
     assert "T = 40, linear, continuous time from t = 1 to T, in " in printed
-    status, printed, _ = invoke(*words, "--continuous", "--out", tmp_path / "other")
-    assert status == 0
+    printed, _ = completed(*words, "--continuous", "--out", tmp_path / "other")
     assert "bits/dim in continuous time" in printed
 
 
@@ -43,10 +41,9 @@ def test_a_row_that_is_asked_for_and_absent_is_said(invoke, inputs, tmp_path):
     assert "no bound in continuous time" not in message
 
 
-def test_continuous_and_discrete_runs_are_not_compared(invoke, refused, inputs, tmp_path):
+def test_continuous_and_discrete_runs_are_not_compared(completed, refused, inputs, tmp_path):
     for name, words in (("one", CONTINUOUS), ("two", ())):
-        status, _, message = invoke("nll", *inputs, *EVERY_PAIR, *words, "--out", tmp_path / name)
-        assert status == 0, message
+        completed("nll", *inputs, *EVERY_PAIR, *words, "--out", tmp_path / name)
     line = refused("compare", tmp_path / "one", tmp_path / "two")
     assert "schedule is linear, but linear, continuous time" in line
 
@@ -103,14 +100,15 @@ def known(tmp_path_factory):
     ]
 
 
-def test_the_bound_in_continuous_time_and_the_ode_are_their_closed_forms(invoke, known, tmp_path):
+def test_the_bound_in_continuous_time_and_the_ode_are_their_closed_forms(
+    completed, known, tmp_path
+):
     result = {}
     for name, words in (
         ("continuous", ["nll", "--timesteps", "continuous", "--half-width", "0.03"]),
         ("ode", ["ode", "--num-ode-images", "200", "--trace", "exact", "--half-width", "0.05"]),
     ):
-        status, printed, message = invoke(*words, *known, "--out", tmp_path / name)
-        assert status == 0, message
+        printed, _ = completed(*words, *known, "--out", tmp_path / name)
         result[name] = json.loads(printed)
     truth = {
         name: study.truths()[name].of_images(IMAGES.pixels).mean() / math.log(2) for name in result
@@ -122,10 +120,9 @@ def test_the_bound_in_continuous_time_and_the_ode_are_their_closed_forms(invoke,
     assert result["continuous"]["half_width"] <= 0.03
 
 
-def test_the_row_of_continuous_time_is_the_closed_form(invoke, known, tmp_path):
+def test_the_row_of_continuous_time_is_the_closed_form(completed, known, tmp_path):
     words = ["nll", "--continuous", "--half-width", "0.05", "--out", tmp_path / "run"]
-    status, printed, message = invoke(*words, *known)
-    assert status == 0, message
+    printed, _ = completed(*words, *known)
     summary = json.loads(printed)
     truth = study.truths()["continuous"].of_images(IMAGES.pixels).mean() / math.log(2)
     error = summary["continuous_bits_per_dim"] - truth

@@ -26,11 +26,10 @@ def test_what_is_printed(invoke, small_checkpoint, tmp_path):
     assert f"{small_checkpoint} (native, {sha256_of(small_checkpoint)[:12]})" in out
 
 
-def test_the_object_and_the_path_alone(invoke, small_checkpoint, tmp_path):
+def test_the_object_and_the_path_alone(invoke, completed, small_checkpoint, tmp_path):
     place = tmp_path / "again.safetensors"
-    status, out, _ = invoke("convert", small_checkpoint, place, "--format", "json")
+    out, _ = completed("convert", small_checkpoint, place, "--format", "json")
     result = json.loads(out)
-    assert status == 0
     assert result["written"] == {
         "source": str(place),
         "family": "native",
@@ -45,11 +44,10 @@ def test_the_object_and_the_path_alone(invoke, small_checkpoint, tmp_path):
     assert (status, out) == (0, f"{place}\n")
 
 
-def test_options_of_the_checkpoint_hold_for_what_is_written(invoke, tmp_path):
+def test_options_of_the_checkpoint_hold_for_what_is_written(completed, tmp_path):
     path, out = tmp_path / "model.pt", tmp_path / "model.safetensors"
     torch.save(openai_weights(), path)
-    status, _, err = invoke("convert", path, out, "--model-flags", FLAGS, "--prediction", "v")
-    assert status == 0
+    _, err = completed("convert", path, out, "--model-flags", FLAGS, "--prediction", "v")
     assert "Note: --prediction v overrides eps" in err
     written = load_checkpoint(out)
     assert written.prediction == "v"

@@ -478,10 +478,9 @@ def test_what_its_file_sets_of_the_process_is_undone(own, right):
 WHOLE = ("--estimator", "every-pair", "--draws", 1, "--format", "json")
 
 
-def test_it_is_named_and_what_it_prints_is_no_result(own, invoke, tmp_path):
+def test_it_is_named_and_what_it_prints_is_no_result(own, completed, tmp_path):
     own.code(OUTPUTS)
-    status, printed, message = invoke("nll", *own.words("Prints"), *WHOLE, "--out", tmp_path / "r")
-    assert status == 0, message
+    printed, message = completed("nll", *own.words("Prints"), *WHOLE, "--out", tmp_path / "r")
     checkpoint = json.loads(printed)["checkpoint"]
     assert checkpoint["family"] == "own network"
     assert checkpoint["network"].endswith("net.py:Prints")

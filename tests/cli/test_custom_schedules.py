@@ -41,15 +41,14 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def evaluate(invoke, folder, small_npz):
+def evaluate(completed, folder, small_npz):
     def run(schedule):
         words = ["--ckpt", folder / "flat.pt", "--network", f"{folder / 'net.py'}:Net"]
         sizes = ["--data", small_npz, "--estimator", "every-pair", "--draws", "1"]
         out = ["--out", folder / schedule.partition(":")[0], "--format", "json"]
-        status, printed, message = invoke(
+        printed, message = completed(
             "nll", *words, *SAID.split(), "--schedule", schedule, *sizes, *out
         )
-        assert status == 0, message
         return json.loads(printed), message
 
     return run
@@ -76,12 +75,9 @@ def test_the_tables_are_the_chain_that_was_trained(evaluate, folder):
 @pytest.mark.parametrize(
     ("file", "schedule"), [("flat.pt", "buffers"), ("steps.pt", "linear:200:START:END")]
 )
-def test_inspect_begins_with_what_the_file_has(invoke, folder, file, schedule):
+def test_inspect_begins_with_what_the_file_has(completed, folder, file, schedule):
     network = f"{folder / 'net.py'}:Net"
-    status, printed, message = invoke(
-        "inspect", folder / file, "--network", network, "--format", "json"
-    )
-    assert status == 0, message
+    printed, _ = completed("inspect", folder / file, "--network", network, "--format", "json")
     summary = json.loads(printed)
     assert summary["missing"]["schedule"] == schedule
     assert schedule in summary["command"]

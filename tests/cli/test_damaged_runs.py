@@ -113,11 +113,10 @@ def test_a_run_of_a_newer_version(refused, runs, importance, make, name):
 
 
 @pytest.mark.parametrize("version", ["0.0.9", db.__version__, f"{db.__version__}rc2"])
-def test_a_run_of_an_older_version_is_read(invoke, importance, version):
+def test_a_run_of_an_older_version_is_read(completed, importance, version):
     edit(importance / "run.json", ddpmbench=version)
     shutil.rmtree(importance / "shards")  # which are of the run of this version
-    status, _, message = invoke("rd", "--run", importance)
-    assert status == 0, message
+    completed("rd", "--run", importance)
 
 
 def test_a_later_result_of_another_kind_is_no_newer_version(refused, importance, pairs):
@@ -231,10 +230,9 @@ def test_a_few_are_named_and_the_others_counted(refused, pairs):
     assert "and 6 more" in line
 
 
-def test_a_published_folder_has_no_shards(invoke, run, runs):
+def test_a_published_folder_has_no_shards(invoke, completed, run, runs):
     shutil.rmtree(run / "shards")
-    status, printed, message = invoke("rd", "--run", run)
-    assert status == 0, message
+    printed, _ = completed("rd", "--run", run)
     assert printed == invoke("rd", "--run", runs / run.name)[1]
 
 

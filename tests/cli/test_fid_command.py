@@ -53,7 +53,7 @@ def test_a_run_prints_scores_and_leaves_a_page(fid, tmp_path):
 
 
 def test_published_weights_are_fetched_once_and_their_distance_is_called_fid(
-    invoke, small_checkpoint, small_npz, network, tmp_path, monkeypatch
+    invoke, completed, small_checkpoint, small_npz, network, tmp_path, monkeypatch
 ):
     content = network.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
@@ -65,8 +65,7 @@ def test_published_weights_are_fetched_once_and_their_distance_is_called_fid(
     }.items():
         monkeypatch.setattr(f"ddpmbench.{name}", value)
     command = ["fid", "--ckpt", small_checkpoint, "--data", small_npz, "--num-generated", 4]
-    status, printed, _ = invoke(*command, "--out", tmp_path / "run")
-    assert status == 0
+    printed, _ = completed(*command, "--out", tmp_path / "run")
     assert printed.startswith("FID ")
     assert printed.splitlines()[0].endswith("(ddpm)")
     assert "is not FID" not in printed
@@ -76,23 +75,21 @@ def test_published_weights_are_fetched_once_and_their_distance_is_called_fid(
     assert invoke(*command, "--out", tmp_path / "again")[1].split()[1] == printed.split()[1]
 
 
-def test_two_runs_compare(invoke, fid, tmp_path):
+def test_two_runs_compare(completed, fid, tmp_path):
     for seed in (0, 1):
         options = ("--seed", seed, "--variance", "fixed_small")
         status, _, message = fid("--out", tmp_path / f"seed-{seed}", *options)
         assert status == 0, message
         assert "Note: --variance fixed_small overrides fixed_large" in message
     runs = [tmp_path / f"seed-{seed}" for seed in (0, 1)]
-    status, printed, _ = invoke("compare", *runs, "--out", tmp_path / "compared")
-    assert status == 0
+    printed, _ = completed("compare", *runs, "--out", tmp_path / "compared")
     assert "seed-1" in printed
     assert (tmp_path / "compared" / "report.html").exists()
 
 
-def test_samples_are_made_and_made_again(invoke, small_checkpoint, tmp_path):
+def test_samples_are_made_and_made_again(invoke, completed, small_checkpoint, tmp_path):
     command = ["sample", "--ckpt", small_checkpoint, "-n", 5, "--out", tmp_path / "run"]
-    status, printed, message = invoke(*command)
-    assert status == 0
+    printed, message = completed(*command)
     assert printed.startswith("5 samples, 8x8 gray")
     assert np.load(tmp_path / "run" / "samples.npz")["arr_0"].shape == (5, 8, 8, 1)
     assert (tmp_path / "run" / "figures" / "samples.png").exists()
@@ -102,14 +99,13 @@ def test_samples_are_made_and_made_again(invoke, small_checkpoint, tmp_path):
     assert json.loads(invoke(*command, "--format", "json")[1])["num_samples"] == 5
 
 
-def test_a_note_of_samples_is_printed_once(invoke, small_npz, network, tmp_path):
+def test_a_note_of_samples_is_printed_once(completed, small_npz, network, tmp_path):
     with np.load(small_npz) as archive:
         for index, image in enumerate(archive["arr_0"]):
             Image.fromarray(image.squeeze()).save(tmp_path / f"{index}.png")
     (tmp_path / "read.me").write_text("of other things")
     known = ("--samples", tmp_path, "--data", small_npz, "--feature-network", network)
-    status, _, message = invoke("fid", *known, "--out", tmp_path / "run")
-    assert status == 0, message
+    _, message = completed("fid", *known, "--out", tmp_path / "run")
     assert message.count("passed over besides the images") == 1
 
 
@@ -120,13 +116,12 @@ def test_first_images_of_statistics_are_refused(refused, network, small_npz, tmp
     assert "--num-images 5: does not apply to the mu and sigma of" in line
 
 
-def test_images_beside_statistics_are_noted(invoke, network, small_npz, tmp_path):
+def test_images_beside_statistics_are_noted(completed, network, small_npz, tmp_path):
     with np.load(small_npz) as archive:
         images = archive["arr_0"]
     np.savez(tmp_path / "stats.npz", mu=np.zeros(6), sigma=np.eye(6), arr_0=images)
     known = ("--feature-network", network, "--data", tmp_path / "stats.npz")
-    status, _, message = invoke("fid", "--samples", small_npz, *known, "--out", tmp_path / "run")
-    assert status == 0, message
+    _, message = completed("fid", "--samples", small_npz, *known, "--out", tmp_path / "run")
     note = f"Note: --data {tmp_path / 'stats.npz'}: mu and sigma are the reference"
     assert message.count(note) == 1
 

@@ -93,17 +93,14 @@ def test_samples_have_no_page(refused, samples):
 
 
 def test_the_samples_of_a_run_are_scored_with_its_record(
-    invoke, samples, small_npz, tmp_path, monkeypatch
+    completed, samples, small_npz, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("DDPMBENCH_CACHE", str(tmp_path / "cache"))
     network = write_network(tmp_path / "stand-in.pt", num_features=6, num_classes=4)
     common = ["--data", small_npz, "--feature-network", network, "--format", "json"]
     result = {}
     for name, given in (("run", samples), ("file", samples / "samples.npz")):
-        status, printed, message = invoke(
-            "fid", "--samples", given, *common, "--out", tmp_path / name
-        )
-        assert status == 0, message
+        printed, _ = completed("fid", "--samples", given, *common, "--out", tmp_path / name)
         result[name] = json.loads(printed)
     assert result["run"]["fid"] == result["file"]["fid"]
     record = json.loads((samples / "summary.json").read_text())

@@ -16,9 +16,8 @@ def test_a_checkpoint_that_lacks_nothing(invoke, small_checkpoint):
     assert f"evaluate    ddpmbench nll --ckpt {small_checkpoint}" in printed
 
 
-def test_without_a_name_it_is_the_checkpoint_of_the_package(invoke):
-    status, printed, _ = invoke("inspect")
-    assert status == 0
+def test_without_a_name_it_is_the_checkpoint_of_the_package(completed):
+    printed, _ = completed("inspect")
     assert printed.startswith("default: a diffusion model of 28x28 gray images, T = 1,000\n")
     assert printed.splitlines()[-1] == "evaluate    ddpmbench nll"
 
@@ -33,10 +32,9 @@ def test_missing_settings_are_no_mistake(invoke, tmp_path):
     assert "`" not in printed
 
 
-def test_json_is_what_is_written(invoke, small_checkpoint, tmp_path):
+def test_json_is_what_is_written(completed, small_checkpoint, tmp_path):
     out = tmp_path / "look"
-    status, printed, message = invoke("inspect", small_checkpoint, "--format", "json", "--out", out)
-    assert status == 0
+    printed, message = completed("inspect", small_checkpoint, "--format", "json", "--out", out)
     assert message == f"Folder: {out}\n"
     assert json.loads(printed) == read_record(out / "inspect.json")
 

@@ -17,9 +17,8 @@ def arguments(small_checkpoint, small_npz, tmp_path):
 
 
 @pytest.mark.usefixtures("pages", "sketched")
-def test_the_pictures_of_the_first_images_come_by_themselves(arguments, invoke, tmp_path):
-    status, printed, message = invoke(*arguments, "--format", "csv")
-    assert status == 0, message
+def test_the_pictures_of_the_first_images_come_by_themselves(arguments, completed, tmp_path):
+    printed, message = completed(*arguments, "--format", "csv")
     assert f"66 {HEAD}" in message
     assert HEAD not in printed
     result = Pictures.read(tmp_path / "run", 40)
@@ -32,15 +31,11 @@ def test_the_pictures_of_the_first_images_come_by_themselves(arguments, invoke, 
 
 
 @pytest.mark.usefixtures("pages", "sketched")
-def test_none_all_and_a_depth(arguments, invoke, tmp_path):
-    status, without, message = invoke(*arguments, "--pictures", "none", "--format", "csv")
-    assert status == 0, message
+def test_none_all_and_a_depth(arguments, completed, tmp_path):
+    without, message = completed(*arguments, "--pictures", "none", "--format", "csv")
     assert HEAD not in message
     assert not (tmp_path / "run" / PICTURES).exists()
-    status, printed, message = invoke(
-        *arguments, "--pictures", "all", "--depth", 3, "--format", "csv"
-    )
-    assert status == 0, message
+    printed, message = completed(*arguments, "--pictures", "all", "--depth", 3, "--format", "csv")
     assert f"{66 + 8 * 40 + 33 * 3} {HEAD}" in message
     assert printed == without
     assert Pictures.read(tmp_path / "run", 40).interpolation.depth == 3
@@ -50,7 +45,9 @@ def test_none_all_and_a_depth(arguments, invoke, tmp_path):
 
 
 @pytest.mark.usefixtures("sketched")
-def test_a_finished_run_keeps_and_redraws_its_pictures(arguments, invoke, tmp_path, monkeypatch):
+def test_a_finished_run_keeps_and_redraws_its_pictures(
+    arguments, invoke, completed, tmp_path, monkeypatch
+):
     assert invoke(*arguments)[0] == 0
     before = (tmp_path / "run" / PICTURES).read_bytes()
 
@@ -58,8 +55,7 @@ def test_a_finished_run_keeps_and_redraws_its_pictures(arguments, invoke, tmp_pa
         raise AssertionError("the network was called")
 
     monkeypatch.setattr(torch.nn.Module, "__call__", refuse)
-    status, _, message = invoke("report", tmp_path / "run")
-    assert status == 0, message
+    _, message = completed("report", tmp_path / "run")
     assert HEAD not in message
     assert (tmp_path / "run" / PICTURES).read_bytes() == before
     assert (tmp_path / "run" / "figures" / "decoding.svg").exists()

@@ -37,9 +37,8 @@ def no_network(monkeypatch):
 
 @pytest.mark.usefixtures("no_network")
 @pytest.mark.parametrize("option", [(), ("--pictures", "none")])
-def test_a_finished_run_takes_no_network_call(finished, invoke, option):
-    status, printed, message = invoke("rd", "--run", finished, *option)
-    assert status == 0, message
+def test_a_finished_run_takes_no_network_call(finished, completed, option):
+    printed, message = completed("rd", "--run", finished, *option)
     assert printed.splitlines()[0].split()[:2] == ["steps", "rate,"]
     *warnings, last = message.splitlines()
     assert last == f"Run folder: {finished}"
@@ -51,11 +50,10 @@ def test_without_a_finished_run_the_network_is_called(no_network, invoke, tmp_pa
         invoke("rd", "--out", tmp_path / "run")
 
 
-def test_the_formats_print_the_same_curve(finished, invoke):
+def test_the_formats_print_the_same_curve(finished, completed):
     printed = {}
     for kind in ("table", "json", "csv", "quiet"):
-        status, printed[kind], message = invoke("rd", "--run", finished, "--format", kind)
-        assert status == 0, message
+        printed[kind], _ = completed("rd", "--run", finished, "--format", kind)
     assert printed["csv"] == (finished / "rate_distortion.csv").read_text()
     curve = pd.read_csv(io.StringIO(printed["csv"]), dtype=str).map(float)
     summary = json.loads(printed["json"])
@@ -85,11 +83,12 @@ def test_the_formats_print_the_same_curve(finished, invoke):
     assert "6 of crops" in printed["table"]
 
 
-def test_a_run_of_its_own_is_one_of_nll(small_checkpoint, small_npz, invoke, tmp_path, monkeypatch):
+def test_a_run_of_its_own_is_one_of_nll(
+    small_checkpoint, small_npz, invoke, completed, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     common = ("--ckpt", small_checkpoint, "--data", small_npz, "--half-width", 5)
-    status, printed, message = invoke("rd", *common, "--format", "csv")
-    assert status == 0, message
+    printed, message = completed("rd", *common, "--format", "csv")
     (folder,) = (tmp_path / "runs").iterdir()
     assert folder.name.startswith("rd-20")
     assert f"runs/{folder.name}" in message
@@ -97,14 +96,13 @@ def test_a_run_of_its_own_is_one_of_nll(small_checkpoint, small_npz, invoke, tmp
     assert invoke("rd", "--run", tmp_path / "nll", "--format", "csv")[1] == printed
 
 
-def test_what_is_unknown_is_said(finished, invoke, tmp_path):
+def test_what_is_unknown_is_said(finished, invoke, completed, tmp_path):
     # As where no row lies near a step.
     out = shutil.copytree(finished, tmp_path / "run")
     curve = pd.read_csv(out / "rate_distortion.csv")
     curve.loc[curve.num_decoded_steps == 20, list(curve)[4:]] = np.nan
     write_frame(out / "rate_distortion.csv", curve)
-    status, printed, message = invoke("rd", "--run", out)
-    assert status == 0, message
+    printed, _ = completed("rd", "--run", out)
     (line,) = (line for line in printed.splitlines() if line.split()[:1] == ["20"])
     assert line.split()[4:] == ["unknown"] * 3
     printed = invoke("rd", "--run", out, "--format", "json")[1]
@@ -112,16 +110,14 @@ def test_what_is_unknown_is_said(finished, invoke, tmp_path):
     assert point["distortion_rmse"] is point["psnr"] is None
 
 
-def test_nll_and_rd_say_what_was_corrected(invoke, small_checkpoint, small_npz, tmp_path):
+def test_nll_and_rd_say_what_was_corrected(completed, small_checkpoint, small_npz, tmp_path):
     inputs = ["--ckpt", small_checkpoint, "--data", small_npz, "--half-width", 5]
     options = ["--precision", "bf16", "--out", tmp_path / "run"]
     for command in (["nll"], ["rd", "--pictures", "none"]):
-        status, printed, message = invoke(*command, *inputs, *options)
-        assert status == 0, message
+        printed, _ = completed(*command, *inputs, *options)
         assert "bf16, corrected by " in printed
         assert "in bf16, uncorrected" in printed
-    status, printed, _ = invoke("rd", "--run", tmp_path / "run", "--format", "json")
-    assert status == 0
+    printed, _ = completed("rd", "--run", tmp_path / "run", "--format", "json")
     assert json.loads(printed)["precision_correction"]["num_evaluations"] == 200
 
 

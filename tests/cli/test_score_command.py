@@ -53,14 +53,13 @@ def test_the_result_is_on_stdout_and_in_the_folder(finished):
         assert (out / name).exists()
 
 
-def test_the_formats(invoke, finished, arguments):
+def test_the_formats(completed, finished, arguments):
     out, _ = finished
     summary = json.loads((out / "summary.json").read_text())
     summary.pop("checksums")
     printed = {}
     for form in ("json", "csv", "quiet"):
-        status, printed[form], message = invoke(*arguments, "--out", out, "--format", form)
-        assert status == 0
+        printed[form], message = completed(*arguments, "--out", out, "--format", form)
         assert "none is repeated" in message
     assert json.loads(printed["json"]) == summary
     assert len(pd.read_csv(io.StringIO(printed["csv"]))) == 11
