@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib.metadata
+import inspect
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -32,8 +33,8 @@ from ddpmbench.errors import InputError
 
 PACKAGE = "denoising-diffusion-pytorch"
 _NETWORK = "model."
-_NORM = "norm.g"
-"""The normalization of a block since version 2.0."""
+_HEAD_CHANNELS = 32
+"""The default before version 1.9; those networks have no memory keys."""
 
 
 def read_lucidrains(file: CheckpointFile) -> Checkpoint:
@@ -96,7 +97,7 @@ def read_lucidrains(file: CheckpointFile) -> Checkpoint:
             f"network run by {PACKAGE} {installed_version()}{by}",
             *notes,
             "not in the file, taken as the package has it by default: "
-            "auto_normalize True (else `data_range=0,1`), sinusoidal_pos_emb_theta 10000",
+            f"auto_normalize True (else `data_range=0,1`), {_UNDETERMINED[_generation(weights)]}",
         ),
     )
 
@@ -138,8 +139,7 @@ def read_arguments(weights: Mapping[str, Tensor], path: Path) -> UnetArguments:
     """The arguments of the network with these weights.
 
     Raises:
-        InputError: they are not those of the package's unconditional two-dimensional `Unet`, or of
-            a version before 2.0: from then on equal names mean the same function.
+        InputError: they are not those of the package's unconditional two-dimensional `Unet`.
     """
     if "classes_emb.weight" in weights:
         raise FileError(path, f"its network depends on classes, which is not read; {OWN}")
@@ -153,12 +153,6 @@ def read_arguments(weights: Mapping[str, Tensor], path: Path) -> UnetArguments:
             path,
             f"the network gives {out_dim} channels for {inputs}, which no GaussianDiffusion of "
             f"{PACKAGE} takes; {OWN}",
-        )
-    if f"downs.0.0.block1.{_NORM}" not in weights:
-        raise FileError(
-            path,
-            f"its network is of {PACKAGE} before 2.0, whose functions changed without new names; "
-            f"{OWN} and that version",
         )
     multiples, attention = [], []
     for level in range(max(1, count(weights, "downs.{}.0.block1.proj.weight"))):
@@ -182,9 +176,14 @@ def read_arguments(weights: Mapping[str, Tensor], path: Path) -> UnetArguments:
 
 def _attention(weights: Mapping[str, Tensor], name: str, path: Path) -> tuple[bool, int, int]:
     """Whether attention is full, the number of heads, and their channels."""
+    if f"{name}.fn.fn.to_qkv.weight" in weights:
+        name += ".fn.fn"
     full = f"{name}.to_out.weight" in weights
-    _, heads, *last = shape_of(weights, f"{name}.mem_kv", 4, source=path)
-    return full, heads, last[1 if full else 0]
+    if f"{name}.mem_kv" in weights:
+        _, heads, *last = shape_of(weights, f"{name}.mem_kv", 4, source=path)
+        return full, heads, last[1 if full else 0]
+    rows = shape_of(weights, f"{name}.to_qkv.weight", 4, source=path)[0]
+    return full, rows // (3 * _HEAD_CHANNELS), _HEAD_CHANNELS
 
 
 _LOG_FLOOR = -46.051701859880914  # log 1e-20
@@ -203,7 +202,15 @@ def build_unet(
     """
     with importing("lucidrains", path, f"its network runs through {PACKAGE}"):
         from denoising_diffusion_pytorch import Unet
-    installed = installed_version()
+    installed, generation = installed_version(), _generation(weights)
+    # From 2.0 on equal names mean the same function. Before, attention and convolutions changed
+    # without new names, so only the version that wrote a file can read it.
+    if generation != "2" and version is None:
+        raise FileError(
+            path,
+            f"its network is of {PACKAGE} before 2.0, but it does not say of which version, and "
+            f"they differ; {OWN}",
+        )
     install = f"{PACKAGE}=={version}" if version else f"'{PACKAGE}>=2'"
     other = FileError(
         path,
@@ -212,12 +219,13 @@ def build_unet(
     )
     try:
         with torch.device("meta"):  # allocates nothing before shapes are checked
-            network: nn.Module = Unet(**vars(arguments))
+            network: nn.Module = Unet(**_accepted(arguments, Unet))
     except (AssertionError, TypeError, ValueError, RuntimeError) as error:
         raise other from error
     names = network.state_dict()
-    is_other = version not in (None, installed) and set(names) != set(weights)
-    if is_other or f"downs.0.0.block1.{_NORM}" not in names:
+    if _generation(names) != generation or (
+        version not in (None, installed) and (generation != "2" or set(names) != set(weights))
+    ):
         raise other
     load_weights(network, weights, source=str(path))
     return network.eval()
@@ -248,6 +256,43 @@ class RangeFromZero(nn.Module):
         at_first = (time == 0).view(-1, 1, 1, 1)
         value = torch.where(at_first, 1 - (1 - value) * self._stretch, value)
         return torch.cat([output, value], dim=1)
+
+
+def _generation(weights: Mapping[str, object]) -> str:
+    """The versions of the package whose network has these names."""
+    if "downs.0.0.block1.norm.g" in weights:
+        return "2"
+    return "1.9 to 1.11" if "mid_attn.mem_kv" in weights else "before 1.9"
+
+
+# Arguments that no shape determines in these versions, with the values used.
+_UNDETERMINED = {
+    "2": "sinusoidal_pos_emb_theta 10000",
+    "1.9 to 1.11": "sinusoidal_pos_emb_theta 10000, resnet_block_groups 8",
+    "before 1.9": (
+        f"sinusoidal_pos_emb_theta 10000, resnet_block_groups 8, attn_dim_head {_HEAD_CHANNELS}"
+    ),
+}
+
+
+def _accepted(arguments: UnetArguments, unet: type[nn.Module]) -> dict[str, object]:
+    """The arguments that the installed version takes.
+
+    Raises:
+        ValueError: it lacks one that does not have the default value.
+    """
+    built_in = {"attn_heads": 4, "attn_dim_head": _HEAD_CHANNELS, "full_attn": False}
+    known = inspect.signature(unet).parameters
+    result: dict[str, object] = {}
+    for field in dataclasses.fields(arguments):
+        value = getattr(arguments, field.name)
+        if field.name in ("attn_heads", "attn_dim_head") and len(set(value)) == 1:
+            value = value[0]
+        if field.name in known:
+            result[field.name] = value
+        elif set(value if isinstance(value, tuple) else [value]) != {built_in.get(field.name)}:
+            raise ValueError(f"{field.name} = {value}")
+    return result
 
 
 _ULP = 2.0**-23

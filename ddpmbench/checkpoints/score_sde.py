@@ -260,6 +260,11 @@ def _as_convolutions(
 
 # ---- averaged weights, a list in the order of the network's parameters
 
+_PARTS = (
+    *("GroupNorm_0", "Conv_0", "Conv2d_0", "Dense_0", "GroupNorm_1", "Conv_1", "Conv_2"),
+    *("NIN_0", "NIN_1", "NIN_2", "NIN_3"),
+)
+"""The parts of a block in the order in which the project registers them."""
 _OTHER_ORDER = 0.25
 """Squared distance of averaged weights from others of the same shape, over that from their own,
 below which they are in another order."""
@@ -306,7 +311,16 @@ def _parameter_names(model: Mapping[str, object]) -> list[str]:
     inner = {match[2]: str(name) for match, name in matches if match is not None}
     if not any(set(row) <= set(inner) for row in _NAMES):
         return []
-    return [name for within, name in inner.items() if within != _FOURIER]
+    return [inner[name] for name in sorted(set(inner) - {_FOURIER}, key=_position)]
+
+
+def _position(name: str) -> tuple[int, int, bool, str]:
+    """Sort key: the order in which the project's modules register names."""
+    if (match := _NUMBERED.fullmatch(name)) is None:
+        return (10_000, 0, False, name)
+    part, _, kind = match[2].rpartition(".")
+    order = _PARTS.index(part) if part in _PARTS else len(_PARTS)
+    return (int(match[1]), order, kind in ("bias", "b"), name)
 
 
 def _other_order(averaged: Mapping[str, Tensor], last: Mapping[str, Tensor]) -> str | None:

@@ -1,14 +1,18 @@
 """Files of lucidrains' package that are not read, or only by another version: a line each."""
 
+import re
 import sys
 import warnings
 
 import pytest
 import torch
-from lucidrains_files import bare, diffusion, edited, package, saved
+from lucidrains_files import STEPS, bare, diffusion, edited, noised, package, saved
 from peers import refused
+from torch import nn
 
 from ddpmbench import CheckpointSettings, load_checkpoint
+from ddpmbench.checkpoints import lucidrains
+from ddpmbench.checkpoints.lucidrains import read_arguments
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -55,8 +59,9 @@ def nan(names):
         (without("alphas_cumprod"), "2.3.4", ["alphas_cumprod missing"]),
         (lambda names: names | {"model.more.weight": torch.ones(3)}, "2.3.4", ["left over"]),
         (nan, "2.3.4", ["final_conv.bias", "NaN", "take those of an earlier step"]),
-        (old, "1.10.17", ["before 2.0", "`network=FILE.py"]),
+        (old, "1.10.17", ["1.10.17", "another", "pip install", "pytorch==1.10.17"]),
         (old, None, ["before 2.0", "`network=FILE.py"]),
+        (old, "import os; #", ["before 2.0", "`network=FILE.py"]),
         (lambda names: names | {"loss_weight": 3}, "2.3.4", ["loss_weight is a int"]),
         (lambda names: names | {"betas": torch.ones(40)}, "2.3.4", ["contradict", "t = 1;"]),
     ],
@@ -65,6 +70,52 @@ def test_files_that_are_not_whole_or_of_another_version(whole, tmp_path, change,
     path = edited(whole[0], tmp_path / "model-1.pt", change, version=version)
     with refused(path, *words):
         load_checkpoint(path)
+
+
+class Unet1(Unet):
+    """The network as versions 1.9 to 1.11 have it, but for arguments that they do know."""
+
+    def __init__(self, dim, init_dim, out_dim, dim_mults, channels, self_condition, full_attn):
+        super().__init__(dim, init_dim, out_dim, dim_mults, channels, full_attn=full_attn)
+        for block in self.modules():
+            if isinstance(block, package.Block):
+                block.norm = nn.GroupNorm(8, block.norm.g.shape[1])
+
+
+def test_an_older_file_is_read_by_the_version_that_wrote_it(tmp_path, monkeypatch):
+    unet = Unet1(8, None, None, (1, 2), 3, False, (True, False))
+    model = package.GaussianDiffusion(unet, image_size=8, timesteps=40).eval()
+    monkeypatch.setattr("denoising_diffusion_pytorch.Unet", Unet1)
+    monkeypatch.setattr(lucidrains, "installed_version", lambda: "1.10.17")
+
+    def file(version, model=model):
+        torch.save({"model": model.state_dict(), "version": version}, tmp_path / "model.pt")
+        return tmp_path / "model.pt"
+
+    checkpoint = load_checkpoint(file("1.10.17"))
+    with torch.no_grad():
+        assert torch.equal(
+            checkpoint.model_output(noised(), STEPS), model.model(noised(), STEPS - 1)
+        )
+    assert "resnet_block_groups 8" in checkpoint.notes[-1]
+    # the names are the same, the function need not be
+    with refused("1.11.1", "the installed 1.10.17 has another", "pytorch==1.11.1"):
+        load_checkpoint(file("1.11.1"))
+    with refused("2.3.4", "the installed 1.10.17 has another", "pytorch==2.3.4"):
+        load_checkpoint(file("2.3.4", diffusion()))
+    with refused("from 2.0 on", "pip install 'denoising-diffusion-pytorch>=2'"):
+        load_checkpoint(file(None, diffusion()))
+
+
+@pytest.mark.parametrize("wrapping", ["", ".fn.fn"])
+def test_heads_of_networks_without_memory_keys(tmp_path, wrapping):
+    unet = Unet(8, dim_mults=(1, 2, 2), full_attn=(False, True, False))
+    names = {
+        re.sub(r"(downs\.\d\.2)", rf"\1{wrapping}", name): value
+        for name, value in unet.state_dict().items()
+        if "mem_kv" not in name
+    }
+    assert read_arguments(names, tmp_path) == read_arguments(unet.state_dict(), tmp_path)
 
 
 @pytest.mark.parametrize(
