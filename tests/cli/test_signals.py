@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from feature_networks import write_network
 
 from ddpmbench.cli import main
 from ddpmbench.execution.store import FolderStore
@@ -61,6 +62,36 @@ def test_each_is_an_interruption_and_says_how_to_resume(
     assert status == 0
     assert float(printed) > 0
     assert kept[0].read_bytes() == content
+
+
+@pytest.mark.parametrize("command", ["sample", "fid"])
+def test_samples_say_how_to_resume(
+    command, invoke, completed, small_checkpoint, small_npz, stopped_by, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    words = [command, "--ckpt", small_checkpoint, "--timesteps", 3, "--batch-size", 4]
+    if command == "fid":
+        network = write_network(tmp_path / "n.pt", num_features=6, num_classes=4)
+        words += ["--data", small_npz, "--feature-network", network, "--num-generated", 8]
+    go_on = stopped_by(signal.SIGINT)
+    status, printed, message = invoke(*words)
+    assert (status, printed) == (130, "")
+    again = re.search(rf"(--out) (runs/{command}-\S+) to resume$", message.splitlines()[-1])
+    go_on()
+    completed(*words, *again.groups())
+
+
+def test_compress_says_how_to_resume(invoke, small_checkpoint, small_npz, tmp_path, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ddpmbench.evaluate.compress.compress", stop)
+    out = tmp_path / "images of mine"
+    words = ("compress", "--ckpt", small_checkpoint, "--data", small_npz, "--out", out)
+    status, _, message = invoke(*words)
+    assert (status, message.splitlines()[-1]) == (
+        130, f"Interrupted: run the same command with --out '{out}' to resume"
+    )  # fmt: skip
 
 
 def test_a_second_one_does_not_stop_what_is_being_kept(nll, stopped_by, monkeypatch, tmp_path):
