@@ -5,7 +5,7 @@ import tomllib
 from pathlib import Path
 
 import matplotlib as mpl
-import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 ROOT = Path(__file__).parents[1]
@@ -16,7 +16,8 @@ INK, BOX, LINE = "#22303c", "#eef3f7", "#8aa0b2"
 def floors() -> list[list[str]]:
     """The packages from the top floor down, as import-linter holds them."""
     config = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    (contract,) = config["tool"]["importlinter"]["contracts"]
+    contracts = config["tool"]["importlinter"]["contracts"]
+    (contract,) = (known for known in contracts if known["type"] == "layers")
     return [[part.strip().split(".")[1] for part in row.split("|")] for row in contract["layers"]]
 
 
@@ -45,11 +46,12 @@ def imports(name: str) -> dict[str, int]:
     return count
 
 
+@mpl.rc_context({"svg.hashsalt": "map", "svg.fonttype": "none", "font.size": 8})
 def draw(path: Path) -> None:
     """Write the map: a row a floor; a box has its purpose and what it imports."""
-    mpl.rcParams.update({"svg.hashsalt": "map", "svg.fonttype": "none", "font.size": 8})
     rows = floors()
-    figure, axes = plt.subplots(figsize=(9.5, 0.72 * len(rows) + 0.3))
+    figure = Figure(figsize=(9.5, 0.72 * len(rows) + 0.3))
+    axes = figure.subplots()
     place: dict[str, tuple[float, float, float]] = {}
     for i, row in enumerate(rows):
         width = 9.2 / len(row)

@@ -14,6 +14,9 @@ with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(str(ROOT / "benchmarks"))
     import counts
 
+    patch.syspath_prepend(str(ROOT / "docs"))
+    import map as map_of_packages
+
 DOCUMENTS = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
@@ -239,3 +242,17 @@ def test_published_ratios_are_those_that_were_measured():
     measured = table.read_text()
     assert len(shown) >= 8
     assert [ratio for ratio in shown if ratio not in measured] == []
+
+
+# ---- the map
+
+
+def test_the_map_is_that_of_the_packages(tmp_path):
+    """But for sizes, which every change changes."""
+
+    def words(path):
+        shown = re.findall(r"<text[^>]*>([^<]*)</text>", path.read_text())
+        return [text for text in shown if "modules," not in text]
+
+    map_of_packages.draw(tmp_path / "map.svg")
+    assert words(tmp_path / "map.svg") == words(ROOT / "docs" / "images" / "map.svg")

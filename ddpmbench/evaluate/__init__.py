@@ -1,1 +1,1 @@
-"""One module a capability; the commands and `import ddpmbench` offer nothing else."""
+"""What the commands and `import ddpmbench` do: a module for each of them."""
