@@ -385,17 +385,17 @@ def _snapshot(repository: str, patterns: list[str]) -> Path:
     absent = "no such file or folder, and as a model on the Hub"
     try:
         return Path(snapshot_download(repository, allow_patterns=["*.json", *patterns]))
-    except GatedRepoError as error:
+    except GatedRepoError:
         problem = "needs a login: run hf auth login and accept its terms on the Hub"
-        raise FileError(repository, problem) from error
-    except RepositoryNotFoundError as error:
-        raise FileError(repository, f"{absent} it does not exist; correct its name") from error
-    except LocalEntryNotFoundError as error:
+        raise FileError(repository, problem) from None
+    except RepositoryNotFoundError:
+        raise FileError(repository, f"{absent} it does not exist; correct its name") from None
+    except LocalEntryNotFoundError:
         raise FileError(
             repository,
             f"{absent} it is not whole in the cache, and the Hub cannot be reached (no network, "
             "or HF_HUB_OFFLINE is set); connect, or pass a folder with its files",
-        ) from error
+        ) from None
     except Exception as error:  # the exception depends on the client's version
         problem = (
             f"cannot be fetched from the Hub ({first_line(error)}); try again, or pass a folder "

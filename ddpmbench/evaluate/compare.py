@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ddpmbench.checksums import DamageError, read_npz
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.diffusion.parameterization import Process
-from ddpmbench.errors import InputError, damaged, path_of
+from ddpmbench.errors import InputError, damaged, path_of, shown_value
 from ddpmbench.evaluate.evaluation import finished_run
 from ddpmbench.evaluate.page import write_page
 from ddpmbench.execution.estimators import kind_of, refuse_missing_shards
@@ -47,8 +47,9 @@ def _check_comparable(
     for name in {**ours, **theirs}:
         if name not in without and ours.get(name) != theirs.get(name):
             raise InputError(
-                f"{run.path}: {name} is {ours.get(name)}, but {theirs.get(name)} in "
-                f"{baseline.path}; runs are comparable only if these agree"
+                f"{run.path}: {name} is {shown_value(ours.get(name))}, but "
+                f"{shown_value(theirs.get(name))} in {baseline.path}; runs are comparable only if "
+                "these agree"
             )
 
 

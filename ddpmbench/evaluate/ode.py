@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ddpmbench.data.load import ImageSource, load_images
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.diffusion.model import Checkpoint
-from ddpmbench.errors import InputError, whole_number
+from ddpmbench.errors import InputError, shown_value, whole_number
 from ddpmbench.evaluate.evaluation import (
     Evaluation,
     check_arguments,
@@ -239,8 +239,8 @@ def _check_bound(bound: dict[str, Any], evaluation: Evaluation) -> None:
             name, theirs, value = f"{name}.sha256", theirs["sha256"], value["sha256"]
         if theirs != value:
             raise InputError(
-                f"`bound`: its {name} is {theirs}, not {value} as of the ODE; give the bound "
-                "of the same evaluation, or leave it out"
+                f"`bound`: its {name} is {shown_value(theirs)}, not {shown_value(value)} as of the "
+                "ODE; give the bound of the same evaluation, or leave it out"
             )
     if bound["half_width"] is None:
         raise InputError("`bound`: its interval is unknown; give one with 2 `draws` or more")

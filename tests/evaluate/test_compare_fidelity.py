@@ -219,7 +219,8 @@ def test_unlike_runs_are_refused_by_the_name_of_what_differs(pair, name):
     with pytest.raises(db.InputError) as caught:
         db.compare([first, second])
     text = str(caught.value)
-    assert f"{second}: {name} is {FIELDS[name]}, but " in text
+    value = 12 * "0" if name.endswith("sha256") else FIELDS[name]
+    assert f"{second}: {name} is {value}, but " in text
     assert str(first) in text
     assert "\n" not in text
 
