@@ -79,7 +79,9 @@ class BatchSize:
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
-            if self._is_fixed or self.rows == 1:
+            if self.rows == 1:
+                raise InputError("one image does not fit into memory; take another `device`")
+            if self._is_fixed:
                 raise InputError(
                     f"`batch_size={self.rows}`: does not fit into memory; choose a smaller one"
                 )
@@ -280,12 +282,12 @@ class _ShardWriter:
                 name: np.concatenate([arrays[name] for arrays in self._batches])
                 for name in self._batches[0]
             }
-            # Before saving, so that an interruption does not save them twice.
+            entries = {name: array[:size] for name, array in collected.items()}
+            # Kept until they are saved: if that is interrupted, they are saved when this is closed.
+            self._store.save(start, entries, seconds=seconds, device=self._device)
             rest = {name: array[size:] for name, array in collected.items()}
             self._batches, self._start = ([rest] if length_of(rest) else []), start + size
             self._size = _bytes(rest)
-            entries = {name: array[:size] for name, array in collected.items()}
-            self._store.save(start, entries, seconds=seconds, device=self._device)
         self._since = time.perf_counter()
 
 

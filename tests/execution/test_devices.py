@@ -38,9 +38,16 @@ def test_auto_halves_until_it_fits_and_stays_there():
     assert [line.rsplit(" ", 1)[1] for line in warnings] == ["`batch_size=24`"]
 
 
-@pytest.mark.parametrize(("given", "limit", "named"), [(64, 40, 64), (None, 0, 1)])
-def test_a_given_size_and_a_single_image_must_fit(given, limit, named):
-    with pytest.raises(InputError, match=f"`batch_size={named}`:"):
+@pytest.mark.parametrize(
+    ("given", "limit", "words"),
+    [
+        (64, 40, "`batch_size=64`: does not fit into memory; choose a smaller one"),
+        (None, 0, "one image does not fit into memory; take another `device`"),
+        (1, 0, "one image does not fit into memory; take another `device`"),
+    ],
+)
+def test_a_given_size_and_a_single_image_must_fit(given, limit, words):
+    with pytest.raises(InputError, match=f"^{words}$"):
         batch(given).attempt(fits(limit))
 
 

@@ -85,6 +85,21 @@ def test_what_stops_a_run_keeps_complete_batches_of_whole_entries(store, error, 
     assert store.missing(20) == [(kept, 20)]
 
 
+def test_an_interruption_of_writing_keeps_the_batches(store, small_shards, monkeypatch):
+    save, interruptions = FolderStore.save, iter([KeyboardInterrupt])
+
+    def interrupted(*of, **more):
+        for error in interruptions:
+            raise error
+        save(*of, **more)
+
+    monkeypatch.setattr(FolderStore, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        worker().map_chunks(Squares(), store, 20)
+    assert store.missing(20) == [(4, 20)]
+    assert gathered(store, "square", 4).tolist() == [0, 1, 4, 9]
+
+
 def test_a_batch_that_does_not_fit_is_halved(store):
     sizes = []
 
