@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,6 +37,7 @@ CURVE_INTERVAL = 50
 MOST_STEPS = 10**9
 SAVE_SECONDS = 60.0
 """Seconds between saves; a killed run loses no more work than that."""
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 _FLOAT = 4
 _COPIES = 5
 """Copies of the weights in memory: weights, moving average, gradient, and Adam's two moments."""
@@ -200,14 +202,14 @@ def train(
     on_progress(TrainingProgress(state.step, steps, None))
     start = time.perf_counter() - state.seconds
     saved = time.perf_counter()
-    with _between_steps() as interrupted:
+    with _between_steps() as received:
         while state.step < steps:
             with _fitting_memory(recipe):
                 state.losses.append(_train_step(state, recipe, model, diffusion, images, device))
             state.seconds = time.perf_counter() - start
             is_point = state.step % CURVE_INTERVAL == 0 or state.step == steps
             is_due = time.perf_counter() - saved >= SAVE_SECONDS
-            is_saved = is_due or state.step == steps or interrupted.is_set()
+            is_saved = is_due or state.step == steps or bool(received)
             if (is_point or is_saved) and not state.is_finite:
                 raise InputError(_divergence(state, folder))
             if is_point:
@@ -217,30 +219,39 @@ def train(
                     state.save(state_path, fingerprint)
                     _publish(state, recipe, model, images, folder)
                 saved = time.perf_counter()
-            if interrupted.is_set():
-                raise KeyboardInterrupt
+            if received:
+                signal.raise_signal(received[0])
+                raise KeyboardInterrupt  # where nothing else is done about the signal
     return folder / TRAINED
 
 
 @contextlib.contextmanager
-def _between_steps() -> Iterator[threading.Event]:
-    """The first Ctrl-C sets the event, so that the step completes; a second one interrupts."""
-    interrupted = threading.Event()
-    before = signal.getsignal(signal.SIGINT)
-    # Only the main thread may set handlers, and a background job ignores Ctrl-C on purpose.
-    if threading.current_thread() is not threading.main_thread() or before is signal.SIG_IGN:
-        yield interrupted
-        return
+def _between_steps() -> Iterator[list[int]]:
+    """Within, the first signal that would interrupt is kept, so that the step completes.
 
-    def on_interrupt(number: int, frame: object) -> None:
-        signal.signal(signal.SIGINT, before)
-        interrupted.set()
+    A second one interrupts, and so does the first if it is raised again. Signals that are ignored,
+    or that end the process, still do.
+    """
+    received: list[int] = []
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():  # only there may handlers be set
+        numbers = [getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)]
+        before = {n: handler for n in numbers if callable(handler := signal.getsignal(n))}
 
-    signal.signal(signal.SIGINT, on_interrupt)
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def receive(number: int, frame: object) -> None:
+        restore()
+        received.append(number)
+
+    for number in before:
+        signal.signal(number, receive)
     try:
-        yield interrupted
+        yield received
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore()
 
 
 def _divergence(state: TrainingState, folder: Path) -> str:

@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import os
+import signal
 
 import numpy as np
 import pandas as pd
@@ -9,6 +11,7 @@ from safetensors import safe_open
 from unet_configs import TINY_CONFIG
 
 from ddpmbench.checkpoints.native import read_native
+from ddpmbench.cli.main import stopping
 from ddpmbench.data.load import load_images
 from ddpmbench.diffusion.process import GaussianDiffusion, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
@@ -144,6 +147,25 @@ def test_killed_and_resumed_is_the_run_that_was_not(crops, whole, tmp_path, monk
     curves = [pd.read_csv(path.with_name("training_curve.csv")) for path in (whole, resumed)]
     pd.testing.assert_frame_equal(*curves, check_exact=True)
     assert list(curves[0].step) == [50, 60]
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_lets_the_step_complete(crops, tmp_path, monkeypatch, name):
+    step, number = loop._train_step, getattr(signal, name)
+
+    def signaled(state, *arguments):
+        if state.step == 3:
+            os.kill(os.getpid(), number)
+        return step(state, *arguments)
+
+    monkeypatch.setattr(loop, "_train_step", signaled)
+    with stopping() as stopped:
+        before = signal.getsignal(number)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe(), crops, tmp_path, steps=60, device=CPU)
+        assert signal.getsignal(number) == before
+    assert stopped.number == number
+    assert torch.load(tmp_path / "training_state.pt")["step"] == 4
 
 
 def test_another_run_of_a_folder_is_refused_and_the_folder_left_alone(crops, whole):
