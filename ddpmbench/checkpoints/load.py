@@ -86,7 +86,6 @@ def load_checkpoint(
     """
     settings = CheckpointSettings() if settings is None else settings
     instance_of("settings", settings, CheckpointSettings)
-    path_of("source", source)
     try:
         checkpoint = _load(source, settings)
     except OSError as error:
@@ -108,7 +107,7 @@ def _load(source: str | Path, settings: CheckpointSettings) -> Checkpoint:
     name = str(source)
     if not name.strip():
         raise InputError("`ckpt` is empty; name a file, a folder or a hub id, or leave it out")
-    path = assets.CHECKPOINT if source == DEFAULT else Path(source)
+    path = assets.CHECKPOINT if source == DEFAULT else path_of("source", source)
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise FileError(source, "a pipe, socket or device; write it to a file first")
     if settings.network is not None:
@@ -184,7 +183,7 @@ def _read(family: Family, file: CheckpointFile) -> Checkpoint:
             notes=(*state.notes, *checkpoint.notes),
         )
     checkpoint = dataclasses.replace(checkpoint, family=family.name, source=file.source)
-    return _with_process(checkpoint, family, file)
+    return _with_schedule(checkpoint, family, file)
 
 
 def _check_weights(checkpoint: Checkpoint, wanted: str | None) -> None:
@@ -223,7 +222,7 @@ def _read_state_dict(path: Path, source: str, settings: CheckpointSettings) -> C
         raise InputError(f"{error}; or pass `weights=raw`, for the last weights") from error
 
 
-def _with_process(checkpoint: Checkpoint, family: Family, file: CheckpointFile) -> Checkpoint:
+def _with_schedule(checkpoint: Checkpoint, family: Family, file: CheckpointFile) -> Checkpoint:
     """The checkpoint with the schedule and the time input of the settings, if any.
 
     If tables in the file contradict the schedule, a setting's schedule gets a note; one from the

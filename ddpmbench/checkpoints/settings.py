@@ -151,7 +151,8 @@ class CheckpointFile:
         content: the content of a file of weights; empty if the family reads its files itself.
         state: the state dict in it; None likewise, and for the user's own network.
         tables: the tables of a schedule in it.
-        sha256: of the file for the user's own network; empty if their code loads the weights.
+        sha256: of the file of weights of the user's own network; empty where their code loads
+            the weights, and for any other family.
     """
 
     path: Path

@@ -108,8 +108,8 @@ class Evaluation:
     ) -> CheckRecord | None:
         """The record of the sanity check before a run of so many evaluations; None without one."""
         settings = (self.seed, self.batch_size, self.reporter)
-        check = PreliminaryCheck(requested, num_evaluations, *settings)
-        return check.run(self.checkpoint.as_trained, self.images, self.session, folder)
+        preliminary = PreliminaryCheck(requested, num_evaluations, *settings)
+        return preliminary.run(self.checkpoint.as_trained, self.images, self.session, folder)
 
     def terms_pass(self, images: ImageSet) -> TermsPass:
         """Evaluates terms of the model on an image set."""

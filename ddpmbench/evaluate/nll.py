@@ -162,7 +162,7 @@ def evaluate_nll(
         )
         finished = ranks.once(lambda: run.finished(is_checked=is_checked, absent=absent))
         path = session.out
-        narrower = None if path is None else ranks.once(partial(recorded_half_width, path))
+        previous = None if path is None else ranks.once(partial(recorded_half_width, path))
         folder = session.folder(run.identity, reporter.warn)
         note_images(checkpoint, images, reporter)
         if continuous and absent is not None:
@@ -179,7 +179,7 @@ def evaluate_nll(
         result = run.result(engine, is_continuous=absent is None)
         report = run.report(result, checked, absent=absent, engine=engine)
         _warn(report, chosen, reporter)
-        line = wider_note(path, report.summary["half_width"], narrower)
+        line = wider_note(path, report.summary["half_width"], previous)
         if line is not None:
             reporter.note(line)
         evaluation.write(
@@ -285,8 +285,9 @@ class _Run:
             environment=session.environment(self.resolved, batch_size=batch_size),
             image_ids=self.evaluation.images.ids,
         )
-        has_all = report is None or absent is not None or report.continuous is not None
-        return report if has_all else None
+        if report is not None and absent is None and report.continuous is None:
+            return None
+        return report
 
     def result(self, engine: Engine, *, is_continuous: bool) -> LikelihoodRun:
         """Evaluate the missing terms, and reduce all terms to the bound."""
