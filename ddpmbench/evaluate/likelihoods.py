@@ -14,11 +14,11 @@ from ddpmbench.data.load import ImageSource, load_images
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.probability_flow import ProbabilityFlow
 from ddpmbench.errors import InputError, whole_number
-from ddpmbench.evaluate.evaluation import Evaluation, check_arguments, check_images
+from ddpmbench.evaluate.evaluation import Evaluation, check_arguments, check_images, note_images
 from ddpmbench.evaluate.nll import evaluate_nll
 from ddpmbench.evaluate.nll_report import NllReport
 from ddpmbench.evaluate.ode import BOUND, STORE, OdeReport, evaluate_ode, why_no_ode
-from ddpmbench.evaluate.progress import reported_session
+from ddpmbench.evaluate.progress import PartListener, reported_session
 from ddpmbench.execution.continuous import CONTINUOUS_FROM, why_left_out
 from ddpmbench.execution.devices import evaluating_checkpoint, is_out_of_memory, strict_float32
 from ddpmbench.execution.folder import run_store
@@ -151,6 +151,7 @@ def evaluate_likelihoods(
         absent = session.ranks.once(partial(_absent, evaluation))
         identity = evaluation.identity(SCHEMA, {"num_ode_images": count, **settings.record})
         folder = evaluation.folder(identity, half_width=half_width, check=check)
+        note_images(checkpoint, images, reporter)
         cost = 0 if absent[ODE] else evaluations_per_image(settings, evaluation.shape)[0]
         evaluations = initial_terms(len(images)) + count * cost
         checked = evaluation.sanity_check(check, evaluations, folder)
@@ -170,7 +171,7 @@ def evaluate_likelihoods(
             # Checked above, or switched off; else the bound alone may be long.
             check=check if checked is None else False,
             out=None if path is None else path / BOUND,
-            listener=dataclasses.replace(reporter, start=lambda n: reporter.start(n + missing)),
+            listener=PartListener.of(reporter, start=lambda n: reporter.start(n + missing)),
             **shared,
         )
         ode = None
@@ -182,7 +183,7 @@ def evaluate_likelihoods(
                 bound=bound,
                 check=False,
                 out=None if path is None else path / OF_ODE,
-                listener=dataclasses.replace(reporter, start=lambda n: None),
+                listener=PartListener.of(reporter, start=lambda n: None),
                 **named,
                 **shared,
             )

@@ -19,7 +19,7 @@ from ddpmbench.evaluate.evaluation import (
     uses_class_folders,
 )
 from ddpmbench.evaluate.nll_report import NllReport
-from ddpmbench.evaluate.progress import reported_session
+from ddpmbench.evaluate.progress import PartListener, reported_session
 from ddpmbench.evaluate.reuse import finished_report, recorded_half_width, wider_note
 from ddpmbench.execution.continuous import why_left_out
 from ddpmbench.execution.devices import resolve_precision
@@ -164,12 +164,12 @@ def evaluate_nll(
         path = session.out
         previous = None if path is None else ranks.once(partial(recorded_half_width, path))
         folder = session.folder(run.identity, reporter.warn)
-        note_images(checkpoint, images, reporter)
+        if not isinstance(listener, PartListener):
+            note_images(checkpoint, images, reporter)
+            if (line := chosen.note(*size, run.precision)) is not None:
+                reporter.note(line)
         if continuous and absent is not None:
             reporter.note(f"no bound in continuous time beside that of the run: {absent}")
-        line = chosen.note(*size, run.precision)
-        if continuous is None and line is not None:
-            reporter.note(line)
         checked = evaluation.sanity_check(check, calls, folder)
         if finished is not None:
             reporter.start(0)

@@ -24,7 +24,7 @@ from ddpmbench.evaluate.evaluation import (
 )
 from ddpmbench.evaluate.nll import evaluate_nll
 from ddpmbench.evaluate.nll_report import NllReport
-from ddpmbench.evaluate.progress import reported_session
+from ddpmbench.evaluate.progress import PartListener, reported_session
 from ddpmbench.execution.continuous import why_not_continuous
 from ddpmbench.execution.devices import evaluating_checkpoint, strict_float32
 from ddpmbench.execution.finished import PER_IMAGE
@@ -125,10 +125,11 @@ def evaluate_ode(
         solver: "heun" or "rk4", exponential Runge-Kutta methods of order 2 and 4.
         solver_steps: an even number of steps, evenly spaced in log sigma.
         num_ode_images: the most images whose ODE is solved.
-        half_width: half width of the variational bound's interval on all images; see
-            `evaluate_nll`.
+        half_width: half width of the interval of a variational bound that is evaluated on all
+            images; see `evaluate_nll`.
         bound: the bound on all images, if it is known already: of the same checkpoint, images and
-            seed, in strict float32 with the exact decoder. None evaluates it.
+            seed, in strict float32 with the exact decoder. None evaluates it. It has no effect
+            where the ODE of every image is solved, which needs no bound.
         seed: seed of noise, probes and the choice of images, 0 <= seed < 2^64.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         batch_size: images in a batch, None for what suits the device. Another one
@@ -167,8 +168,8 @@ def evaluate_ode(
             _check_bound(bound.summary, evaluation)
         identity = evaluation.identity(SCHEMA, {"num_ode_images": len(chosen), **settings.record})
         folder = evaluation.folder(identity, half_width=half_width, check=check)
-        is_alone = bound is None and not needs_bound  # else the run of the bound notes and warns
-        if is_alone:
+        is_part = isinstance(listener, PartListener)
+        if not is_part:
             note_images(checkpoint, images, reporter)
         per_image_evaluations, per_image_vjps = evaluations_per_image(settings, evaluation.shape)
         evaluations = len(chosen) * per_image_evaluations
@@ -197,8 +198,8 @@ def evaluate_ode(
             **computed_in([(store, len(chosen))]),
             "check": checked,
         }
-        line = raw_pixels_warning(summary)
-        if line and is_alone:
+        line, is_bounded_here = raw_pixels_warning(summary), needs_bound and bound is None
+        if line and not (is_part or is_bounded_here):  # else the run of the bound warns
             reporter.warn(line)
         resolved = {**identity, "half_width": half_width}
         evaluation.write(folder, {PER_IMAGE: per_image}, summary, resolved)
@@ -288,7 +289,7 @@ def _bound_of_all(
         check=check,
         continuous=False,
         out=None if out is None else out / BOUND,
-        listener=dataclasses.replace(evaluation.reporter, start=lambda calls: None),
+        listener=PartListener.of(evaluation.reporter, start=lambda calls: None),
     )
 
 

@@ -1,7 +1,8 @@
 """Progress, notes and warnings: to the listener of the caller, or to standard error."""
 
 import contextlib
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
@@ -10,6 +11,19 @@ from ddpmbench.execution.progress import progress, tell
 from ddpmbench.execution.session import Session, session
 from ddpmbench.execution.worker import RunListener, RunProgress
 from ddpmbench.report.text import bound_line, cost_lines
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class PartListener(RunListener):
+    """The listener of a run that is part of another.
+
+    The part leaves out notes on the images, which are the other's, and on options of its own.
+    """
+
+    @classmethod
+    def of(cls, whole: RunListener, start: Callable[[int], None]) -> "PartListener":
+        """That of a whole run, but for the start, which the run may have reported."""
+        return cls(start, whole.progress, whole.warn, whole.note)
 
 
 @contextlib.contextmanager

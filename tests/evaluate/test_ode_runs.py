@@ -143,16 +143,23 @@ def test_a_wrong_parameterization_is_warned_of(tmp_path):
 
 
 @pytest.mark.parametrize("num_ode_images", [4, 6])
-def test_files_that_were_passed_over_are_a_warning_once(small_model, small_images, num_ode_images):
+@pytest.mark.parametrize("evaluation", ["ode", "ode, bound given", "likelihoods"])
+def test_every_warning_comes_once_and_no_note_is_of_options_of_the_bound(
+    small_model, small_images, bound, evaluation, num_ode_images
+):
+    evaluate = {
+        "ode": db.evaluate_ode,
+        "ode, bound given": partial(db.evaluate_ode, bound=bound),
+        "likelihoods": db.evaluate_likelihoods,
+    }[evaluation]
     images = dataclasses.replace(small_images, skipped=("a.txt", "b.txt"))
-    warnings = []
-    db.evaluate_ode(
-        small_model,
-        images,
-        **{**OPTIONS, "num_ode_images": num_ode_images},
-        listener=RunListener(warn=warnings.append),
-    )
+    warnings, notes = [], []
+    options = {**OPTIONS, "num_ode_images": num_ode_images}
+    listener = RunListener(warn=warnings.append, note=notes.append)
+    evaluate(small_model, images, **options, listener=listener)
     assert warnings.count(images.skipped_note) == 1
+    assert len([line for line in warnings if "raw pixels" in line]) == 1
+    assert not [line for line in notes if "estimator" in line]
 
 
 def test_the_page_holds_the_number_and_its_figure(small_model, small_images, tmp_path):

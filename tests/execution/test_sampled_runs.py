@@ -188,8 +188,9 @@ def test_every_pair_is_no_remedy_where_it_takes_more(small_model, small_images):
         evaluate_nll(longer, small_images, max_evaluations=719)
 
 
-def test_where_every_pair_takes_fewer_evaluations_a_note_says_so(command, tmp_path):
-    status, _, err = command("--half-width", 9, "--out", tmp_path / "run")
+@pytest.mark.parametrize("continuous", [(), ("--continuous",), ("--no-continuous",)])
+def test_where_every_pair_takes_fewer_evaluations_a_note_says_so(command, tmp_path, continuous):
+    status, _, err = command("--half-width", 9, *continuous, "--out", tmp_path / "run")
     assert status == 0
     (line,) = [line for line in err if "every-pair" in line]
     assert line == (
