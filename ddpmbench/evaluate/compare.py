@@ -353,5 +353,7 @@ def _facts(run: FinishedRun) -> dict[str, object]:
         "precision_correction.num_evaluations": correction["num_evaluations"],
         "estimator": summary["estimator"],
         "seed": summary["seed"],
-        "sampling.draws": summary["sampling"].get("draws"),
+        **{
+            f"sampling.{name}": summary["sampling"].get(name) for name in kind_of(summary).paired_by
+        },
     }

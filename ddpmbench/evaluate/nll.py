@@ -29,13 +29,9 @@ from ddpmbench.execution.estimator import Estimator, LikelihoodRun
 from ddpmbench.execution.estimators import estimator_of
 from ddpmbench.execution.finished import (
     CONTINUOUS_TABLE,
-    DENSITY,
     PER_IMAGE,
-    PREDICTIONS,
     RATE_DISTORTION,
     TERMS,
-    density_frame,
-    write_predictions,
 )
 from ddpmbench.execution.folder import RunFolder
 from ddpmbench.execution.pictures import EXTREMES, Extremes
@@ -50,7 +46,6 @@ from ddpmbench.execution.terms import (
 from ddpmbench.execution.worker import RunListener
 from ddpmbench.likelihood.continuous import NUM_CONTINUOUS_TERMS, ContinuousDesign
 from ddpmbench.likelihood.decoders import DECODERS
-from ddpmbench.likelihood.estimator import SampledBound
 from ddpmbench.likelihood.terms import TermsPass
 from ddpmbench.report import tables
 from ddpmbench.report.conventions import conventions_frame, sub_schedules_frame
@@ -188,7 +183,7 @@ def evaluate_nll(
             report.summary,
             run.resolved,
             engine=engine,
-            more=partial(_write_terms, result=result, evaluation=evaluation),
+            more=partial(_write_files, report=report, result=result, evaluation=evaluation),
         )
         return report
 
@@ -227,7 +222,7 @@ class _Run:
             terms_pass,
             use,
             estimator.correction_design(terms_pass),
-            estimator.settings.get("half_width_goal"),
+            estimator.goal,
             lambda other: check(precision=other),
         )
         settled = settled_precision(precision, candidate, session, note=note)
@@ -364,23 +359,23 @@ def _frames(report: NllReport, result: LikelihoodRun) -> dict[str, pd.DataFrame]
         "sub_schedules.csv": report.sub_schedules,
         PER_IMAGE: report.per_image,
         CONTINUOUS_TABLE: report.continuous,
-        DENSITY: None if result.density is None else density_frame(result.density),
+        **result.tables,
     }
     return {name: frame for name, frame in frames.items() if frame is not None}
 
 
-def _write_terms(folder: RunFolder, *, result: LikelihoodRun, evaluation: Evaluation) -> None:
-    """Write the terms, the predictions subtracted from them, and the extreme images."""
-    bound, images = result.bound, evaluation.images
+def _write_files(
+    folder: RunFolder, *, report: NllReport, result: LikelihoodRun, evaluation: Evaluation
+) -> None:
+    """Write the terms, the estimator's own files, and the extreme images."""
     if result.continuous is None:  # an earlier run had it
         (folder.path / CONTINUOUS_TABLE).unlink(missing_ok=True)
-    # An image of a sample has no bound of its own.
-    values = bound.image_decoder if isinstance(bound, SampledBound) else bound.total
-    extremes = Extremes.of(values, images.pixels).shown(evaluation.checkpoint.data_range)
+    bits, _ = tables.bits_of_images(report.per_image)
+    extremes = Extremes.of(bits, evaluation.images.pixels)
     with folder.replacing(EXTREMES) as temporary:
-        extremes.write(temporary)
-    if isinstance(bound, SampledBound):
-        with folder.replacing(PREDICTIONS) as temporary:
-            write_predictions(temporary, bound.predictions, bound.sample)
+        extremes.shown(evaluation.checkpoint.data_range).write(temporary)
+    for name, write in result.files.items():
+        with folder.replacing(name) as temporary:
+            write(temporary)
     with folder.replacing_table(TERMS_TABLE) as temporary:
         write_terms(temporary, folder.shards(TERMS), result.num_terms)

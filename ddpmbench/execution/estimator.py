@@ -1,29 +1,26 @@
-"""What an estimator of the bound is, and the simplest: every image at every timestep."""
+"""What an estimator of the bound is; `execution/estimators.py` lists them."""
 
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
+import pandas as pd
 
 from ddpmbench.data.images import ImageSet
 from ddpmbench.diffusion.model import Checkpoint
-from ddpmbench.errors import whole_number
-from ddpmbench.execution.finished import TERMS, FinishedRun, num_steps
-from ddpmbench.execution.store import Store, num_missing
+from ddpmbench.execution.finished import TERMS, FinishedRun
+from ddpmbench.execution.store import Store
 from ddpmbench.execution.terms import CorrectionRun, Stores, TermsRun, checked, read_terms
 from ddpmbench.execution.worker import RunProgress
-from ddpmbench.likelihood.bound import BoundEstimate, estimate_bound
+from ddpmbench.likelihood.bound import Bound
 from ddpmbench.likelihood.continuous import ContinuousDifference
-from ddpmbench.likelihood.conventions import OtherBounds, every_pair_other_bounds
-from ddpmbench.likelihood.designs import Design, EveryPairDesign
-from ddpmbench.likelihood.estimator import RoughBound, SampledBound
-from ddpmbench.likelihood.paired import every_pair_difference
+from ddpmbench.likelihood.conventions import OtherBounds
+from ddpmbench.likelihood.designs import Design
+from ddpmbench.likelihood.estimator import RoughBound
 from ddpmbench.likelihood.precision import Correction, CorrectionDesign, num_correction_terms
-from ddpmbench.likelihood.rate_distortion import Distortion, every_pair_distortion
+from ddpmbench.likelihood.rate_distortion import Distortion
 from ddpmbench.likelihood.terms import TermsPass, TermTable, columns_of_bound
 from ddpmbench.unet.precision import Precision
 
@@ -43,40 +40,48 @@ class LikelihoodRun:
         num_evaluations: network evaluations, including those of a pilot and a correction.
         seconds: time of the evaluations, summed over processes, without interruptions.
         devices: the devices that made them.
-        horvitz_thompson: importance: the bound from the same terms without regression.
-        density: importance: (T - 1,) proposal density over t = 2..T.
-        pilot_evaluations: importance: network evaluations of the pilot.
+        counts: counts of the estimator, as in `sampling` of `summary.json`.
+        simpler: the bound from the same terms by simpler estimators, by name as in `sampling`.
+        tables: the estimator's own tables, by their file names in a run folder.
+        files: its other files, by name, and what writes each.
         correction: for terms in low precision, the correction of the bound; the other fields are
             not corrected.
         continuous: the difference of the bound in continuous time, if it was estimated.
     """
 
-    bound: BoundEstimate | SampledBound
+    bound: Bound
     distortion: Distortion
     others: OtherBounds
     num_terms: int
     num_evaluations: int
     seconds: float
     devices: set[str]
-    horvitz_thompson: SampledBound | None = None
-    density: NDArray[np.float64] | None = None
-    pilot_evaluations: int = 0
+    counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    simpler: Mapping[str, Bound] = dataclasses.field(default_factory=dict)
+    tables: Mapping[str, pd.DataFrame] = dataclasses.field(default_factory=dict)
+    files: Mapping[str, Callable[[Path], None]] = dataclasses.field(default_factory=dict)
     correction: Correction | None = None
     continuous: ContinuousDifference | None = None
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class Estimator(ABC):
     """An estimator of the bound with its options.
 
     Attributes:
         name: the name by which a user chooses the estimator.
-        count: the field of `sampling` in `summary.json` with the number of draws or replicates.
+        counts: the fields of `sampling` in `summary.json` that say how many terms there are; no
+            run lacks the first.
+        unit: what the first counts.
+        paired_by: fields of `sampling` that are equal in two runs that are compared.
         sealed: files of its own in a run folder that hold their checksum.
         about_timesteps: what the page of a run says about the values of single timesteps.
     """
 
     name: ClassVar[str]
-    count: ClassVar[str]
+    counts: ClassVar[tuple[str, ...]]
+    unit: ClassVar[str]
+    paired_by: ClassVar[tuple[str, ...]] = ()
     sealed: ClassVar[tuple[str, ...]] = ()
     about_timesteps: ClassVar[str]
 
@@ -84,6 +89,11 @@ class Estimator(ABC):
     @abstractmethod
     def identity(self) -> dict[str, Any]:
         """The options that determine every term."""
+
+    @property
+    def goal(self) -> float | None:
+        """The half width at which to stop, bits per dimension; None where no width is a goal."""
+        return None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -163,7 +173,7 @@ class Estimator(ABC):
     @abstractmethod
     def difference(
         run: FinishedRun, baseline: FinishedRun, *, prior: float, clip: bool
-    ) -> tuple[BoundEstimate | SampledBound, float]:
+    ) -> tuple[Bound, float]:
         """The bound of a run minus that of a comparable one.
 
         Args:
@@ -178,98 +188,6 @@ class Estimator(ABC):
         Raises:
             InputError: the folder of a run lacks terms, or they are damaged.
         """
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class EveryPair(Estimator):
-    """Every image at every timestep.
-
-    Attributes:
-        draws: noise draws per image and timestep; from two on, the error due to noise is known.
-    """
-
-    name: ClassVar[str] = "every-pair"
-    count: ClassVar[str] = "draws"
-    about_timesteps: ClassVar[str] = (
-        "Means over all images, with 95 % intervals from the noise draws."
-    )
-    draws: int = 2
-
-    def __post_init__(self) -> None:
-        """Refuse no draws."""
-        object.__setattr__(self, "draws", whole_number("draws", self.draws, 1))
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """The options that determine every term."""
-        return {"estimator": self.name, "draws": self.draws}
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        """The options as in `sampling` of `summary.json`."""
-        return {"draws": self.draws}
-
-    def expected_evaluations(self, num_images: int, num_timesteps: int) -> int:
-        """The number of terms."""
-        return num_images * num_timesteps * self.draws
-
-    def run(self, run: TermsRun, stores: Stores, correction: CorrectionRun) -> LikelihoodRun:
-        """See `Estimator.run`."""
-        terms_pass, store = run.terms_pass, stores(TERMS)
-        diffusion = terms_pass.diffusion
-        design = EveryPairDesign(
-            len(terms_pass.images), diffusion.schedule.num_timesteps, self.draws
-        )
-        length = len(design)
-        num_evaluations = length + correction.num_evaluations
-        run.listener.start(num_missing(store, length) + correction.num_missing)
-        corrected = correction.estimate(after=length)
-        run.compute(design, store, whole=self.draws, before=correction.num_evaluations)
-
-        def reduce() -> LikelihoodRun:
-            run.listener.progress(reducing(num_evaluations))
-            prior, tables = run.prior(), partial(tables_of, store, design, clip=diffusion.clip)
-            return LikelihoodRun(
-                bound=estimate_bound(design, prior, tables(), clip=diffusion.clip),
-                distortion=every_pair_distortion(design, tables(), clip=diffusion.clip),
-                others=every_pair_other_bounds(
-                    design, prior, partial(read_terms, store, length), diffusion, terms_pass.decoder
-                ),
-                num_terms=length,
-                num_evaluations=num_evaluations,
-                seconds=store.seconds(length) + correction.seconds,
-                devices=store.devices(length) | correction.devices,
-                correction=corrected,
-            )
-
-        return run.ranks.once(reduce)
-
-    @staticmethod
-    def design(run: FinishedRun) -> EveryPairDesign:
-        """The design of the terms of a run."""
-        summary = run.summary
-        return EveryPairDesign(
-            summary["num_images"], num_steps(summary), summary["sampling"]["draws"]
-        )
-
-    @staticmethod
-    def num_terms(summary: Mapping[str, Any]) -> int:
-        """See `Estimator.num_terms`."""
-        return int(summary["num_images"] * num_steps(summary) * summary["sampling"]["draws"])
-
-    @staticmethod
-    def chance(summary: Mapping[str, Any]) -> str:
-        """See `Estimator.chance`."""
-        return "the noise draws"
-
-    @staticmethod
-    def difference(
-        run: FinishedRun, baseline: FinishedRun, *, prior: float, clip: bool
-    ) -> tuple[BoundEstimate, float]:
-        """See `Estimator.difference`."""
-        design = EveryPair.design(baseline)
-        terms = terms_of(run, design), terms_of(baseline, design)
-        return every_pair_difference(design, *terms, prior=prior, clip=clip), 1.0
 
 
 def terms_of(run: FinishedRun, design: Design) -> Callable[[int], Iterator[TermTable]]:

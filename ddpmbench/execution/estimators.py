@@ -1,8 +1,8 @@
-"""The estimators of the bound by name: the one place to add another.
+"""The estimators of the bound by name.
 
 An estimator is an `Estimator`, a record of its options. It says which terms it evaluates, when it
-stops and how terms reduce to a bound; and, of a finished run, which terms it has, how two runs
-differ and what its page says. No other module asks for the name of an estimator.
+stops, how terms reduce to a bound and what its folder holds besides; and, of a finished run, which
+terms it has, how two runs differ and what its page says. Other modules ask for none by name.
 """
 
 import dataclasses
@@ -11,16 +11,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from ddpmbench.errors import InputError, listed, one_of, options
-from ddpmbench.execution.estimator import Estimator, EveryPair
+from ddpmbench.execution.estimator import Estimator
+from ddpmbench.execution.every_pair import EveryPair
 from ddpmbench.execution.finished import TERMS, FinishedRun
 from ddpmbench.execution.folder import SHARDS
 from ddpmbench.execution.importance import Importance
 from ddpmbench.execution.store import EARLIER, UNREADABLE
 from ddpmbench.likelihood.terms import columns_of_bound
 
-ESTIMATORS: dict[str, type[Importance] | type[EveryPair]] = {
-    estimator.name: estimator for estimator in (Importance, EveryPair)
-}
+_KINDS: tuple[type[Estimator], ...] = (Importance, EveryPair)
+ESTIMATORS = {kind.name: kind for kind in _KINDS}
 """The estimators by name; `cli/likelihood.py` offers the same, without importing them."""
 
 

@@ -18,13 +18,22 @@ from ddpmbench.errors import InputError, positive_number, whole_number
 from ddpmbench.execution.estimator import (
     SCHEMA,
     Estimator,
-    EveryPair,
     LikelihoodRun,
     reducing,
     tables_of,
     terms_of,
 )
-from ddpmbench.execution.finished import PILOT, PREDICTIONS, TERMS, FinishedRun, num_steps
+from ddpmbench.execution.every_pair import EveryPair
+from ddpmbench.execution.finished import (
+    DENSITY,
+    PILOT,
+    PREDICTIONS,
+    TERMS,
+    FinishedRun,
+    density_frame,
+    num_steps,
+    write_predictions,
+)
 from ddpmbench.execution.store import Store, num_missing
 from ddpmbench.execution.terms import CorrectionRun, Stores, TermsRun, checked, read_terms
 from ddpmbench.likelihood.conventions import OtherBounds, importance_other_bounds
@@ -113,7 +122,13 @@ class Importance(Estimator):
     """
 
     name: ClassVar[str] = "importance"
-    count: ClassVar[str] = "num_replicates"
+    counts: ClassVar[tuple[str, ...]] = (
+        "num_replicates",
+        "num_sampled_images",
+        "num_blocks",
+        "pilot_evaluations",
+    )
+    unit: ClassVar[str] = "replicate"
     sealed: ClassVar[tuple[str, ...]] = (PREDICTIONS,)
     about_timesteps: ClassVar[str] = (
         "Each value comes from the few images evaluated at that timestep: unbiased, but noisy, and "
@@ -310,9 +325,19 @@ class Importance(Estimator):
                 num_evaluations=num_evaluations,
                 seconds=correction.seconds + sum(s.seconds(size) for s, size in sizes.items()),
                 devices=correction.devices.union(*(s.devices(n) for s, n in sizes.items())),
-                horvitz_thompson=reduction.horvitz_thompson(design),
-                density=density,
-                pilot_evaluations=pilot_evaluations,
+                counts={
+                    "num_sampled_images": design.num_sampled,
+                    "num_blocks": design.blocks,
+                    "num_replicates": design.num_replicates,
+                    "pilot_evaluations": pilot_evaluations,
+                },
+                simpler={"horvitz_thompson": reduction.horvitz_thompson(design)},
+                tables={DENSITY: density_frame(density)},
+                files={
+                    PREDICTIONS: partial(
+                        write_predictions, predictions=bound.predictions, sample=bound.sample
+                    )
+                },
                 correction=corrected,
             )
 

@@ -1,10 +1,11 @@
-"""The variational bound and its two intervals from the terms of every pair.
+"""A variational bound, and its estimate with two intervals from the terms of every pair.
 
 The variances are estimated, so the 95 % intervals use Student's t.
 """
 
 import dataclasses
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -82,8 +83,80 @@ def least_freedom_of_sum(variance: float, over_freedom: float) -> float:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class BoundEstimate:
-    """The bound on a set of N images, in nats per dimension.
+class ImageBounds:
+    """(N,) the parts of the bound of each image, nats per dimension; NaN where unknown."""
+
+    prior: NDArray[np.float64]
+    kl: NDArray[np.float64]
+    decoder: NDArray[np.float64]
+
+    @property
+    def total(self) -> NDArray[np.float64]:
+        """(N,) the bound of each image."""
+        return self.prior + self.kl + self.decoder
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TimestepTable:
+    """(T,) means over the images at each timestep t = 1..T; see `Bound`."""
+
+    term: NDArray[np.float64]
+    term_standard_error: NDArray[np.float64]
+    x_start_mse: NDArray[np.float64]
+    eps_mse: NDArray[np.float64]
+    num_evaluations: NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Bound(TimestepTable, ABC):
+    """The bound on a set of N images, by any estimator, in nats per dimension.
+
+    Attributes:
+        prior: L_T, its mean over the images or that of each.
+        kl: sum of L_{t-1} over t = 2..T, likewise.
+        decoder: L_0, likewise.
+        term: (T,) mean over the images of the term at t; the decoder's at t = 1.
+        term_standard_error: (T,) of `term` for these images; NaN where unknown.
+        x_start_mse: (T,) mean squared error of the predicted x_start.
+        eps_mse: (T,) mean squared error of the predicted noise.
+        rate_standard_error: (T,) of `rate`; NaN where unknown.
+        num_evaluations: (T,) network evaluations.
+        half_width: of the 95 % interval for these images; None where unknown.
+        half_width_population: of the 95 % interval for the population that the images are drawn
+            from; None for one image.
+    """
+
+    prior: NDArray[np.float64] | float
+    kl: NDArray[np.float64] | float
+    decoder: NDArray[np.float64] | float
+    rate_standard_error: NDArray[np.float64]
+    half_width: float | None
+    half_width_population: float | None
+
+    @property
+    @abstractmethod
+    def by_image(self) -> ImageBounds:
+        """The bound of each image, as far as known."""
+
+    @property
+    def nats(self) -> float:
+        """The bound: the mean over the images."""
+        return float(np.mean(self.prior + self.kl + self.decoder))
+
+    @property
+    def bits_per_dim(self) -> float:
+        """The bound in bits per dimension."""
+        return self.nats / NATS_PER_BIT
+
+    @property
+    def rate(self) -> NDArray[np.float64]:
+        """(T,) see `cumulative_rate`."""
+        return cumulative_rate(float(np.mean(self.prior)), self.term)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class BoundEstimate(Bound):
+    """The bound on a set of N images from every pair, in nats per dimension.
 
     Attributes:
         prior: (N,) L_T of each image.
@@ -103,36 +176,18 @@ class BoundEstimate:
     prior: NDArray[np.float64]
     kl: NDArray[np.float64]
     decoder: NDArray[np.float64]
-    term: NDArray[np.float64]
-    term_standard_error: NDArray[np.float64]
-    x_start_mse: NDArray[np.float64]
-    eps_mse: NDArray[np.float64]
-    rate_standard_error: NDArray[np.float64]
-    num_evaluations: NDArray[np.int64]
-    half_width: float | None
-    half_width_population: float | None
 
     __repr__ = short_repr
 
     @property
+    def by_image(self) -> ImageBounds:
+        """The bound of each image."""
+        return ImageBounds(self.prior, self.kl, self.decoder)
+
+    @property
     def total(self) -> NDArray[np.float64]:
         """(N,) the bound of each image."""
-        return self.prior + self.kl + self.decoder
-
-    @property
-    def nats(self) -> float:
-        """The bound: the mean over the images."""
-        return float(self.total.mean())
-
-    @property
-    def bits_per_dim(self) -> float:
-        """The bound in bits per dimension."""
-        return self.nats / NATS_PER_BIT
-
-    @property
-    def rate(self) -> NDArray[np.float64]:
-        """(T,) see `cumulative_rate`."""
-        return cumulative_rate(float(self.prior.mean()), self.term)
+        return self.by_image.total
 
 
 def cumulative_rate(prior: float, term: NDArray[np.float64]) -> NDArray[np.float64]:

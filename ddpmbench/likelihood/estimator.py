@@ -14,11 +14,17 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpmbench.diffusion.data_range import NATS_PER_BIT
-from ddpmbench.likelihood.bound import cumulative_rate, freedom_of_parts, half_width_of, quantile
+from ddpmbench.likelihood.bound import (
+    Bound,
+    ImageBounds,
+    TimestepTable,
+    freedom_of_parts,
+    half_width_of,
+    quantile,
+)
 from ddpmbench.likelihood.designs import ImportanceDesign, blocks_of, decoder_draws, num_terms
 from ddpmbench.likelihood.image_sampling import ImageSample
-from ddpmbench.likelihood.per_timestep import TimestepTable, rate_standard_error, timestep_table
+from ddpmbench.likelihood.per_timestep import rate_standard_error, timestep_table
 from ddpmbench.likelihood.precision import Correction
 from ddpmbench.likelihood.regression import FeatureTable, Predictions, no_predictions, predict
 from ddpmbench.likelihood.sampled_terms import (
@@ -46,7 +52,7 @@ class SampledMean:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class SampledBound(SampledMean, TimestepTable):
+class SampledBound(SampledMean, Bound):
     """The bound on a set of N images from a sample of its terms, in nats per dimension.
 
     Attributes:
@@ -76,9 +82,7 @@ class SampledBound(SampledMean, TimestepTable):
     """
 
     prior: float
-    rate_standard_error: NDArray[np.float64]
     num_replicates: int
-    half_width_population: float | None
     image_deviation: float | None
     predictions: Predictions
     sample: ImageSample
@@ -88,24 +92,15 @@ class SampledBound(SampledMean, TimestepTable):
     __repr__ = short_repr
 
     @property
-    def nats(self) -> float:
-        """The bound: the mean over the images."""
-        return self.prior + self.kl + self.decoder
+    def by_image(self) -> ImageBounds:
+        """The parts of each image; its KL terms are unknown, and the decoder's if not sampled."""
+        unknown = np.full(len(self.image_prior), np.nan)
+        return ImageBounds(self.image_prior, unknown, self.image_decoder)
 
     @property
     def variance(self) -> float:
         """Variance of the bound for these images."""
         return self.kl_variance + self.decoder_variance + self.image_variance
-
-    @property
-    def bits_per_dim(self) -> float:
-        """The bound in bits per dimension."""
-        return self.nats / NATS_PER_BIT
-
-    @property
-    def rate(self) -> NDArray[np.float64]:
-        """(T,) see `cumulative_rate`."""
-        return cumulative_rate(self.prior, self.term)
 
 
 def sampled_mean(

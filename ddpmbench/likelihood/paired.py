@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpmbench.likelihood.bound import BoundEstimate, estimate_bound
+from ddpmbench.likelihood.bound import BoundEstimate, TimestepTable, estimate_bound
 from ddpmbench.likelihood.designs import EveryPairDesign, ImportanceDesign
 from ddpmbench.likelihood.estimator import SampledBound, difference_estimate, sampled_bound
 from ddpmbench.likelihood.image_sampling import ImageSample
-from ddpmbench.likelihood.per_timestep import TimestepTable, rate_standard_error, timestep_table
+from ddpmbench.likelihood.per_timestep import rate_standard_error, timestep_table
 from ddpmbench.likelihood.regression import Predictions, no_predictions
 from ddpmbench.likelihood.sampled_terms import NATS, Contributions, sampled_terms, two_way_fit
 from ddpmbench.likelihood.terms import TermIndex, TermTable, columns_of_bound

@@ -1,11 +1,9 @@
 """The estimate at each timestep from an importance sample."""
 
-import dataclasses
-
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpmbench.likelihood.bound import sum_after
+from ddpmbench.likelihood.bound import TimestepTable, sum_after
 from ddpmbench.likelihood.designs import ImportanceDesign
 from ddpmbench.likelihood.image_sampling import ImageSample
 from ddpmbench.likelihood.regression import FeatureTable, Predictions, log_bins
@@ -16,17 +14,6 @@ _FEWEST_TERMS = 10
 """Least terms for a standard error of a sum over timesteps."""
 _TIMESTEP_PRIOR = 20.0  # in terms, the weight of a bin's ratio at one of its timesteps
 _RATIO_PRIOR = 4.0  # in terms, the weight of all bins' ratio in that of one
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class TimestepTable:
-    """(T,) means over the images at each timestep t = 1..T; see `SampledBound`."""
-
-    term: NDArray[np.float64]
-    term_standard_error: NDArray[np.float64]
-    x_start_mse: NDArray[np.float64]
-    eps_mse: NDArray[np.float64]
-    num_evaluations: NDArray[np.int64]
 
 
 def timestep_table(

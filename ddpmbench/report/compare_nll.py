@@ -12,8 +12,7 @@ from msgspec import Meta, Struct
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.errors import command
 from ddpmbench.execution.finished import num_steps
-from ddpmbench.likelihood.bound import BoundEstimate
-from ddpmbench.likelihood.estimator import SampledBound
+from ddpmbench.likelihood.bound import Bound
 from ddpmbench.likelihood.precision import Correction
 from ddpmbench.report import compare_fid
 from ddpmbench.report.card import Card
@@ -86,7 +85,7 @@ class Difference:
         correction: of the difference; None if both runs are in strict float32.
     """
 
-    bound: BoundEstimate | SampledBound
+    bound: Bound
     same_rows: float
     correction: Correction | None = None
 

@@ -7,10 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import pandas as pd
 from markupsafe import Markup, escape
-from numpy.typing import NDArray
 
 from ddpmbench.execution.estimators import kind_of
 from ddpmbench.execution.finished import DENSITY, FinishedRun, density_frame, num_steps
@@ -35,7 +33,7 @@ from ddpmbench.report.rate_distortion import (
     interpolation_figure,
     rate_distortion_figure,
 )
-from ddpmbench.report.tables import uncorrected_note
+from ddpmbench.report.tables import bits_of_images, uncorrected_note
 from ddpmbench.report.text import counted, digits_by, heading, raw_pixels_warning
 
 FIGURES = {
@@ -137,14 +135,6 @@ def run_figures(tables: RunTables, folder: Path | None) -> dict[str, Draw]:
     if pictures.interpolation is not None:
         figures["interpolation"] = partial(interpolation_figure, pictures.interpolation)
     return figures
-
-
-def bits_of_images(per_image: pd.DataFrame) -> tuple[NDArray[np.float64], str]:
-    """(N,) the known bits of each image, and their name for a title."""
-    whole = per_image.bits_per_dim
-    if whole.notna().all():
-        return whole.to_numpy(), "Bits"
-    return per_image.decoder.to_numpy(), "Bits of the decoder"
 
 
 def run_page(

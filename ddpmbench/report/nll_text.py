@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ddpmbench.execution.estimators import kind_of
 from ddpmbench.execution.finished import FinishedRun
 from ddpmbench.files import replacing, writing_to
 from ddpmbench.report.card import Card, in_folder
@@ -114,18 +115,15 @@ def _padding_line(summary: Mapping[str, Any]) -> dict[str, str]:
 
 
 def num_sampled_images(summary: Mapping[str, Any]) -> int:
-    """The number of images that the importance estimator evaluated."""
+    """The number of images that the estimator evaluated."""
     return int(summary["sampling"].get("num_sampled_images", summary["num_images"]))
 
 
 def _amount(summary: Mapping[str, Any]) -> str:
-    sampling = summary["sampling"]
-    if "num_replicates" not in sampling:
-        return counted(sampling["draws"], "draw")
-    replicates = counted(sampling["num_replicates"], "replicate")
-    count = num_sampled_images(summary)
+    kind, count = kind_of(summary), num_sampled_images(summary)
+    amount = counted(summary["sampling"][kind.counts[0]], kind.unit)
     is_all = count == summary["num_images"]
-    return replicates if is_all else f"{replicates} of {counted(count, 'image')}"
+    return amount if is_all else f"{amount} of {counted(count, 'image')}"
 
 
 def _interval(summary: Mapping[str, Any]) -> str:
@@ -233,7 +231,7 @@ def _hub_dataset(summary: dict[str, Any]) -> str | None:
 
 def _hub_facts(summary: dict[str, Any], version: str | None) -> dict[str, Any]:
     """The interval of the number, and the settings that comparable numbers share."""
-    data, checkpoint = summary["data"], summary["checkpoint"]
+    data, checkpoint, counts = summary["data"], summary["checkpoint"], kind_of(summary).counts
     facts = {
         "half_width": summary["half_width"],
         "half_width_population": summary["half_width_population"],
@@ -243,7 +241,8 @@ def _hub_facts(summary: dict[str, Any], version: str | None) -> dict[str, Any]:
         "num_timesteps": summary["num_timesteps"],
         **summary["conventions"],
         "estimator": summary["estimator"],
-        **summary["sampling"],
+        # The half width and the number of network evaluations cover the rest.
+        **{name: value for name, value in summary["sampling"].items() if name in counts},
         "num_evaluations": summary["num_evaluations"],
         "seed": summary["seed"],
         "precision": summary["precision"],
@@ -252,6 +251,4 @@ def _hub_facts(summary: dict[str, Any], version: str | None) -> dict[str, Any]:
         "data_sha256": data["sha256"],
         "ddpmbench": version,
     }
-    # The half width and the number of network evaluations cover estimator and target.
-    left_out = {"horvitz_thompson", "half_width_goal", "max_evaluations"}
-    return {n: value for n, value in facts.items() if n not in left_out and value is not None}
+    return {name: value for name, value in facts.items() if value is not None}

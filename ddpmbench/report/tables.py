@@ -8,15 +8,15 @@ import msgspec
 import numpy as np
 import pandas as pd
 from msgspec import Struct
+from numpy.typing import NDArray
 
 from ddpmbench.diffusion.data_range import NATS_PER_BIT, UNIT_RANGE, DataRange
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.execution.estimator import SCHEMA as SCHEMA
 from ddpmbench.execution.estimator import LikelihoodRun
 from ddpmbench.execution.estimators import ESTIMATORS
-from ddpmbench.likelihood.bound import BoundEstimate
+from ddpmbench.likelihood.bound import Bound
 from ddpmbench.likelihood.continuous import ContinuousDifference
-from ddpmbench.likelihood.estimator import SampledBound
 from ddpmbench.likelihood.precision import Correction
 from ddpmbench.likelihood.rate_distortion import Distortion
 from ddpmbench.report.contents import Checkpoint, Conventions, Data, SanityCheck
@@ -86,7 +86,7 @@ class Run(Comparability, kw_only=True):
             raise ValueError(f"precision_correction: does not belong to {self.precision}")
         if self.estimator not in ESTIMATORS:
             raise ValueError(f"estimator: {self.estimator} is unknown")
-        count = ESTIMATORS[self.estimator].count
+        count = ESTIMATORS[self.estimator].counts[0]
         if not isinstance(self.sampling.get(count), int):
             raise ValueError(f"sampling.{count}: missing, or not an integer")
 
@@ -156,7 +156,7 @@ RATE_DISTORTION_COLUMNS = {
 
 
 def summary(
-    bound: BoundEstimate | SampledBound,
+    bound: Bound,
     comparability: Comparability,
     *,
     continuous: Correction | None = None,
@@ -217,30 +217,22 @@ def continuous_frame(difference: ContinuousDifference | None) -> pd.DataFrame | 
 
 def sampling(run: LikelihoodRun, options: dict[str, object]) -> dict[str, object]:
     """The sampling of terms: its options and their outcome."""
-    if not isinstance(run.bound, SampledBound) or run.horvitz_thompson is None:
-        return options
-    plain = run.horvitz_thompson
     correction = in_bits(run.correction, uncorrected=run.bound.nats) or NO_CORRECTION
-    return {
-        **options,
-        "num_sampled_images": run.bound.sample.num_sampled,
-        "num_blocks": len(run.bound.sample.block_ends) - 1,
-        "num_replicates": run.bound.num_replicates,
-        "pilot_evaluations": run.pilot_evaluations,
-        "horvitz_thompson": {
-            "bits_per_dim": plain.nats / NATS_PER_BIT + correction.bits_per_dim,
-            "half_width": widened(plain.half_width, correction),
-        },
+    simpler = {
+        name: {
+            "bits_per_dim": bound.nats / NATS_PER_BIT + correction.bits_per_dim,
+            "half_width": widened(bound.half_width, correction),
+        }
+        for name, bound in run.simpler.items()
     }
+    return {**options, **run.counts, **simpler}
 
 
 PLACE_COLUMNS = ("u", "log_snr")
 """Columns of `per_timestep` in continuous time: the end of a row's part."""
 
 
-def per_timestep(
-    bound: BoundEstimate | SampledBound, schedule: NoiseSchedule | None = None
-) -> pd.DataFrame:
+def per_timestep(bound: Bound, schedule: NoiseSchedule | None = None) -> pd.DataFrame:
     """One row per timestep t = 1..T; terms in bits per dimension, errors in the model's units.
 
     The terms of a sampled bound are unbiased and sum to the bound; an error is empty if unknown. In
@@ -271,7 +263,7 @@ def per_timestep(
     return frame
 
 
-def rate(bound: BoundEstimate | SampledBound) -> pd.DataFrame:
+def rate(bound: Bound) -> pd.DataFrame:
     """One row per timestep t = 1..T: the bits per dimension sent to a receiver that holds x_t.
 
     `num_decoded_steps` counts its network evaluations, including the one that predicts x_start from
@@ -289,9 +281,7 @@ def rate(bound: BoundEstimate | SampledBound) -> pd.DataFrame:
 
 
 def rate_distortion(
-    bound: BoundEstimate | SampledBound,
-    distortion: Distortion,
-    data_range: DataRange = UNIT_RANGE,
+    bound: Bound, distortion: Distortion, data_range: DataRange = UNIT_RANGE
 ) -> pd.DataFrame:
     """`rate`, and the distortion of the receiver's image, on 0..255.
 
@@ -313,23 +303,27 @@ def rate_distortion(
     )
 
 
-def per_image(bound: BoundEstimate | SampledBound, ids: Sequence[str]) -> pd.DataFrame:
+def per_image(bound: Bound, ids: Sequence[str]) -> pd.DataFrame:
     """One row per image, in bits per dimension.
 
     For a sampled bound `kl` and `bits_per_dim` are empty: the totals of single images cannot be
     estimated from a few timesteps. So is `decoder` of images that were not sampled.
     """
-    if isinstance(bound, SampledBound):
-        unknown = np.full(len(ids), np.nan)
-        prior, kl, decoder, total = bound.image_prior, unknown, bound.image_decoder, unknown
-    else:
-        prior, kl, decoder, total = bound.prior, bound.kl, bound.decoder, bound.total
+    images = bound.by_image
     return pd.DataFrame(
         {
             "image_id": list(ids),
-            "prior": prior / NATS_PER_BIT,
-            "kl": kl / NATS_PER_BIT,
-            "decoder": decoder / NATS_PER_BIT,
-            "bits_per_dim": total / NATS_PER_BIT,
+            "prior": images.prior / NATS_PER_BIT,
+            "kl": images.kl / NATS_PER_BIT,
+            "decoder": images.decoder / NATS_PER_BIT,
+            "bits_per_dim": images.total / NATS_PER_BIT,
         }
     )
+
+
+def bits_of_images(per_image: pd.DataFrame) -> tuple[NDArray[np.float64], str]:
+    """(N,) the known bits of each image, and their name for a title."""
+    whole = per_image.bits_per_dim
+    if whole.notna().all():
+        return whole.to_numpy(), "Bits"
+    return per_image.decoder.to_numpy(), "Bits of the decoder"

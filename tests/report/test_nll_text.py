@@ -28,8 +28,18 @@ LOW = {"precision": "bf16", "precision_correction": RECORD}
 def of(correction, *, half_width):
     """The summary of a bound of 2 images and 3 steps."""
     parts, unknown = np.array([0.1, 0.3]), np.full(3, math.nan)
+    by_timestep = (
+        *("term", "term_standard_error", "x_start_mse", "eps_mse"),
+        "rate_standard_error",
+    )
     bound = BoundEstimate(
-        parts, 10 * parts, 5 * parts, *[unknown] * 5, np.full(3, 2), half_width, half_width
+        prior=parts,
+        kl=10 * parts,
+        decoder=5 * parts,
+        **dict.fromkeys(by_timestep, unknown),
+        num_evaluations=np.full(3, 2),
+        half_width=half_width,
+        half_width_population=half_width,
     )
     values = dict.fromkeys(Comparability.__struct_fields__)
     corrected = in_bits(correction, uncorrected=bound.nats)
@@ -78,14 +88,15 @@ def test_padded_images_are_held_against_their_own_pixels(bound, is_worse):
 
 
 @pytest.mark.parametrize(
-    ("sampling", "words"),
+    ("estimator", "sampling", "words"),
     [
-        ({"draws": 1}, "1 draw"),
-        ({"draws": 2}, "2 draws"),
-        ({"num_replicates": 1}, "1 replicate"),
-        ({"num_replicates": 2, "num_sampled_images": 1}, "2 replicates of 1 image"),
+        ("every-pair", {"draws": 1}, "1 draw"),
+        ("every-pair", {"draws": 2}, "2 draws"),
+        ("importance", {"num_replicates": 1}, "1 replicate"),
+        ("importance", {"num_replicates": 2, "num_sampled_images": 1}, "2 replicates of 1 image"),
     ],
 )
-def test_one_of_a_thing_is_singular(sampling, words):
-    text = printed_nll({**SUMMARY, "sampling": sampling, "num_evaluations": 1}, "table")
-    assert f"importance, {words}, 1 network evaluation, seed 0" in text
+def test_one_of_a_thing_is_singular(estimator, sampling, words):
+    of = {"estimator": estimator, "sampling": sampling, "num_evaluations": 1}
+    text = printed_nll({**SUMMARY, **of}, "table")
+    assert f"{estimator}, {words}, 1 network evaluation, seed 0" in text
