@@ -84,7 +84,7 @@ def _listed(monkeypatch):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_another_estimator_is_evaluated_shown_compared_and_found_finished(
+def test_another_estimator_is_evaluated_shown_and_compared(
     small_model, small_images, tmp_path, precision
 ):
     how = {"precision": precision, "continuous": False}
