@@ -21,7 +21,8 @@ from ddpmbench.data.images import ImageSet
 from ddpmbench.data.load import ImageSource, load_images
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError, instance_of, one_of, path_of, whole_number
-from ddpmbench.evaluate.code_choice import (
+from ddpmbench.evaluate.codecs import CodecSize, other_codecs
+from ddpmbench.evaluate.coded_model import (
     BEST_CONSTANT,
     VARIANCES,
     as_coded,
@@ -30,7 +31,6 @@ from ddpmbench.evaluate.code_choice import (
     digest_of,
     finished_run,
 )
-from ddpmbench.evaluate.codecs import CodecSize, other_codecs
 from ddpmbench.evaluate.coding import CodingSession, Counter, coding, model_of
 from ddpmbench.evaluate.evaluation import check_images, note_images
 from ddpmbench.evaluate.nll import evaluate_nll
