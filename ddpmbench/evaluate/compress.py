@@ -21,7 +21,6 @@ from ddpmbench.data.images import ImageSet
 from ddpmbench.data.load import ImageSource, load_images
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError, instance_of, one_of, path_of, whole_number
-from ddpmbench.evaluate.codecs import CodecSize, other_codecs
 from ddpmbench.evaluate.coded_model import (
     BEST_CONSTANT,
     VARIANCES,
@@ -34,6 +33,7 @@ from ddpmbench.evaluate.coded_model import (
 from ddpmbench.evaluate.coding import CodingSession, Counter, coding, model_of
 from ddpmbench.evaluate.evaluation import check_images, note_images
 from ddpmbench.evaluate.nll import evaluate_nll
+from ddpmbench.evaluate.other_codecs import CodecSize, other_codecs
 from ddpmbench.evaluate.progress import listening
 from ddpmbench.execution.worker import RunListener
 from ddpmbench.files import (
