@@ -30,7 +30,7 @@ from ddpmbench.evaluate.coded_model import (
     digest_of,
     finished_run,
 )
-from ddpmbench.evaluate.coding import CodingSession, Counter, coding, model_of
+from ddpmbench.evaluate.coding_session import CodingSession, Counter, coding, model_of
 from ddpmbench.evaluate.evaluation import check_images, note_images
 from ddpmbench.evaluate.nll import evaluate_nll
 from ddpmbench.evaluate.other_codecs import CodecSize, other_codecs
