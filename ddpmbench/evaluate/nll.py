@@ -21,7 +21,7 @@ from ddpmbench.evaluate.evaluation import (
 from ddpmbench.evaluate.nll_report import NllReport
 from ddpmbench.evaluate.progress import PartListener, reported_session
 from ddpmbench.evaluate.reuse import finished_report, recorded_half_width, wider_note
-from ddpmbench.execution.continuous import why_left_out
+from ddpmbench.execution.continuous_support import why_left_out
 from ddpmbench.execution.devices import resolve_precision
 from ddpmbench.execution.engine import Engine
 from ddpmbench.execution.engine_choice import NetworkUse, at_once

@@ -21,7 +21,7 @@ from ddpmbench.data.images import ImageSet
 from ddpmbench.diffusion.data_range import EightBit
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import LARGEST_SEED, InputError, instance_of, one_of, whole_number
-from ddpmbench.execution.continuous import check_continuous
+from ddpmbench.execution.continuous_support import check_continuous
 from ddpmbench.execution.devices import available_memory
 from ddpmbench.execution.engine import Engine
 from ddpmbench.execution.engine_choice import NetworkUse, settled_engine

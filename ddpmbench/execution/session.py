@@ -10,7 +10,7 @@ import torch
 
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError
-from ddpmbench.execution.continuous import check_continuous
+from ddpmbench.execution.continuous_support import check_continuous
 from ddpmbench.execution.devices import resolve_device
 from ddpmbench.execution.distributed import Ranks, joined
 from ddpmbench.execution.engine import Engine
