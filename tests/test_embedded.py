@@ -10,7 +10,7 @@ import torch
 
 from ddpmbench import assets, load_checkpoint, load_images
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
-from ddpmbench.execution.finished import FinishedRun
+from ddpmbench.execution.finished_runs import FinishedRun
 from ddpmbench.execution.importance import Importance
 from ddpmbench.files import sha256_of
 from ddpmbench.likelihood.designs import PilotDesign, proposal_density

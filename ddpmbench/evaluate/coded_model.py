@@ -18,7 +18,7 @@ from ddpmbench.errors import InputError
 from ddpmbench.evaluate.evaluation import conventions_of, labels_sha256, model_identity
 from ddpmbench.evaluate.nll_report import NllReport
 from ddpmbench.evaluate.report import load_report
-from ddpmbench.execution.finished import SUMMARY, FinishedRun
+from ddpmbench.execution.finished_runs import SUMMARY, FinishedRun
 from ddpmbench.execution.folder import IDENTITY
 from ddpmbench.files import sha256_of
 from ddpmbench.likelihood.decoders import log_variances

@@ -16,7 +16,7 @@ from ddpmbench.errors import InputError, damaged, path_of, shown_value
 from ddpmbench.evaluate.evaluation import finished_run
 from ddpmbench.evaluate.page import write_page
 from ddpmbench.execution.estimators import kind_of, refuse_missing_shards
-from ddpmbench.execution.finished import FinishedRun, num_steps
+from ddpmbench.execution.finished_runs import FinishedRun, num_steps
 from ddpmbench.execution.folder import RunFolder
 from ddpmbench.execution.terms import checked, correction_store, read_terms
 from ddpmbench.files import named_path

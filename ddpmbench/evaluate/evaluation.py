@@ -16,7 +16,7 @@ from ddpmbench.diffusion.parameterization import Process
 from ddpmbench.errors import LARGEST_SEED, instance_of, whole_number
 from ddpmbench.execution.engine import Engine
 from ddpmbench.execution.engine_choice import NetworkUse, settled_engine
-from ddpmbench.execution.finished import ENVIRONMENT, SUMMARY, FinishedRun
+from ddpmbench.execution.finished_runs import ENVIRONMENT, SUMMARY, FinishedRun
 from ddpmbench.execution.folder import RunFolder
 from ddpmbench.execution.session import Session
 from ddpmbench.execution.store import Store

@@ -15,7 +15,7 @@ from ddpmbench.evaluate.fid_scores import FidScores
 from ddpmbench.evaluate.progress import fidelity_listening
 from ddpmbench.evaluate.sample import MadeBy
 from ddpmbench.execution.features import FidelityListener, FidelityRun, Reference
-from ddpmbench.execution.finished import ENVIRONMENT
+from ddpmbench.execution.finished_runs import ENVIRONMENT
 from ddpmbench.execution.folder import RunFolder
 from ddpmbench.execution.samples import Generation, SampleSettings
 from ddpmbench.execution.session import session

@@ -17,7 +17,7 @@ from ddpmbench.data.images import ImageSet
 from ddpmbench.errors import counted
 from ddpmbench.evaluate.sample import MadeBy
 from ddpmbench.execution.features import FidelityRun, Reference
-from ddpmbench.execution.finished import PER_IMAGE
+from ddpmbench.execution.finished_runs import PER_IMAGE
 from ddpmbench.execution.folder import RunFolder
 from ddpmbench.execution.pictures import NEAREST, NearestImages
 from ddpmbench.execution.samples import SAMPLES, Generation, write_samples

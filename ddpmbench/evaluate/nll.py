@@ -27,7 +27,7 @@ from ddpmbench.execution.engine import Engine
 from ddpmbench.execution.engine_choice import NetworkUse, at_once
 from ddpmbench.execution.estimator import Estimator, LikelihoodRun
 from ddpmbench.execution.estimators import estimator_of
-from ddpmbench.execution.finished import (
+from ddpmbench.execution.finished_runs import (
     CONTINUOUS_TABLE,
     PER_IMAGE,
     RATE_DISTORTION,

@@ -11,7 +11,7 @@ import pandas as pd
 from ddpmbench.errors import damaged
 from ddpmbench.evaluate.evaluation import finished_run
 from ddpmbench.execution.estimators import refuse_missing_shards
-from ddpmbench.execution.finished import (
+from ddpmbench.execution.finished_runs import (
     CONTINUOUS_TABLE,
     PER_IMAGE,
     RATE_DISTORTION,

@@ -27,7 +27,7 @@ from ddpmbench.evaluate.nll_report import NllReport
 from ddpmbench.evaluate.progress import PartListener, reported_session
 from ddpmbench.execution.continuous_support import why_not_continuous
 from ddpmbench.execution.devices import evaluating_checkpoint, strict_float32
-from ddpmbench.execution.finished import PER_IMAGE
+from ddpmbench.execution.finished_runs import PER_IMAGE
 from ddpmbench.execution.store import Arrays, Store, gathered, num_missing
 from ddpmbench.execution.worker import RunListener
 from ddpmbench.likelihood.designs import random_images

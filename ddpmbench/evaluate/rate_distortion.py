@@ -16,7 +16,7 @@ from ddpmbench.evaluate.nll_report import NllReport
 from ddpmbench.evaluate.progress import listening
 from ddpmbench.execution.devices import evaluating_checkpoint, resolve_device, strict_float32
 from ddpmbench.execution.estimators import refuse_missing_shards
-from ddpmbench.execution.finished import RATE_DISTORTION, SUMMARY, FinishedRun
+from ddpmbench.execution.finished_runs import RATE_DISTORTION, SUMMARY, FinishedRun
 from ddpmbench.execution.pictures import PICTURES, DamagedPicturesError, Pictures
 from ddpmbench.execution.store import recomputed
 from ddpmbench.execution.worker import BatchSize, RunListener, RunProgress

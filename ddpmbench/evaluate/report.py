@@ -25,7 +25,7 @@ from ddpmbench.evaluate.page import write_page
 from ddpmbench.evaluate.sample import SampleReport
 from ddpmbench.evaluate.score import ScoreReport
 from ddpmbench.evaluate.speed import SpeedReport
-from ddpmbench.execution.finished import (
+from ddpmbench.execution.finished_runs import (
     PER_IMAGE,
     SUMMARY,
     num_steps,

@@ -9,7 +9,7 @@ from ddpmbench.checksums import CHECKSUMS, DamageError, checksum, is_whole, read
 from ddpmbench.errors import InputError
 from ddpmbench.evaluate.nll_report import NllReport, load_nll
 from ddpmbench.execution.estimators import kind_of
-from ddpmbench.execution.finished import ENVIRONMENT, PILOT, SUMMARY
+from ddpmbench.execution.finished_runs import ENVIRONMENT, PILOT, SUMMARY
 from ddpmbench.execution.folder import IDENTITY, SHARDS, run_store, tag
 from ddpmbench.execution.pictures import EXTREMES
 from ddpmbench.execution.store import has_faults

@@ -11,7 +11,7 @@ from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError, instance_of, whole_number
 from ddpmbench.evaluate.progress import reported_session
 from ddpmbench.execution.engine import EngineChoice
-from ddpmbench.execution.finished import ENVIRONMENT, SUMMARY, FinishedRun, result_kind
+from ddpmbench.execution.finished_runs import ENVIRONMENT, SUMMARY, FinishedRun, result_kind
 from ddpmbench.execution.folder import IDENTITY, write_figure
 from ddpmbench.execution.samples import (
     SAMPLES,

@@ -27,7 +27,7 @@ from ddpmbench.evaluate.evaluation import (
 )
 from ddpmbench.evaluate.progress import reported_session
 from ddpmbench.execution.engine import Engine
-from ddpmbench.execution.finished import (
+from ddpmbench.execution.finished_runs import (
     DENSITY,
     PER_IMAGE,
     PILOT,

@@ -15,7 +15,7 @@ from ddpmbench.data.load import ImageSource, load_images
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import positive_number, whole_number
 from ddpmbench.execution.devices import device_name, resolve_device
-from ddpmbench.execution.finished import ENVIRONMENT
+from ddpmbench.execution.finished_runs import ENVIRONMENT
 from ddpmbench.execution.folder import RunFolder, environment, write_figure
 from ddpmbench.execution.network_check import check_network
 from ddpmbench.execution.progress import tell as to_standard_error

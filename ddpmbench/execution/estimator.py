@@ -10,7 +10,7 @@ import pandas as pd
 
 from ddpmbench.data.images import ImageSet
 from ddpmbench.diffusion.model import Checkpoint
-from ddpmbench.execution.finished import TERMS, FinishedRun
+from ddpmbench.execution.finished_runs import TERMS, FinishedRun
 from ddpmbench.execution.store import Store
 from ddpmbench.execution.terms import CorrectionRun, Stores, TermsRun, checked, read_terms
 from ddpmbench.execution.worker import RunProgress

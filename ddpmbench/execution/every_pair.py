@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from ddpmbench.errors import whole_number
 from ddpmbench.execution.estimator import Estimator, LikelihoodRun, reducing, tables_of, terms_of
-from ddpmbench.execution.finished import TERMS, FinishedRun, num_steps
+from ddpmbench.execution.finished_runs import TERMS, FinishedRun, num_steps
 from ddpmbench.execution.store import num_missing
 from ddpmbench.execution.terms import CorrectionRun, Stores, TermsRun, read_terms
 from ddpmbench.likelihood.bound import BoundEstimate, estimate_bound

@@ -24,7 +24,7 @@ from ddpmbench.execution.estimator import (
     terms_of,
 )
 from ddpmbench.execution.every_pair import EveryPair
-from ddpmbench.execution.finished import (
+from ddpmbench.execution.finished_runs import (
     DENSITY,
     PILOT,
     PREDICTIONS,

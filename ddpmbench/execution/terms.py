@@ -39,7 +39,7 @@ from ddpmbench.likelihood.terms import VALUE_COLUMNS, TermIndex, TermsPass, Term
 from ddpmbench.unet.precision import Precision
 
 Stores = Callable[[str], Store]
-"""The store of terms with a name, such as `finished.TERMS`."""
+"""The store of terms with a name, such as `finished_runs.TERMS`."""
 _ADDRESS = ("image", "t", "draw")
 _LARGEST_ERROR = 1e60
 """Intervals use the fourth power of a term's error, which must stay finite in float64."""

@@ -11,7 +11,7 @@ from msgspec import Meta, Struct
 
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.errors import command
-from ddpmbench.execution.finished import num_steps
+from ddpmbench.execution.finished_runs import num_steps
 from ddpmbench.likelihood.bound import Bound
 from ddpmbench.likelihood.precision import Correction
 from ddpmbench.report import compare_fid

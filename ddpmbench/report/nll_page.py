@@ -11,7 +11,7 @@ import pandas as pd
 from markupsafe import Markup, escape
 
 from ddpmbench.execution.estimators import kind_of
-from ddpmbench.execution.finished import DENSITY, FinishedRun, density_frame, num_steps
+from ddpmbench.execution.finished_runs import DENSITY, FinishedRun, density_frame, num_steps
 from ddpmbench.execution.pictures import EXTREMES, Pictures
 from ddpmbench.report.card import Draw
 from ddpmbench.report.contents import read_extremes, sanity_check_warning

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddpmbench.execution.estimators import kind_of
-from ddpmbench.execution.finished import FinishedRun
+from ddpmbench.execution.finished_runs import FinishedRun
 from ddpmbench.files import replacing, writing_to
 from ddpmbench.report.card import Card, in_folder
 from ddpmbench.report.tables import correction_line, uncorrected_note

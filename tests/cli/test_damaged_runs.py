@@ -13,7 +13,7 @@ import ddpmbench as db
 from ddpmbench import checksums
 from ddpmbench.execution import worker
 from ddpmbench.execution.estimators import refuse_missing_shards
-from ddpmbench.execution.finished import FinishedRun
+from ddpmbench.execution.finished_runs import FinishedRun
 from ddpmbench.execution.store import FolderStore
 from ddpmbench.execution.terms import arrays_of
 from ddpmbench.likelihood.terms import VALUE_COLUMNS, TermIndex, TermTable

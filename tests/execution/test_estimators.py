@@ -16,7 +16,7 @@ from ddpmbench.evaluate.nll import evaluate_nll
 from ddpmbench.evaluate.nll_report import load_nll
 from ddpmbench.execution.estimators import ESTIMATORS
 from ddpmbench.execution.every_pair import EveryPair
-from ddpmbench.execution.finished import num_steps
+from ddpmbench.execution.finished_runs import num_steps
 from ddpmbench.likelihood.bound import Bound, ImageBounds
 from ddpmbench.report.nll_text import model_index_result, printed_nll
 
