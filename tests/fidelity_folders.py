@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from ddpmbench.data.load import load_images
-from ddpmbench.execution.pictures import NearestImages
+from ddpmbench.execution.stored_images import NearestImages
 from ddpmbench.report.fid_text import SCHEMA
 from ddpmbench.version import __version__
 

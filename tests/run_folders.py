@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from ddpmbench.evaluate.nll import evaluate_nll
-from ddpmbench.execution.pictures import Extremes
+from ddpmbench.execution.stored_images import Extremes
 
 OPTIONS = {"every-pair": {"estimator": "every-pair"}, "importance": {"half_width": 5.0}}
 

@@ -19,9 +19,9 @@ from ddpmbench.evaluate.sample import MadeBy
 from ddpmbench.execution.features import FidelityRun, Reference
 from ddpmbench.execution.finished_runs import PER_IMAGE
 from ddpmbench.execution.folder import RunFolder
-from ddpmbench.execution.pictures import NEAREST, NearestImages
 from ddpmbench.execution.samples import SAMPLES, Generation, write_samples
 from ddpmbench.execution.store import Store, gathered
+from ddpmbench.execution.stored_images import NEAREST, NearestImages
 from ddpmbench.report.fid_text import (
     AGAINST_N,
     AGAINST_N_COLUMNS,

@@ -34,8 +34,8 @@ from ddpmbench.execution.finished_runs import (
     TERMS,
 )
 from ddpmbench.execution.folder import RunFolder
-from ddpmbench.execution.pictures import EXTREMES, Extremes
 from ddpmbench.execution.precision_choice import Candidate, settled_precision
+from ddpmbench.execution.stored_images import EXTREMES, Extremes
 from ddpmbench.execution.terms import (
     TERMS_TABLE,
     ContinuousRun,

@@ -17,8 +17,8 @@ from ddpmbench.evaluate.progress import listening
 from ddpmbench.execution.devices import evaluating_checkpoint, resolve_device, strict_float32
 from ddpmbench.execution.estimators import refuse_missing_shards
 from ddpmbench.execution.finished_runs import RATE_DISTORTION, SUMMARY, FinishedRun
-from ddpmbench.execution.pictures import PICTURES, DamagedPicturesError, Pictures
 from ddpmbench.execution.store import recomputed
+from ddpmbench.execution.stored_images import PICTURES, DamagedPicturesError, Pictures
 from ddpmbench.execution.worker import BatchSize, RunListener, RunProgress
 from ddpmbench.report.card import Card, Draw, Shown
 from ddpmbench.report.contents import check

@@ -11,8 +11,8 @@ from ddpmbench.evaluate.nll_report import NllReport, load_nll
 from ddpmbench.execution.estimators import kind_of
 from ddpmbench.execution.finished_runs import ENVIRONMENT, PILOT, SUMMARY
 from ddpmbench.execution.folder import IDENTITY, SHARDS, run_store, tag
-from ddpmbench.execution.pictures import EXTREMES
 from ddpmbench.execution.store import has_faults
+from ddpmbench.execution.stored_images import EXTREMES
 from ddpmbench.execution.terms import paired_terms
 
 

@@ -37,8 +37,8 @@ from ddpmbench.execution.finished_runs import (
 )
 from ddpmbench.execution.folder import RunFolder
 from ddpmbench.execution.importance import pilot_density
-from ddpmbench.execution.pictures import Extremes
 from ddpmbench.execution.store import num_missing
+from ddpmbench.execution.stored_images import Extremes
 from ddpmbench.execution.terms import TermsRun, checked, read_terms
 from ddpmbench.execution.worker import RunListener
 from ddpmbench.likelihood.decoders import DECODERS

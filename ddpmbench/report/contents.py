@@ -16,7 +16,7 @@ from msgspec import Struct
 from ddpmbench.checksums import DamageError, read_json
 from ddpmbench.errors import InputError, damaged
 from ddpmbench.execution.finished_runs import SUMMARY, texts_of
-from ddpmbench.execution.pictures import Extremes
+from ddpmbench.execution.stored_images import Extremes
 
 # ---- records, in summary.json and environment.json
 

@@ -14,8 +14,8 @@ from ddpmbench.checksums import DamageError, is_whole
 from ddpmbench.data import array_files
 from ddpmbench.data.arrays import ImageData
 from ddpmbench.errors import InputError, damaged
-from ddpmbench.execution.pictures import NEAREST, NearestImages
 from ddpmbench.execution.samples import SAMPLES
+from ddpmbench.execution.stored_images import NEAREST, NearestImages
 from ddpmbench.report.card import Draw
 from ddpmbench.report.contents import sanity_check_warning
 from ddpmbench.report.fid_text import (

@@ -6,7 +6,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from ddpmbench.errors import counted
-from ddpmbench.execution.pictures import Extremes
+from ddpmbench.execution.stored_images import Extremes
 from ddpmbench.likelihood.regression import log_bins
 from ddpmbench.report.figures import (
     COLORS,

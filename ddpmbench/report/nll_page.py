@@ -12,7 +12,7 @@ from markupsafe import Markup, escape
 
 from ddpmbench.execution.estimators import kind_of
 from ddpmbench.execution.finished_runs import DENSITY, FinishedRun, density_frame, num_steps
-from ddpmbench.execution.pictures import EXTREMES, Pictures
+from ddpmbench.execution.stored_images import EXTREMES, Pictures
 from ddpmbench.report.card import Draw
 from ddpmbench.report.contents import read_extremes, sanity_check_warning
 from ddpmbench.report.figures import shown

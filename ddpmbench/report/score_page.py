@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
-from ddpmbench.execution.pictures import Extremes
+from ddpmbench.execution.stored_images import Extremes
 from ddpmbench.report.card import Draw
 from ddpmbench.report.contents import read_environment, read_extremes, sanity_check_warning
 from ddpmbench.report.figures import (

@@ -5,7 +5,7 @@ import pytest
 import torch
 from processes import ranks
 
-from ddpmbench.execution.pictures import PICTURES, Pictures
+from ddpmbench.execution.stored_images import PICTURES, Pictures
 
 HEAD = "network evaluations more for the pictures"
 

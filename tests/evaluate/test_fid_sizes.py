@@ -12,8 +12,8 @@ from PIL import Image
 import ddpmbench as db
 from ddpmbench.data import pixel_store
 from ddpmbench.execution.features import compute_features
-from ddpmbench.execution.pictures import NearestImages
 from ddpmbench.execution.store import MemoryStore, gathered
+from ddpmbench.execution.stored_images import NearestImages
 from ddpmbench.execution.worker import Worker
 from ddpmbench.samples.feature_networks import load_feature_network
 from ddpmbench.samples.scores import PROTOCOLS

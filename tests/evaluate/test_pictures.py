@@ -12,7 +12,7 @@ import ddpmbench as db
 from ddpmbench.errors import InputError
 from ddpmbench.evaluate import rate_distortion
 from ddpmbench.execution.folder import RunFolder
-from ddpmbench.execution.pictures import PICTURES, Pictures
+from ddpmbench.execution.stored_images import PICTURES, Pictures
 from ddpmbench.execution.terms import read_terms
 from ddpmbench.execution.worker import RunListener
 from ddpmbench.likelihood.designs import EveryPairDesign

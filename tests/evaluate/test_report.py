@@ -14,7 +14,7 @@ from sealing import edit, write_text
 
 import ddpmbench as db
 from ddpmbench.evaluate import nll_report
-from ddpmbench.execution.pictures import Extremes, Pictures
+from ddpmbench.execution.stored_images import Extremes, Pictures
 
 SHIPPED = Path(__file__).parents[2] / "results"
 COMMON = {"bound", "rate_distortion", "images", "sub_schedules"}

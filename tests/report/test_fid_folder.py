@@ -10,7 +10,7 @@ import pytest
 from fidelity_folders import NUM_GENERATED, fidelity_folder, nearest, summary
 
 import ddpmbench as db
-from ddpmbench.execution.pictures import NearestImages
+from ddpmbench.execution.stored_images import NearestImages
 from ddpmbench.report.contents import read_environment
 from ddpmbench.report.fid_page import FIGURES, STRIPS, first_samples, pictures_of
 from ddpmbench.report.fid_text import reference_name

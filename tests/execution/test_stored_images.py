@@ -7,7 +7,7 @@ import pytest
 from sealing import edit_npz
 
 from ddpmbench.errors import InputError
-from ddpmbench.execution.pictures import PICTURES, SHOWN, Extremes, Pictures
+from ddpmbench.execution.stored_images import PICTURES, SHOWN, Extremes, Pictures
 from ddpmbench.samples.progressive import Interpolation, ProgressiveDecoding, ProgressiveGeneration
 
 
