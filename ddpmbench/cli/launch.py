@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ddpmbench.data.images import ImageSet
     from ddpmbench.diffusion.model import Checkpoint
     from ddpmbench.execution.worker import RunProgress
-    from ddpmbench.report.card import PageReport
+    from ddpmbench.report.display import PageReport
 
 Result = TypeVar("Result")
 

@@ -44,8 +44,8 @@ from ddpmbench.files import (
 )
 from ddpmbench.likelihood.designs import PilotDesign
 from ddpmbench.likelihood.estimator import initial_terms
-from ddpmbench.report.card import Card, Shown
 from ddpmbench.report.codec import codec_card
+from ddpmbench.report.display import Card, Shown
 
 SCHEMA = "ddpmbench.codec/1"
 DEFAULT_TIMESTEPS, DEFAULT_BLOCK, DEFAULT_BATCH = 50, 1024, 64

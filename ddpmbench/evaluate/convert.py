@@ -17,7 +17,7 @@ from ddpmbench.diffusion.model import Checkpoint, sides_of
 from ddpmbench.errors import InputError
 from ddpmbench.files import move_into_place, named_path, scratch_folder, writing_to
 from ddpmbench.likelihood.terms import diffusion_terms
-from ddpmbench.report.card import Card, Shown
+from ddpmbench.report.display import Card, Shown
 from ddpmbench.unet.unet import UNet
 
 FAMILIES = ("native", "diffusers")

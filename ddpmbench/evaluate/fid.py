@@ -19,8 +19,8 @@ from ddpmbench.execution.finished_runs import ENVIRONMENT
 from ddpmbench.execution.folder import RunFolder
 from ddpmbench.execution.samples import Generation, SampleSettings
 from ddpmbench.execution.session import session
-from ddpmbench.report.card import Card, Draw, PageReport
 from ddpmbench.report.contents import read_environment
+from ddpmbench.report.display import Card, Draw, PageReport
 from ddpmbench.report.fid_text import SCHEMA, fid_card
 from ddpmbench.samples.feature_networks import FeatureNetwork
 from ddpmbench.samples.scores import PUBLISHED_AT, Protocol

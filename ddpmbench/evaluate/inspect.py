@@ -27,7 +27,7 @@ from ddpmbench.errors import InputError, options
 from ddpmbench.evaluate.inspect_text import headline_lines, image_words, is_placeholder, shown_value
 from ddpmbench.files import named_path, sha256_of
 from ddpmbench.likelihood.terms import prior_bits_per_dim
-from ddpmbench.report.card import Card, Draw, Shown
+from ddpmbench.report.display import Card, Draw, Shown
 from ddpmbench.unet.flops import flop_of_shapes, flop_of_unet
 from ddpmbench.unet.unet import UNet
 from ddpmbench.user_code import calling

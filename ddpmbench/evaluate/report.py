@@ -46,8 +46,8 @@ from ddpmbench.report import (
     speed,
     tables,
 )
-from ddpmbench.report.card import PageReport
 from ddpmbench.report.contents import check, json_rows, read_table, schema_of
+from ddpmbench.report.display import PageReport
 from ddpmbench.report.fid_text import AGAINST_N, reference_name
 from ddpmbench.report.ode import OdeRun
 

@@ -53,7 +53,7 @@ from ddpmbench.likelihood.image_scores import (
     num_copies,
 )
 from ddpmbench.likelihood.regression import portions
-from ddpmbench.report.card import Card, Draw, PageReport
+from ddpmbench.report.display import Card, Draw, PageReport
 from ddpmbench.report.score_text import (
     EXTREMES,
     SCHEMA,

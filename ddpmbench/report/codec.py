@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ddpmbench.report.card import Card
+from ddpmbench.report.display import Card
 from ddpmbench.report.html import rendered
 from ddpmbench.report.text import (
     aligned,

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from msgspec import Meta, Struct, structs
 
-from ddpmbench.report.card import Card
+from ddpmbench.report.display import Card
 from ddpmbench.report.fid_text import (
     METRICS,
     ComparedReference,

@@ -15,8 +15,8 @@ from ddpmbench.execution.finished_runs import num_steps
 from ddpmbench.likelihood.bound import Bound
 from ddpmbench.likelihood.precision import Correction
 from ddpmbench.report import compare_fid
-from ddpmbench.report.card import Card
 from ddpmbench.report.contents import Conventions, Data, json_rows
+from ddpmbench.report.display import Card
 from ddpmbench.report.figures import (
     DASHES,
     INK,

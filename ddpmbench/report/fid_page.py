@@ -16,8 +16,8 @@ from ddpmbench.data.arrays import ImageData
 from ddpmbench.errors import InputError, damaged
 from ddpmbench.execution.samples import SAMPLES
 from ddpmbench.execution.stored_images import NEAREST, NearestImages
-from ddpmbench.report.card import Draw
 from ddpmbench.report.contents import sanity_check_warning
+from ddpmbench.report.display import Draw
 from ddpmbench.report.fid_text import (
     AGAINST_REFERENCE,
     METRICS,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ddpmbench.execution.estimators import kind_of
 from ddpmbench.execution.finished_runs import FinishedRun
 from ddpmbench.files import replacing, writing_to
-from ddpmbench.report.card import Card, in_folder
+from ddpmbench.report.display import Card, in_folder
 from ddpmbench.report.tables import correction_line, uncorrected_note
 from ddpmbench.report.text import (
     bound_line,

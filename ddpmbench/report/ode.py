@@ -7,8 +7,8 @@ from typing import Any
 import pandas as pd
 
 from ddpmbench.diffusion.parameterization import Process, TimeInput
-from ddpmbench.report.card import Card, in_folder
 from ddpmbench.report.contents import Data, NetworkRun, sanity_check_warning
+from ddpmbench.report.display import Card, in_folder
 from ddpmbench.report.figures import (
     COLORS,
     INK,

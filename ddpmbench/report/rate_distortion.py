@@ -9,8 +9,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ddpmbench.diffusion.data_range import UNIT_RANGE
-from ddpmbench.report.card import Card, in_folder
 from ddpmbench.report.contents import json_rows
+from ddpmbench.report.display import Card, in_folder
 from ddpmbench.report.figures import (
     COLORS,
     GAP,

@@ -10,8 +10,8 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from ddpmbench.execution.stored_images import Extremes
-from ddpmbench.report.card import Draw
 from ddpmbench.report.contents import read_environment, read_extremes, sanity_check_warning
+from ddpmbench.report.display import Draw
 from ddpmbench.report.figures import (
     COLORS,
     MOST_BINS,

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from msgspec import Struct
 
-from ddpmbench.report.card import Card, in_folder
+from ddpmbench.report.display import Card, in_folder
 from ddpmbench.report.figures import (
     COLORS,
     DASHES,

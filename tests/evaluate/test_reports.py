@@ -14,7 +14,7 @@ from feature_networks import write_network
 from sealing import edit, read_record
 
 import ddpmbench as db
-from ddpmbench.report.card import Shown
+from ddpmbench.report.display import Shown
 from ddpmbench.samples.feature_networks import load_feature_network
 
 HOSTILE = "<script>alert('&')</script>" + "x" * 300
