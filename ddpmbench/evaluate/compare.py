@@ -27,10 +27,10 @@ from ddpmbench.likelihood.precision import (
     estimate_correction,
 )
 from ddpmbench.report import compare_fid, compare_nll, fid_text, tables
-from ddpmbench.report.contents import schema_of
 from ddpmbench.report.display import Card, Draw, PageReport
 from ddpmbench.report.fid_text import AGAINST_REFERENCE, INFLUENCE, METRICS, WITHOUT_REFERENCE
 from ddpmbench.report.figures import NORMAL
+from ddpmbench.report.folder_contents import schema_of
 from ddpmbench.report.tables import STRICT
 from ddpmbench.report.text import with_data_range
 

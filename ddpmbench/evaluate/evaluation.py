@@ -23,7 +23,7 @@ from ddpmbench.execution.store import Store
 from ddpmbench.execution.worker import RunListener, Worker
 from ddpmbench.likelihood.continuous import terms_pass_of
 from ddpmbench.likelihood.terms import TermsPass
-from ddpmbench.report.contents import check
+from ddpmbench.report.folder_contents import check
 from ddpmbench.sanity_check.run import CheckRecord, PreliminaryCheck
 from ddpmbench.unet.precision import Precision
 from ddpmbench.version import __version__

@@ -26,9 +26,9 @@ from ddpmbench.execution.store import MemoryStore, num_missing
 from ddpmbench.execution.worker import RunListener
 from ddpmbench.likelihood.estimator import initial_terms
 from ddpmbench.likelihood.ode import OdeSettings, evaluations_per_image
-from ddpmbench.report.contents import read_environment
 from ddpmbench.report.conventions import CONTINUOUS_TIME
 from ddpmbench.report.display import Card, Draw, PageReport
+from ddpmbench.report.folder_contents import read_environment
 from ddpmbench.report.likelihoods import (
     ODE,
     SCHEMA,

@@ -20,9 +20,9 @@ from ddpmbench.execution.finished_runs import (
     texts_of,
 )
 from ddpmbench.report import tables
-from ddpmbench.report.contents import read_environment, read_table
 from ddpmbench.report.conventions import CONVENTION_COLUMNS, SUB_SCHEDULE_COLUMNS
 from ddpmbench.report.display import Card, Draw, PageReport
+from ddpmbench.report.folder_contents import read_environment, read_table
 from ddpmbench.report.tables import PLACE_COLUMNS, RATE_DISTORTION_COLUMNS
 
 PER_TIMESTEP = {

@@ -40,8 +40,8 @@ from ddpmbench.likelihood.ode import (
     estimate_ode,
     evaluations_per_image,
 )
-from ddpmbench.report.contents import read_environment
 from ddpmbench.report.display import Card, Draw, PageReport
+from ddpmbench.report.folder_contents import read_environment
 from ddpmbench.report.ode import ode_card, ode_page
 from ddpmbench.report.text import raw_pixels_warning
 from ddpmbench.unet.precision import Precision

@@ -10,8 +10,8 @@ from ddpmbench.execution import progress as running
 from ddpmbench.execution.folder import source_revision, versions, write_figure
 from ddpmbench.files import is_temporary, replacing, writing_to
 from ddpmbench.report import tables
-from ddpmbench.report.contents import read_svgs
 from ddpmbench.report.display import PageReport
+from ddpmbench.report.folder_contents import read_svgs
 from ddpmbench.report.nll_text import write_hugging_face
 
 PAGE = "report.html"

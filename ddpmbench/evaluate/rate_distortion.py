@@ -20,8 +20,8 @@ from ddpmbench.execution.finished_runs import RATE_DISTORTION, SUMMARY, Finished
 from ddpmbench.execution.store import recomputed
 from ddpmbench.execution.stored_images import PICTURES, DamagedPicturesError, Pictures
 from ddpmbench.execution.worker import BatchSize, RunListener, RunProgress
-from ddpmbench.report.contents import check
 from ddpmbench.report.display import Card, Draw, Shown
+from ddpmbench.report.folder_contents import check
 from ddpmbench.report.rate_distortion import curve_summary
 from ddpmbench.report.tables import RATE_DISTORTION_COLUMNS, SCHEMA, Run
 from ddpmbench.report.text import with_data_range

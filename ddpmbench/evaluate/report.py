@@ -46,9 +46,9 @@ from ddpmbench.report import (
     speed,
     tables,
 )
-from ddpmbench.report.contents import check, json_rows, read_table, schema_of
 from ddpmbench.report.display import PageReport
 from ddpmbench.report.fid_text import AGAINST_N, reference_name
+from ddpmbench.report.folder_contents import check, json_rows, read_table, schema_of
 from ddpmbench.report.ode import OdeRun
 
 Report = (

@@ -25,9 +25,9 @@ from ddpmbench.execution.samples import (
 from ddpmbench.execution.store import Store
 from ddpmbench.execution.worker import RunListener
 from ddpmbench.report import fid_text
-from ddpmbench.report.contents import check, schema_of
 from ddpmbench.report.display import Card, Draw, Shown
 from ddpmbench.report.fid_text import Fidelity
+from ddpmbench.report.folder_contents import check, schema_of
 from ddpmbench.report.sample import SCHEMA, Sampled, SampleRun, samples_card, samples_figure
 from ddpmbench.version import __version__
 

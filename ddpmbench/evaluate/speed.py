@@ -23,8 +23,8 @@ from ddpmbench.execution.samples import Generation, SampleSettings
 from ddpmbench.execution.speed import MeasuredSpeed, Workload, fitting_probe, measured, workloads
 from ddpmbench.execution.timing import CallSpeed, Probe, gray_images
 from ddpmbench.files import named_path
-from ddpmbench.report.contents import json_rows
 from ddpmbench.report.display import Card, Draw, Shown
+from ddpmbench.report.folder_contents import json_rows
 from ddpmbench.report.speed import SCHEMA, batch_figure, parts_figure, speed_card
 from ddpmbench.unet.precision import Precision
 from ddpmbench.version import __version__

@@ -15,7 +15,6 @@ from ddpmbench.execution.finished_runs import num_steps
 from ddpmbench.likelihood.bound import Bound
 from ddpmbench.likelihood.precision import Correction
 from ddpmbench.report import compare_fid
-from ddpmbench.report.contents import Conventions, Data, json_rows
 from ddpmbench.report.display import Card
 from ddpmbench.report.figures import (
     DASHES,
@@ -30,6 +29,7 @@ from ddpmbench.report.figures import (
     points,
     shortened,
 )
+from ddpmbench.report.folder_contents import Conventions, Data, json_rows
 from ddpmbench.report.html import drawn, rendered
 from ddpmbench.report.nll_figures import by_group
 from ddpmbench.report.tables import NO_CORRECTION, STRICT, in_bits, per_timestep, rate, widened

@@ -16,7 +16,6 @@ from ddpmbench.data.arrays import ImageData
 from ddpmbench.errors import InputError, damaged
 from ddpmbench.execution.samples import SAMPLES
 from ddpmbench.execution.stored_images import NEAREST, NearestImages
-from ddpmbench.report.contents import sanity_check_warning
 from ddpmbench.report.display import Draw
 from ddpmbench.report.fid_text import (
     AGAINST_REFERENCE,
@@ -44,6 +43,7 @@ from ddpmbench.report.figures import (
     points,
     shortened,
 )
+from ddpmbench.report.folder_contents import sanity_check_warning
 from ddpmbench.report.html import drawn, rendered
 from ddpmbench.report.sample import NUM_SHOWN, samples_figure
 from ddpmbench.report.text import joined

@@ -9,8 +9,8 @@ import msgspec
 import pandas as pd
 from msgspec import Meta, Struct
 
-from ddpmbench.report.contents import Checkpoint, Data, SanityCheck
 from ddpmbench.report.display import Card, in_folder
+from ddpmbench.report.folder_contents import Checkpoint, Data, SanityCheck
 from ddpmbench.report.sample import Sampler, sampler_line
 from ddpmbench.report.text import (
     aligned,

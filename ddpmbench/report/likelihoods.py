@@ -8,10 +8,10 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from ddpmbench.diffusion.parameterization import Process
-from ddpmbench.report.contents import Data, NetworkRun, sanity_check_warning
 from ddpmbench.report.conventions import ALL_STEPS, BEST_CONSTANT, CONTINUOUS_TIME
 from ddpmbench.report.display import Card, in_folder
 from ddpmbench.report.figures import INK, Drawn, axes_panels, drawing, finish, interval
+from ddpmbench.report.folder_contents import Data, NetworkRun, sanity_check_warning
 from ddpmbench.report.html import drawn, rendered
 from ddpmbench.report.ode import cost_line, solver_line, trained_at
 from ddpmbench.report.text import (

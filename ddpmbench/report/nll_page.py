@@ -13,9 +13,9 @@ from markupsafe import Markup, escape
 from ddpmbench.execution.estimators import kind_of
 from ddpmbench.execution.finished_runs import DENSITY, FinishedRun, density_frame, num_steps
 from ddpmbench.execution.stored_images import EXTREMES, Pictures
-from ddpmbench.report.contents import read_extremes, sanity_check_warning
 from ddpmbench.report.display import Draw
 from ddpmbench.report.figures import shown
+from ddpmbench.report.folder_contents import read_extremes, sanity_check_warning
 from ddpmbench.report.html import drawn, rendered
 from ddpmbench.report.nll_figures import (
     TALLEST,

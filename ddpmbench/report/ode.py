@@ -7,7 +7,6 @@ from typing import Any
 import pandas as pd
 
 from ddpmbench.diffusion.parameterization import Process, TimeInput
-from ddpmbench.report.contents import Data, NetworkRun, sanity_check_warning
 from ddpmbench.report.display import Card, in_folder
 from ddpmbench.report.figures import (
     COLORS,
@@ -18,6 +17,7 @@ from ddpmbench.report.figures import (
     finish,
     histogram,
 )
+from ddpmbench.report.folder_contents import Data, NetworkRun, sanity_check_warning
 from ddpmbench.report.html import drawn, rendered
 from ddpmbench.report.text import (
     counted,

@@ -9,7 +9,6 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ddpmbench.diffusion.data_range import UNIT_RANGE
-from ddpmbench.report.contents import json_rows
 from ddpmbench.report.display import Card, in_folder
 from ddpmbench.report.figures import (
     COLORS,
@@ -24,6 +23,7 @@ from ddpmbench.report.figures import (
     finish,
     shown,
 )
+from ddpmbench.report.folder_contents import json_rows
 from ddpmbench.report.nll_text import comparability
 from ddpmbench.report.text import checkpoint_line, images_line, printed, with_data_range
 from ddpmbench.samples.progressive import Interpolation, ProgressiveDecoding, ProgressiveGeneration

@@ -9,9 +9,9 @@ import pandas as pd
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from ddpmbench.report.contents import Checkpoint, Range
 from ddpmbench.report.display import Card, in_folder
 from ddpmbench.report.figures import GAP, Drawn, Pixels, Sheet
+from ddpmbench.report.folder_contents import Checkpoint, Range
 from ddpmbench.report.text import (
     checkpoint_line,
     counted,

@@ -10,7 +10,6 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from ddpmbench.execution.stored_images import Extremes
-from ddpmbench.report.contents import read_environment, read_extremes, sanity_check_warning
 from ddpmbench.report.display import Draw
 from ddpmbench.report.figures import (
     COLORS,
@@ -23,6 +22,7 @@ from ddpmbench.report.figures import (
     legend_below,
     panels,
 )
+from ddpmbench.report.folder_contents import read_environment, read_extremes, sanity_check_warning
 from ddpmbench.report.html import drawn, rendered
 from ddpmbench.report.score_text import (
     EXTREMES,

@@ -20,8 +20,8 @@ from ddpmbench.likelihood.image_scores import (
     auroc,
     mean_difference,
 )
-from ddpmbench.report.contents import Data, NetworkRun
 from ddpmbench.report.display import Card, in_folder
+from ddpmbench.report.folder_contents import Data, NetworkRun
 from ddpmbench.report.text import (
     aligned,
     bound_line,

@@ -19,7 +19,7 @@ from ddpmbench.likelihood.bound import Bound
 from ddpmbench.likelihood.continuous import ContinuousDifference
 from ddpmbench.likelihood.precision import Correction
 from ddpmbench.likelihood.rate_distortion import Distortion
-from ddpmbench.report.contents import Checkpoint, Conventions, Data, SanityCheck
+from ddpmbench.report.folder_contents import Checkpoint, Conventions, Data, SanityCheck
 from ddpmbench.report.text import counted, is_worse_than_raw_pixels, unpadded
 
 STRICT = "fp32"

@@ -16,8 +16,8 @@ import ddpmbench as db
 from ddpmbench import checksums
 from ddpmbench.evaluate.sample import load_samples
 from ddpmbench.execution import worker
-from ddpmbench.report.contents import read_environment
 from ddpmbench.report.fid_page import pictures_of
+from ddpmbench.report.folder_contents import read_environment
 from ddpmbench.report.nll_page import run_figures
 from ddpmbench.samples.scores import PROTOCOLS
 

@@ -11,9 +11,9 @@ from fidelity_folders import NUM_GENERATED, fidelity_folder, nearest, summary
 
 import ddpmbench as db
 from ddpmbench.execution.stored_images import NearestImages
-from ddpmbench.report.contents import read_environment
 from ddpmbench.report.fid_page import FIGURES, STRIPS, first_samples, pictures_of
 from ddpmbench.report.fid_text import reference_name
+from ddpmbench.report.folder_contents import read_environment
 from ddpmbench.report.sample import NUM_SHOWN
 
 

@@ -11,8 +11,8 @@ from test_page import SUMMARY, compared
 
 from ddpmbench.errors import InputError
 from ddpmbench.report import compare_fid, compare_nll
-from ddpmbench.report.contents import Environment, check
 from ddpmbench.report.fid_text import AGAINST_REFERENCE, Fidelity
+from ddpmbench.report.folder_contents import Environment, check
 from ddpmbench.report.tables import Run
 
 
