@@ -32,12 +32,16 @@ from ddpmbench.likelihood.continuous import (
     estimate_difference,
 )
 from ddpmbench.likelihood.designs import ImportanceDesign, PilotDesign, proposal_density
-from ddpmbench.likelihood.estimator import SampledBound, initial_replicates, regression_estimate
 from ddpmbench.likelihood.image_scores import (
     ImageScores,
     PerImageDesign,
     estimate_image_scores,
     mean_difference,
+)
+from ddpmbench.likelihood.importance_estimator import (
+    SampledBound,
+    initial_replicates,
+    regression_estimate,
 )
 from ddpmbench.likelihood.ode import KnownBound, OdePass, OdeSettings, estimate_ode
 from ddpmbench.likelihood.regression import FeatureTable, GaussianFeatures

@@ -15,7 +15,7 @@ from ddpmbench.likelihood.designs import (
     decoder_draws,
     proposal_density,
 )
-from ddpmbench.likelihood.estimator import horvitz_thompson, regression_estimate
+from ddpmbench.likelihood.importance_estimator import horvitz_thompson, regression_estimate
 from ddpmbench.likelihood.regression import FeatureTable
 from ddpmbench.likelihood.terms import VALUE_COLUMNS, TermIndex, TermTable
 

@@ -45,8 +45,8 @@ from .likelihood.bound import BoundEstimate as BoundEstimate
 from .likelihood.bound import estimate_bound as estimate_bound
 from .likelihood.designs import EveryPairDesign as EveryPairDesign
 from .likelihood.designs import ImportanceDesign as ImportanceDesign
-from .likelihood.estimator import SampledBound as SampledBound
-from .likelihood.estimator import horvitz_thompson as horvitz_thompson
+from .likelihood.importance_estimator import SampledBound as SampledBound
+from .likelihood.importance_estimator import horvitz_thompson as horvitz_thompson
 from .likelihood.terms import BoundTerms as BoundTerms
 from .likelihood.terms import bound_terms as bound_terms
 from .likelihood.terms import prior_bits_per_dim as prior_bits_per_dim

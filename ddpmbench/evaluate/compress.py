@@ -43,7 +43,7 @@ from ddpmbench.files import (
     writing_to,
 )
 from ddpmbench.likelihood.designs import PilotDesign
-from ddpmbench.likelihood.estimator import initial_terms
+from ddpmbench.likelihood.importance_estimator import initial_terms
 from ddpmbench.report.codec import codec_card
 from ddpmbench.report.display import Card, Shown
 

@@ -24,7 +24,7 @@ from ddpmbench.execution.devices import evaluating_checkpoint, is_out_of_memory,
 from ddpmbench.execution.folder import run_store
 from ddpmbench.execution.store import MemoryStore, num_missing
 from ddpmbench.execution.worker import RunListener
-from ddpmbench.likelihood.estimator import initial_terms
+from ddpmbench.likelihood.importance_estimator import initial_terms
 from ddpmbench.likelihood.ode import OdeSettings, evaluations_per_image
 from ddpmbench.report.conventions import CONTINUOUS_TIME
 from ddpmbench.report.display import Card, Draw, PageReport

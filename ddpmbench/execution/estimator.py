@@ -18,7 +18,7 @@ from ddpmbench.likelihood.bound import Bound
 from ddpmbench.likelihood.continuous import ContinuousDifference
 from ddpmbench.likelihood.conventions import OtherBounds
 from ddpmbench.likelihood.designs import Design
-from ddpmbench.likelihood.estimator import RoughBound
+from ddpmbench.likelihood.importance_estimator import RoughBound
 from ddpmbench.likelihood.precision import Correction, CorrectionDesign, num_correction_terms
 from ddpmbench.likelihood.rate_distortion import Distortion
 from ddpmbench.likelihood.terms import TermsPass, TermTable, columns_of_bound

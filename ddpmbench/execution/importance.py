@@ -44,7 +44,7 @@ from ddpmbench.likelihood.designs import (
     num_terms,
     proposal_density,
 )
-from ddpmbench.likelihood.estimator import (
+from ddpmbench.likelihood.importance_estimator import (
     RoughBound,
     RunningBound,
     SampledBound,

@@ -28,7 +28,7 @@ from ddpmbench.likelihood.continuous import (
     estimate_difference,
 )
 from ddpmbench.likelihood.designs import Design
-from ddpmbench.likelihood.estimator import RoughBound
+from ddpmbench.likelihood.importance_estimator import RoughBound
 from ddpmbench.likelihood.precision import (
     Correction,
     CorrectionDesign,

@@ -20,7 +20,7 @@ from ddpmbench.errors import InputError
 from ddpmbench.execution.devices import device_name, is_out_of_memory
 from ddpmbench.execution.distributed import Ranks
 from ddpmbench.execution.store import Arrays, Gaps, Store, length_of
-from ddpmbench.likelihood.estimator import RoughBound
+from ddpmbench.likelihood.importance_estimator import RoughBound
 from ddpmbench.records import short_repr
 
 SHARD_SECONDS = 10.0

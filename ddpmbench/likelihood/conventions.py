@@ -18,7 +18,7 @@ from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.likelihood.bound import PairMoments, noise_half_width, pair_moments
 from ddpmbench.likelihood.decoders import DECODERS, MODEL_COLUMNS, SCALES, decoder_column
 from ddpmbench.likelihood.designs import EveryPairDesign, ImportanceDesign
-from ddpmbench.likelihood.estimator import sampled_mean
+from ddpmbench.likelihood.importance_estimator import sampled_mean
 from ddpmbench.likelihood.regression import FeatureTable, predict_each
 from ddpmbench.likelihood.sampled_terms import (
     Contributions,

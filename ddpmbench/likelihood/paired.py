@@ -17,8 +17,12 @@ from numpy.typing import NDArray
 
 from ddpmbench.likelihood.bound import BoundEstimate, TimestepTable, estimate_bound
 from ddpmbench.likelihood.designs import EveryPairDesign, ImportanceDesign
-from ddpmbench.likelihood.estimator import SampledBound, difference_estimate, sampled_bound
 from ddpmbench.likelihood.image_sampling import ImageSample
+from ddpmbench.likelihood.importance_estimator import (
+    SampledBound,
+    difference_estimate,
+    sampled_bound,
+)
 from ddpmbench.likelihood.per_timestep import rate_standard_error, timestep_table
 from ddpmbench.likelihood.regression import Predictions, no_predictions
 from ddpmbench.likelihood.sampled_terms import NATS, Contributions, sampled_terms, two_way_fit

@@ -14,7 +14,7 @@ from ddpmbench.evaluate.progress import remark
 from ddpmbench.execution import progress as module
 from ddpmbench.execution.progress import progress, terminal_bar
 from ddpmbench.execution.worker import RunListener, RunProgress
-from ddpmbench.likelihood.estimator import RoughBound
+from ddpmbench.likelihood.importance_estimator import RoughBound
 
 ROUGH = RoughBound(3.6159 * NATS_PER_BIT, 0.0085 * NATS_PER_BIT, is_rough=True)
 

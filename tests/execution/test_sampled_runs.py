@@ -19,7 +19,7 @@ from ddpmbench.evaluate.nll import evaluate_nll
 from ddpmbench.execution import importance
 from ddpmbench.execution.importance import Importance
 from ddpmbench.execution.worker import RunListener
-from ddpmbench.likelihood import designs, estimator
+from ddpmbench.likelihood import designs, importance_estimator
 from ddpmbench.likelihood.designs import PilotDesign, num_terms
 from ddpmbench.unet.precision import Precision
 from ddpmbench.unet.unet import UNet
@@ -383,7 +383,7 @@ def test_a_second_sitting_shows_the_bound_at_once(small_model, small_images, tmp
 def many_images(monkeypatch):
     """Forty crops, in ten blocks of four; the first interval is that of two blocks."""
     monkeypatch.setattr(designs, "BLOCK_IMAGES", 4)
-    monkeypatch.setattr(estimator, "INITIAL_TERMS", 80)
+    monkeypatch.setattr(importance_estimator, "INITIAL_TERMS", 80)
     whole = load_images("fashion-mnist:test", num_images=40)
     pixels = np.ascontiguousarray(whole.pixels[:, :, 10:18, 10:18])
     return dataclasses.replace(whole, pixels=pixels, source="crops", split=None)

@@ -8,8 +8,8 @@ import pytest
 from ddpmbench.data import pixel_store
 from ddpmbench.data.pixel_store import store
 from ddpmbench.likelihood.designs import ImportanceDesign
-from ddpmbench.likelihood.estimator import horvitz_thompson, regression_estimate
 from ddpmbench.likelihood.image_sampling import ImageSample
+from ddpmbench.likelihood.importance_estimator import horvitz_thompson, regression_estimate
 from ddpmbench.likelihood.regression import FeatureTable, log_bins
 from ddpmbench.likelihood.terms import VALUE_COLUMNS, TermTable, image_blocks
 

@@ -12,7 +12,7 @@ from ddpmbench.diffusion.noise import normal_noise
 from ddpmbench.likelihood import designs
 from ddpmbench.likelihood.bound import cumulative_rate
 from ddpmbench.likelihood.designs import EveryPairDesign, ImportanceDesign
-from ddpmbench.likelihood.estimator import horvitz_thompson, regression_estimate
+from ddpmbench.likelihood.importance_estimator import horvitz_thompson, regression_estimate
 from ddpmbench.likelihood.paired import (
     ImportanceTerms,
     every_pair_difference,

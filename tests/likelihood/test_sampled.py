@@ -16,7 +16,7 @@ from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.likelihood import designs
 from ddpmbench.likelihood.bound import cumulative_rate
 from ddpmbench.likelihood.designs import ImportanceDesign, PilotDesign, proposal_density
-from ddpmbench.likelihood.estimator import (
+from ddpmbench.likelihood.importance_estimator import (
     RunningBound,
     design_needed,
     horvitz_thompson,
