@@ -18,6 +18,8 @@ from .evaluate.decompress import decompress as decompress
 from .evaluate.fid import FidReport as FidReport
 from .evaluate.fid import FidSettings as FidSettings
 from .evaluate.fid import evaluate_fid as evaluate_fid
+from .evaluate.finished_reports import load_report as load_report
+from .evaluate.finished_reports import write_report as write_report
 from .evaluate.inspect import Inspection as Inspection
 from .evaluate.inspect import inspect_checkpoint as inspect_checkpoint
 from .evaluate.likelihoods import LikelihoodsReport as LikelihoodsReport
@@ -29,8 +31,6 @@ from .evaluate.ode import evaluate_ode as evaluate_ode
 from .evaluate.rate_distortion import RateDistortion as RateDistortion
 from .evaluate.rate_distortion import progressive_pictures as progressive_pictures
 from .evaluate.rate_distortion import rate_distortion as rate_distortion
-from .evaluate.report import load_report as load_report
-from .evaluate.report import write_report as write_report
 from .evaluate.sample import SampleReport as SampleReport
 from .evaluate.sample import generate_samples as generate_samples
 from .evaluate.score import ScoreReport as ScoreReport

@@ -14,10 +14,10 @@ from feature_networks import write_network
 from ddpmbench import load_checkpoint
 from ddpmbench.cli.main import ddpmbench
 from ddpmbench.evaluate.fid import FidSettings, evaluate_fid
+from ddpmbench.evaluate.finished_reports import load_report, write_report
 from ddpmbench.evaluate.nll import evaluate_nll
 from ddpmbench.evaluate.page import RECORD
 from ddpmbench.evaluate.rate_distortion import progressive_pictures
-from ddpmbench.evaluate.report import load_report, write_report
 from ddpmbench.evaluate.score import score_images
 from ddpmbench.report.compare_nll import printed_comparison
 from ddpmbench.report.fid_text import printed_fid

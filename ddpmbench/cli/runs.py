@@ -52,6 +52,6 @@ def report(run: Path) -> None:
     Example:
         ddpmbench report runs/mine
     """
-    from ddpmbench.evaluate.report import write_report
+    from ddpmbench.evaluate.finished_reports import write_report
 
     click.echo(str(write_report(run)))

@@ -16,8 +16,8 @@ from ddpmbench.diffusion.model import OUTPUT, Checkpoint, same_output
 from ddpmbench.diffusion.parameterization import Prediction, Variance
 from ddpmbench.errors import InputError
 from ddpmbench.evaluate.evaluation import conventions_of, labels_sha256, model_identity
+from ddpmbench.evaluate.finished_reports import load_report
 from ddpmbench.evaluate.nll_report import NllReport
-from ddpmbench.evaluate.report import load_report
 from ddpmbench.execution.finished_runs import SUMMARY, FinishedRun
 from ddpmbench.execution.folder import IDENTITY
 from ddpmbench.files import sha256_of
