@@ -9,7 +9,7 @@ from ddpmbench.checksums import CHECKSUMS, DamageError, checksum, is_whole, read
 from ddpmbench.errors import InputError
 from ddpmbench.evaluate.nll_report import NllReport, load_nll
 from ddpmbench.execution.estimators import kind_of
-from ddpmbench.execution.finished_runs import ENVIRONMENT, PILOT, SUMMARY
+from ddpmbench.execution.finished_runs import ENVIRONMENT, SUMMARY
 from ddpmbench.execution.folder import IDENTITY, SHARDS, run_store, tag
 from ddpmbench.execution.store import has_faults
 from ddpmbench.execution.stored_images import EXTREMES
@@ -96,7 +96,7 @@ def _has_whole_shards(folder: Path, summary: Mapping[str, Any]) -> bool:
     Shards of the result's own terms are checked when its report is loaded.
     """
     run = tag(folder)
-    num_terms = {PILOT: summary["sampling"].get("pilot_evaluations", 0), **paired_terms(summary)}
+    num_terms = {**kind_of(summary).other_terms(summary), **paired_terms(summary)}
     return (
         run is not None
         and not has_faults(folder / SHARDS, run)

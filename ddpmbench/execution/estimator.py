@@ -165,6 +165,11 @@ class Estimator(ABC):
         """The number of terms of a run, without reconstructing its design."""
 
     @staticmethod
+    def other_terms(summary: Mapping[str, Any]) -> dict[str, int]:
+        """The stores of terms that a run needed besides those of its result, and their lengths."""
+        return {}
+
+    @staticmethod
     @abstractmethod
     def chance(summary: Mapping[str, Any]) -> str:
         """The sources of error in the interval for the images of a run, in words."""

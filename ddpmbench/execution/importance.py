@@ -407,6 +407,11 @@ class Importance(Estimator):
         return num_terms(summary["num_images"], *counts)
 
     @staticmethod
+    def other_terms(summary: Mapping[str, Any]) -> dict[str, int]:
+        """See `Estimator.other_terms`."""
+        return {PILOT: summary["sampling"].get("pilot_evaluations", 0)}
+
+    @staticmethod
     def chance(summary: Mapping[str, Any]) -> str:
         """See `Estimator.chance`."""
         num_images = summary["num_images"]
