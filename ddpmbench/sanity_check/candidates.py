@@ -41,7 +41,7 @@ _PREDICTIONS_OF_SCALE = (
     *(Prediction.SCORE, Prediction.VELOCITY, Prediction.EPSILON, Prediction.X_START),
 )
 _PROCESSES = (Process.VP, Process.VE)
-_SAME_LOG_SNR = 1e-4
+_SAME = 1e-4  # of log SNR and of the network's time
 _MAX_FINAL_SIGNAL = 0.5  # alphas_cumprod at T of a schedule of another length
 
 
@@ -108,15 +108,34 @@ class Candidate:
 
 
 def alternatives(base: Candidate, channels: int) -> tuple[Candidate, ...]:
-    """Candidates that differ from the base in one parameter, without equivalent ones.
+    """Candidates that differ from the base in one parameter, without those that are the base.
 
     Predictions come first, then data ranges, time inputs and schedules of the same length.
     """
-    return (
+    others = (
         *other_predictions(base),
         *_ranges(base, channels),
         *_time_inputs(base),
         *_schedules(base),
+    )
+    return tuple(other for other in others if not is_same(other, base))
+
+
+def is_same(one: Candidate, other: Candidate) -> bool:
+    """Whether two candidates with the same weights are one model, under whatever names."""
+    first, second = one.checkpoint, other.checkpoint
+    log_snr, other_log_snr = first.schedule.log_snr, second.schedule.log_snr
+    if len(log_snr) != len(other_log_snr):
+        return False
+    ends, other_ends = ((own.low, own.high) for own in (first.data_range, second.data_range))
+    t = torch.arange(1, len(log_snr) + 1)
+    times, other_times = (own.network_time(t).double() for own in (first, second))
+    return (
+        first.prediction is second.prediction
+        and first.schedule.process is second.schedule.process
+        and np.allclose(ends, other_ends, rtol=1e-9, atol=1e-3)
+        and torch.allclose(log_snr, other_log_snr, rtol=0.0, atol=_SAME)
+        and torch.allclose(times, other_times, rtol=_SAME, atol=_SAME)
     )
 
 
@@ -180,23 +199,16 @@ def _ranges(base: Candidate, channels: int) -> Iterator[Candidate]:
     own = base.checkpoint.data_range
     normalized = [(-mean / std, (1 - mean) / std) for mean, std in NORMALIZATIONS.get(channels, ())]
     for ends in (*INTERVALS, *normalized):
-        if not np.allclose(ends, (own.low, own.high), rtol=1e-9, atol=1e-3):
-            low, high = (round(end, 6) for end in ends)
-            other = dataclasses.replace(own, low=low, high=high)
-            candidate = with_parameter(base, "data_range", other.option, data_range=other)
-            is_average = channels > 1 and ends in normalized
-            yield dataclasses.replace(candidate, is_exact=base.is_exact and not is_average)
+        low, high = (round(end, 6) for end in ends)
+        other = dataclasses.replace(own, low=low, high=high)
+        candidate = with_parameter(base, "data_range", other.option, data_range=other)
+        is_average = channels > 1 and ends in normalized
+        yield dataclasses.replace(candidate, is_exact=base.is_exact and not is_average)
 
 
 def _time_inputs(base: Candidate) -> Iterator[Candidate]:
-    t = torch.arange(1, base.checkpoint.schedule.num_timesteps + 1)
-    own = base.checkpoint.network_time(t).double()
-    usual = TIMES if base.is_preserving else TimeInput
-    for time_input in usual:
-        other = with_parameter(base, "time_input", str(time_input), time_input=time_input)
-        times = other.checkpoint.network_time(t).double()
-        if not torch.allclose(times, own, rtol=1e-6, atol=0.0):
-            yield other
+    for time_input in TIMES if base.is_preserving else TimeInput:
+        yield with_parameter(base, "time_input", str(time_input), time_input=time_input)
 
 
 def _schedules(base: Candidate) -> Iterator[Candidate]:
@@ -205,9 +217,7 @@ def _schedules(base: Candidate) -> Iterator[Candidate]:
         return
     for form, full_schedule in common_schedules(own.num_original_timesteps):
         schedule = full_schedule.subset(own.original_timesteps.tolist())
-        log_snr, other = own.log_snr, schedule.log_snr
-        if not torch.allclose(log_snr, other, rtol=0.0, atol=_SAME_LOG_SNR):
-            yield with_parameter(base, "schedule", form, schedule=schedule)
+        yield with_parameter(base, "schedule", form, schedule=schedule)
 
 
 def other_processes(base: Candidate) -> Iterator[Candidate]:

@@ -5,15 +5,18 @@ What is tried, in the order of `Checker.check`:
 1. The given parameterization. Two things speak against one (`Evidence`): an error that no trained
    model has, and a noise level at which the network denoises better with another time.
 2. Candidates that differ from it in one parameter (`Checker._search`): predictions and data ranges.
-   Only where there is evidence, also processes, and where those explain nothing, time inputs,
-   schedules, and schedules of other lengths.
+   Only where there is significant evidence, also processes, and where those explain nothing, time
+   inputs, schedules, and schedules of other lengths. Where it has a fault, each of them with other
+   predictions as well, which take no further network evaluations.
 3. Candidates that differ from the best one in another parameter, since two may be wrong.
 4. Without any evidence, a time one timestep off, which matters at the first timesteps only.
 
-Candidates that are clearly worse are dropped after one or two images (`Checker._screened`).
+None is tried twice, and those that are clearly worse are dropped after one or two images
+(`Checker._screened`).
 
-It errs on the side of silence (`Checker._recommended`). A candidate is recommended only if it
-lowers the bound, and called likely only if there is no evidence against it, and no rival.
+It errs on the side of silence (`Checker._recommended`). A candidate of the second and third step is
+recommended only if it lowers the bound, and called likely only if there is no significant evidence
+against it, and no rival.
 """
 
 import dataclasses
@@ -28,6 +31,7 @@ from ddpmbench.diffusion.process import Prediction
 from ddpmbench.sanity_check.candidates import (
     Candidate,
     alternatives,
+    is_same,
     other_lengths,
     other_predictions,
     other_processes,
@@ -97,7 +101,7 @@ class Evidence:
 
     @property
     def is_significant(self) -> bool:
-        """Whether the network was not trained with this parameterization."""
+        """Whether any of it is more than chance."""
         return is_significant(self.fault) or self.is_mistimed
 
 
@@ -125,7 +129,10 @@ class SanityCheck:
 
     @property
     def candidate(self) -> Candidate | None:
-        """The candidate that lowers the bound, likely or not; None if there is none."""
+        """The better candidate, likely or not; None if there is none.
+
+        It lowers the bound or, one timestep off, eps_mse at the first timesteps.
+        """
         if self.best is not None:
             return self.best.score.candidate
         if self.offset is not None and self.offset.is_likely:
@@ -166,6 +173,7 @@ class Checker:
         """Compare the given parameterization with others."""
         if len(self._images) < NUM_IMAGES:
             return SanityCheck(Outcome.TOO_FEW_IMAGES)
+        self._tried, self._known = [self._given], dict[Score, Evidence]()
         (given,) = self._scorer.scores([self._given], self._scorer.subset(NUM_IMAGES))
         evidence = self._evidence(given)
         others = self._search(given, given, evidence)
@@ -190,14 +198,18 @@ class Checker:
 
     def _evidence(self, base: Score) -> Evidence:
         """What speaks against a candidate."""
-        fault = self._scorer.fault(base)
-        return Evidence(fault, not is_significant(fault) and is_mistimed(self._scorer, base))
+        if base not in self._known:
+            fault = self._scorer.fault(base)
+            is_tested = not is_significant(fault)
+            self._known[base] = Evidence(fault, is_tested and is_mistimed(self._scorer, base))
+        return self._known[base]
 
     def _search(self, given: Score, base: Score, evidence: Evidence) -> list[Comparison]:
-        """Candidates that differ from the base in one parameter, compared with the given one.
+        """New candidates that differ from the base in one parameter, compared with the given one.
 
-        With significant evidence against the base there are more of them. Those that change its
-        times come last, and only if the best of the others has evidence against it, too.
+        Some differ in the prediction, too; see `_with_predictions`. With significant evidence
+        against the base there are more of them. Those that change its times come last, and only if
+        the best of the others has evidence against it, too.
         """
         others = [
             other
@@ -229,7 +241,9 @@ class Checker:
         return best is not None and not self._evidence(best.score).is_significant
 
     def _screened(self, base: Score, others: Sequence[Candidate]) -> list[Score]:
-        """Scores of candidates, on all images only if their area may be the smallest."""
+        """Scores of candidates not yet tried, on all images if their area may be the smallest."""
+        others = [o for o in others if not any(is_same(o, tried) for tried in self._tried)]
+        self._tried += others
         grouped: dict[frozenset[tuple[str, str]], list[Candidate]] = {}
         for other in others:
             grouped.setdefault(other.output_parameters, []).append(other)
@@ -270,10 +284,10 @@ class Checker:
         """The candidate to recommend, and whether the network was likely trained with it.
 
         Args:
-            best: the best candidate with one parameter, which need not lower the bound.
+            best: the best of `others`, which need not lower the bound.
             evidence: what speaks against it.
-            others: the candidates with one parameter.
-            pairs: those that differ from `best` in another one.
+            others: the candidates that the search from the given parameterization found.
+            pairs: those that the search from `best` found.
         """
         smaller = [
             pair for pair in pairs if self._scorer.compared(best.score, pair.score).has_smaller_area

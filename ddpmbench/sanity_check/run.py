@@ -102,7 +102,10 @@ class Evaluator:
         return {}
 
     def _process(self, checkpoint: Checkpoint) -> GaussianDiffusion:
-        key = (checkpoint.schedule, checkpoint.prediction, checkpoint.data_range)
+        key = (
+            *(checkpoint.schedule, checkpoint.prediction, checkpoint.variance),
+            *(checkpoint.clip, checkpoint.data_range),
+        )
         if key not in self._processes:
             self._processes[key] = checkpoint.diffusion.to(self.device)
         return self._processes[key]
@@ -132,7 +135,7 @@ def check_record(check: SanityCheck) -> CheckRecord:
       are none.
     - num_evaluations: network evaluations of the check, which do not count towards the run.
     - outcome: one of `Outcome`.
-    - better: the parameters that lower the bound, likely or not; None if there are none.
+    - better: the parameters that are better, likely or not; None if there are none.
     """
     return {
         "warning": _warning(check),

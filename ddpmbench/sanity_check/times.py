@@ -246,7 +246,7 @@ class TimeOffset:
         standard_error: standard error of the gain, over images.
         timesteps: the first and the last timestep.
         num_images: images evaluated.
-        is_likely: whether the network was trained with this time.
+        is_likely: whether the network was likely trained with this time.
     """
 
     candidate: Candidate

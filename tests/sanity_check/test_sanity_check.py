@@ -15,12 +15,15 @@ from torch import nn
 from ddpmbench.data.images import ImageSet
 from ddpmbench.diffusion.data_range import UNIT_RANGE, DataRange
 from ddpmbench.diffusion.model import Checkpoint, TimeInput
-from ddpmbench.diffusion.process import Prediction
+from ddpmbench.diffusion.process import Prediction, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.execution.worker import BatchSize
+from ddpmbench.likelihood.terms import TermIndex
+from ddpmbench.sanity_check.candidates import Candidate
 from ddpmbench.sanity_check.check import Checker, Outcome, SanityCheck
 from ddpmbench.sanity_check.run import Evaluator, check_parameterization
 from ddpmbench.sanity_check.scores import NUM_IMAGES
+from ddpmbench.sanity_check.times import is_mistimed
 
 pytestmark = pytest.mark.slow
 
@@ -87,6 +90,53 @@ def test_the_parameter_that_was_wrong_is_likely(name, own, given, shipped, image
     model = trained(shipped, **own) if own else shipped
     check = checked(dataclasses.replace(model, **given), images)
     assert check.likely == name, (check.outcome, check.better)
+
+
+def model_of(candidate: Candidate) -> tuple[object, ...]:
+    one = candidate.checkpoint
+    times = one.network_time(torch.arange(1, one.schedule.num_timesteps + 1))
+    log_snr = one.schedule.log_snr.numpy().round(3)
+    own = one.data_range
+    return own.low, own.high, one.prediction, one.schedule.process, *times.tolist(), *log_snr
+
+
+@pytest.mark.parametrize("given", [{"data_range": BYTES}, {"prediction": Prediction.V}], ids=str)
+def test_no_model_is_scored_twice_and_no_time_tested_twice(given, shipped, images, monkeypatch):
+    tested = []
+    monkeypatch.setattr(
+        "ddpmbench.sanity_check.check.is_mistimed",
+        lambda scorer, *test: tested.append(test) or is_mistimed(scorer, *test),
+    )
+    check = checked(dataclasses.replace(shipped, **given), images)
+    models = [model_of(check.given.candidate)]
+    models += [model_of(other.score.candidate) for other in check.others]
+    assert len(set(models)) == len(models)
+    assert len(set(tested)) == len(tested) > 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"schedule": COSINE},
+        {"prediction": Prediction.V},
+        {"variance": Variance.FIXED_SMALL},
+        {"clip": False},
+        {"data_range": HALF},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_candidate_has_its_own_process(change, shipped, images):
+    batch = BatchSize(None, device=CPU, image_shape=(1, 28, 28), warn=pytest.fail)
+    terms = TermIndex(np.zeros(2, int), np.array([1, 500]), np.zeros(2, int))
+
+    def nats(*candidates: Candidate) -> list[np.ndarray]:
+        evaluator = Evaluator(shipped, images, seed=0, device=CPU, batch=batch)
+        return [evaluator.evaluate([one], terms)[0].values["nats"] for one in candidates]
+
+    given, other = Candidate({}, shipped), Candidate({}, dataclasses.replace(shipped, **change))
+    of_given, of_other = nats(given, other)
+    assert (of_other == nats(other)).all()
+    assert (of_other != of_given).any()
 
 
 def test_the_truth_is_not_recommended_where_its_bound_is_worse(shipped, images):
