@@ -1,6 +1,7 @@
 """The page of a run of `fid`, and its figures."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -91,14 +92,10 @@ def fid_figures(
     """
     figures: dict[str, Draw] = {}
     if len(against_n):
-        ends = {
-            name: (reference["fid_infinity"], reference["fid_infinity_half_width"])
-            for reference in summary["references"]
-            for name in (reference["source"], reference_name(reference))
-        }
+        ends = _ends(summary["references"])
         figures["fid_against_n"] = partial(against_n_figure, against_n, ends, summary["name"])
-    if (histograms := per_image_figure(per_image)) is not None:
-        figures["per_image"] = lambda: histograms
+    if per_image[list(_PER_IMAGE)].notna().to_numpy().any():
+        figures["per_image"] = partial(per_image_figure, per_image)
     nearest, samples = pictures_of(folder, summary["num_generated"])
     if nearest is not None:
         figures["nearest"] = partial(nearest_figure, nearest)
@@ -217,9 +214,24 @@ def _explanations(summary: Mapping[str, Any]) -> list[str]:
 Ends = Mapping[str, tuple[float | None, float | None]]
 
 
+def _ends(references: Sequence[Mapping[str, Any]]) -> Ends:
+    """By reference, its distance at infinitely many samples and the half width.
+
+    Older runs name a reference by its source, which two splits share: then their points are not
+    told apart, and have no end.
+    """
+    of_source = Counter(reference["source"] for reference in references)
+    return {
+        name: (reference["fid_infinity"], reference["fid_infinity_half_width"])
+        for reference in references
+        for name in (reference["source"], reference_name(reference))
+        if name != reference["source"] or of_source[name] == 1
+    }
+
+
 @drawing()
 def against_n_figure(distances: pd.DataFrame, ends: Ends, name: str) -> Drawn:
-    """The distance against 1/N with the line to its end at 1/N = 0, a reference a color.
+    """The distance against 1/N with the line to its end at 1/N = 0, a color per reference.
 
     Args:
         distances: `reference`, `num_generated`, `fid`, `standard_error` (empty where not known).
@@ -227,7 +239,7 @@ def against_n_figure(distances: pd.DataFrame, ends: Ends, name: str) -> Drawn:
         name: of the distance, "FID" or "FD[...]".
 
     Returns:
-        The figure, and one row a point: the first three columns, `half_width`, the `line` there,
+        The figure, and one row per point: the first three columns, `half_width`, the `line` there,
         and the line's end, `fid_infinity` and `fid_infinity_half_width`.
 
     Source: Chong & Forsyth 2020.
@@ -293,16 +305,13 @@ def _inverse_axis(axes: Axes, num_generated: NDArray[np.int64]) -> None:
 
 
 @drawing()
-def per_image_figure(per_image: pd.DataFrame) -> Drawn | None:
-    """Histograms over the samples of what is known of each; see `PER_IMAGE_COLUMNS` of `fid`.
+def per_image_figure(per_image: pd.DataFrame) -> Drawn:
+    """Histograms over the samples of what is known of each; see `fid_text.PER_IMAGE_COLUMNS`.
 
     Returns:
-        The figure, and one row a bin: `measure`, `bin_from`, `bin_to`, `num_images`; None where
-        nothing is known of single samples.
+        The figure, and one row per bin: `measure`, `bin_from`, `bin_to`, `num_images`.
     """
     known = {name: values for name in _PER_IMAGE if len(values := per_image[name].dropna())}
-    if not known:
-        return None
     figure, several = axes_panels(len(known))
     numbers = []
     for axes, (name, values) in zip(several, known.items(), strict=True):
@@ -319,10 +328,10 @@ def per_image_figure(per_image: pd.DataFrame) -> Drawn | None:
 
 
 def nearest_figure(nearest: NearestImages) -> Drawn:
-    """Samples, each beside the reference images nearest to it, with their distances; two a row.
+    """Samples, each beside the reference images nearest to it, with their distances; two per row.
 
     Returns:
-        The figure, and one row a reference image: `sample`, `rank` from 1, `reference_id`,
+        The figure, and one row per reference image: `sample`, `rank` from 1, `reference_id`,
         `distance` in feature space.
     """
     num_samples, num_nearest = nearest.distance.shape

@@ -6,9 +6,11 @@ import pytest
 from fidelity_folders import SIZES, against_n, reference, summary
 
 from ddpmbench.report.compare_fid import differences_figure
-from ddpmbench.report.fid_page import against_n_figure, per_image_figure
+from ddpmbench.report.fid_page import against_n_figure, fid_figures, per_image_figure
+from ddpmbench.report.fid_text import AGAINST_N_COLUMNS
 
 ENDS = {"fashion-mnist:test": (11.9, 0.25)}
+PER_IMAGE = pd.DataFrame({"nearest_reference_distance": np.nan, "class_entropy": [0.1, 0.2]})
 
 
 # ---- against N
@@ -64,6 +66,18 @@ def test_every_reference_has_a_line_of_its_own():
     assert legend == ["fashion-mnist:test", "fashion-mnist:train"]
 
 
+@pytest.mark.parametrize("is_old", [False, True])
+def test_two_splits_of_one_source_have_their_own_ends_or_none(is_old):
+    splits = {"test": 1.0, "train": 2.0}
+    of = summary([reference("a", split=name, fid_infinity=end) for name, end in splits.items()])
+    names = ["a" if is_old else f"a:{name}" for name in splits]
+    points = [(name, count, 3.0, 0.1) for name in names for count in (8, 4)]
+    table, unknown = pd.DataFrame(points, columns=list(AGAINST_N_COLUMNS)), PER_IMAGE[:0]
+    _, numbers = fid_figures(of, unknown, table, None)["fid_against_n"]()
+    ends = numbers.groupby("reference").fid_infinity.first()
+    assert list(ends) == pytest.approx([np.nan] if is_old else [1, 2], nan_ok=True)
+
+
 # ---- histograms
 
 
@@ -81,11 +95,12 @@ def test_every_sample_is_in_one_bin_of_each_histogram():
 
 
 def test_what_is_not_known_has_no_histogram():
-    table = pd.DataFrame({"nearest_reference_distance": np.nan, "class_entropy": [0.1, 0.2]})
-    figure, numbers = per_image_figure(table)
+    figure, numbers = per_image_figure(PER_IMAGE)
     assert len(figure.axes) == 1
     assert set(numbers.measure) == {"class_entropy"}
-    assert per_image_figure(table.assign(class_entropy=np.nan)) is None
+    of, none = {"num_generated": 2}, pd.DataFrame()
+    assert set(fid_figures(of, PER_IMAGE, none, None)) == {"per_image"}
+    assert fid_figures(of, PER_IMAGE.assign(class_entropy=np.nan), none, None) == {}
 
 
 # ---- differences
