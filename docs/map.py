@@ -48,7 +48,7 @@ def imports(name: str) -> dict[str, int]:
 
 @mpl.rc_context({"svg.hashsalt": "map", "svg.fonttype": "none", "font.size": 8})
 def draw(path: Path) -> None:
-    """Write the map: a row a floor; a box has its purpose and what it imports."""
+    """Write the map: a row per floor; a box has its purpose and what it imports."""
     rows = floors()
     figure = Figure(figsize=(9.5, 0.72 * len(rows) + 0.3))
     axes = figure.subplots()

@@ -19,7 +19,7 @@ from ddpmbench.errors import InputError, listed
 T = TypeVar("T")
 Array = NDArray[np.float64]
 _BINARY = (".npy", ".npz")
-_READ = "a table is read from .npy, .npz, or text with one number a line"
+_READ = "a table is read from .npy, .npz, or text with one number per line"
 _MOST_BYTES = 64 * 2**20
 """Most bytes of a file and of one array; a million numbers with all digits take less."""
 _LONGEST_WORD = 24
@@ -116,7 +116,7 @@ def _too_few_bits(bits: int) -> str:
 
 
 def _from_text(content: bytes) -> Array:
-    """The numbers of a text: one a line, all on one line, or a JSON list."""
+    """The numbers of a text: one per line, all on one line, or a JSON list."""
     try:
         text = content.decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
@@ -138,7 +138,7 @@ def _from_text(content: bytes) -> Array:
     if len(rows) > 1 and most > 1:
         raise InputError(
             f"has {len(rows):,} lines and up to {most:,} numbers on one of them; save the one "
-            "column that is meant, one number a line"
+            "column that is meant, one number per line"
         )
     return np.array([word for row in rows for word in row], dtype=np.float64)
 
@@ -226,7 +226,7 @@ def _check_row(values: Array) -> None:
         raise InputError("holds one number, of a single step; a schedule has two or more")
     if values.ndim != 1 or len(values) < 2:
         raise InputError(
-            f"its shape is {values.shape}, not one row of a number a step; save T numbers, (T,)"
+            f"its shape is {values.shape}, not one row with a number per step; save T numbers, (T,)"
         )
     if len(values) > MAX_TIMESTEPS:
         raise InputError(

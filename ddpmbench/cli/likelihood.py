@@ -245,7 +245,7 @@ _score_options = options.decorate(
 @options.check_option
 @options.run_options
 @options.output_format(
-    "What to print; csv has a row an image, quiet the mean of each set.",
+    "What to print; csv has a row per image, quiet the mean of each set.",
     *("table", "json", "csv", "quiet"),
 )
 def score(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: ANN401

@@ -132,7 +132,7 @@ def _npz_labels(archive: zipfile.ZipFile, num_images: int, path: Path) -> NDArra
     if classes.shape != (num_images,):
         raise refusal(
             path,
-            f"arr_1 has shape {classes.shape} for {num_images} images; save one label an image",
+            f"arr_1 has shape {classes.shape} for {num_images} images; save one label per image",
         )
     labels = classes.astype(np.int64, copy=False)
     if (labels < 0).any():

@@ -199,11 +199,11 @@ def _mapped(pixels: Pixels, shape: tuple[int, ...], function: Callable[[Pixels],
 # ---- Pillow images
 
 _MODES = {
-    "1": "has 1 bit a pixel",
+    "1": "has 1 bit per pixel",
     "P": "has a palette",
     "PA": "has a palette and transparency",
     **dict.fromkeys(("LA", "RGBA"), "has transparency"),
-    **dict.fromkeys(("I", "I;16", "I;16B"), "has more than 8 bits a channel"),
+    **dict.fromkeys(("I", "I;16", "I;16B"), "has more than 8 bits per channel"),
     "F": "has floating-point pixels",
 }
 _PILLOW_MODES = {"rgb": "RGB", "gray": "L"}
@@ -240,7 +240,7 @@ def _refuse_other(image: "Image", convert: str | None) -> None:
     if "transparency" in image.info:
         raise InputError(f"has a transparent color; {_REMEDY}")
     if scaled is not None:
-        raise InputError(f"does not have 8 bits a channel ({scaled}); {_REMEDY}")
+        raise InputError(f"does not have 8 bits per channel ({scaled}); {_REMEDY}")
 
 
 def _holds_only_rgb(image: "Image") -> bool:

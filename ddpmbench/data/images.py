@@ -83,7 +83,7 @@ class ImageSet:
         if len(self.ids) != len(self) or (
             self.labels is not None and self.labels.shape != (len(self),)
         ):
-            raise InputError(f"images {self.source}: there must be one id and one label an image")
+            raise InputError(f"images {self.source}: there must be one id and one label per image")
 
     def __len__(self) -> int:
         return len(self.pixels if self.shapes is None else self.shapes)
@@ -193,8 +193,8 @@ class ImageSet:
         if labels is None:
             problem = (
                 f"has no labels, but the checkpoint is conditioned on {num_classes} classes; put "
-                "the images into a folder a class, add arr_1 to an npz, or name one with `label=N` "
-                f"(it has {known})"
+                "the images into a folder per class, add arr_1 to an npz, or name one with "
+                f"`label=N` (it has {known})"
             )
         elif classes and len(classes) != num_classes:
             problem = (
@@ -219,7 +219,7 @@ class ImageSet:
             return None
         verb = "was" if len(self.skipped) == 1 else "were"
         return (
-            f"{counted(len(self.skipped), 'file')} of {self.name} {verb} passed over; the first: "
+            f"{counted(len(self.skipped), 'file')} of {self.name} {verb} skipped; the first: "
             f"{self.skipped[0]}"
         )
 

@@ -223,7 +223,7 @@ def _labels(path: Path, header: Header) -> Labels:
         return None
     data = _inflated(path, header.labels, 8 * header.num_images + 1)
     if len(data) != 8 * header.num_images:
-        raise InputError(f"{path}: is damaged: it has not a label an image")
+        raise InputError(f"{path}: is damaged: it has not one label per image")
     return np.frombuffer(data, "<i8").astype(np.int64)
 
 
@@ -245,7 +245,7 @@ def _ids(path: Path, header: Header) -> list[str] | None:
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: is damaged: its names of images cannot be read") from error
     if len(ids) != header.num_images:
-        raise InputError(f"{path}: is damaged: it has not a name an image")
+        raise InputError(f"{path}: is damaged: it has not one name per image")
     return ids
 
 

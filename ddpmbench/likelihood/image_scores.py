@@ -58,7 +58,7 @@ class PerImageDesign:
     Raises:
         ValueError: the density is none over t = 2..T, or M is too small.
 
-    Source: Cochran 1977, chapter 5, for two terms a stratum.
+    Source: Cochran 1977, chapter 5, for two terms per stratum.
     """
 
     num_images: int

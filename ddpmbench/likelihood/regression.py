@@ -40,7 +40,7 @@ class GaussianFeatures:
 
     Attributes:
         mean: (C, H, W) of the images in the data range.
-        color: (C, C) orthonormal, one axis a column.
+        color: (C, C) orthonormal, one axis per column.
         level: (D,) index into the spectrum of each coefficient, D = C H W.
         spectrum: (K,) variance of the coefficients of each level.
         schedule: the noise schedule.

@@ -159,7 +159,7 @@ def bound_terms(
             f"{expected}, not {tuple(eps.shape)} and {tuple(model_output.shape)}"
         )
     if t.shape != x_start.shape[:1]:
-        raise ValueError(f"t must hold one timestep an image, not {tuple(t.shape)}")
+        raise ValueError(f"t must hold one timestep per image, not {tuple(t.shape)}")
     if not x_start.is_floating_point():
         raise ValueError(
             f"x_start must be floating point on {data_range.interval}, not {x_start.dtype}"

@@ -286,7 +286,7 @@ _COLUMNS = ["measure", "run", "difference", "half_width", "half_width_unpaired",
 
 @drawing()
 def differences_figure(differences: pd.DataFrame, name: str) -> Drawn | None:
-    """Differences from the first run against the first reference, a run a line.
+    """Differences from the first run against the first reference, a line per run.
 
     Args:
         differences: see `differences_frame`.

@@ -49,7 +49,7 @@ def step_groups(num_timesteps: int) -> NDArray[np.int64]:
 
 
 def by_group(timesteps: pd.DataFrame) -> pd.DataFrame:
-    """One row a group of neighboring timesteps; see `step_groups`.
+    """One row per group of neighboring timesteps; see `step_groups`.
 
     Args:
         timesteps: the columns of `report.tables.per_timestep` and of `rate`, t = 1..T.
@@ -143,8 +143,8 @@ def calls_figure(
         num_replicates: how often each of them had a timestep of the density.
 
     Returns:
-        The figure, and one row a timestep: `t`, `num_evaluations`, `expected` by the density (empty
-        at t = 1, where every such image is), `every_pair`.
+        The figure, and one row per timestep: `t`, `num_evaluations`, `expected` by the density
+        (empty at t = 1, where every such image is), `every_pair`.
     """
     expected = density.assign(expected=num_replicates * num_sampled * density.density)
     numbers = (
@@ -183,7 +183,7 @@ def continuous_figure(terms: pd.DataFrame) -> Drawn:
     little larger. A network that cannot take fractional timesteps shows a gap.
 
     Returns:
-        The figure, and one row a group of timesteps: the means of the columns of
+        The figure, and one row per group of timesteps: the means of the columns of
         `report.tables.continuous_frame`, and the half widths of the errors.
     """
     edges = np.unique(np.geomspace(2, terms.t.max() + 1, _GROUPS + 1).round())
@@ -203,7 +203,7 @@ def continuous_figure(terms: pd.DataFrame) -> Drawn:
 
 @drawing()
 def sub_schedules_figure(table: pd.DataFrame) -> Drawn:
-    """Bound over the number of timesteps, a panel a variance, all with the same axes.
+    """Bound over the number of timesteps, a panel per variance, all with the same axes.
 
     What is far above the least bound is written in the panel; a panel all of whose bounds are
     has an axis of its own.
@@ -263,7 +263,7 @@ def images_figure(bits: NDArray[np.float64], what: str, extremes: Extremes | Non
         extremes: the pictures.
 
     Returns:
-        The figure, and one row a bin: `bits_from`, `bits_to`, `num_images`.
+        The figure, and one row per bin: `bits_from`, `bits_to`, `num_images`.
     """
     figure, (first, *rest) = panels(1 if extremes is None else 3)
     axes = first.subplots()

@@ -72,7 +72,7 @@ def pairs_figure(per_image: pd.DataFrame) -> Drawn:
     """The ODE's bits of each image over those of its variational bound, and the differences.
 
     Returns:
-        The figure, and one row an image: `image_id`, `variational_bound`, `bits_per_dim` and
+        The figure, and one row per image: `image_id`, `variational_bound`, `bits_per_dim` and
         `difference`.
     """
     figure, (both, spread) = axes_panels(2)

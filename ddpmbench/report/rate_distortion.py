@@ -167,7 +167,7 @@ def decoding_figure(decoding: ProgressiveDecoding, curve: pd.DataFrame) -> Drawn
         curve: see `report.tables.rate_distortion`.
 
     Returns:
-        The figure, and one row a picture: `image_id`, `t`, `num_decoded_steps`,
+        The figure, and one row per picture: `image_id`, `t`, `num_decoded_steps`,
         `rate_bits_per_dim` of all images and `rmse` of this one, on 0..255.
 
     Source: Ho, Jain & Abbeel 2020, section 4.3.
@@ -198,10 +198,10 @@ def decoding_figure(decoding: ProgressiveDecoding, curve: pd.DataFrame) -> Drawn
 def generation_figure(
     generation: ProgressiveGeneration,
 ) -> Drawn:
-    """What the network makes of samples after some of T reverse steps, a sample a row.
+    """What the network makes of samples after some of T reverse steps, a row per sample.
 
     Returns:
-        The figure, and one row a picture but the samples: `sample`, `t`, `num_decoded_steps`, and
+        The figure, and one row per picture but the samples: `sample`, `t`, `num_decoded_steps`, and
         `rmse_to_sample` of the two pictures, on 0..255.
 
     Source: Ho, Jain & Abbeel 2020, figure 6.
@@ -224,10 +224,10 @@ def generation_figure(
 
 
 def interpolation_figure(mixed: Interpolation) -> Drawn:
-    """What lies between two images, a pair a row, with the images at its ends.
+    """What lies between two images, a row per pair, with the images at its ends.
 
     Returns:
-        The figure, and one row a picture between: `first_image_id`, `second_image_id`, `t` at
+        The figure, and one row per picture between: `first_image_id`, `second_image_id`, `t` at
         which they were mixed, `weight` of the second, and `rmse_to_first` and `rmse_to_second`,
         on 0..255.
 

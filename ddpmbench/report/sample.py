@@ -125,7 +125,7 @@ def sampler_line(sampler: Mapping[str, Any]) -> str:
         parts.append(f"classes: {sampler['labels']}")
     evaluations = sampler.get("num_evaluations") or steps
     if evaluations != steps:
-        parts.append(f"{counted(evaluations, 'network evaluation')} a sample")
+        parts.append(f"{counted(evaluations, 'network evaluation')} per sample")
     return ", ".join(parts)
 
 
@@ -137,7 +137,7 @@ def samples_figure(pixels: Pixels, labels: NDArray[np.int64] | None = None) -> D
         labels: (N,) the classes.
 
     Returns:
-        The figure, and one row a picture: `sample`, its `row` and `column`, and its `label`.
+        The figure, and one row per picture: `sample`, its `row` and `column`, and its `label`.
     """
     shown = pixels[:NUM_SHOWN]
     index = np.arange(len(shown))

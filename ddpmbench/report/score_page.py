@@ -101,7 +101,8 @@ def scores_figure(per_image: pd.DataFrame) -> Drawn:
     """Histograms of the scores of each image set, raw and less the code length.
 
     Returns:
-        The figure, and one row a set and bin: `score`, `set`, `bits_from`, `bits_to`, `num_images`.
+        The figure, and one row per set and bin: `score`, `set`, `bits_from`, `bits_to`,
+        `num_images`.
     """
     of_each = {
         "bits_per_dim": ("Bound of each image", per_image.bits_per_dim),
@@ -128,7 +129,7 @@ def extremes_figure(per_image: pd.DataFrame, extremes: Mapping[str, Extremes]) -
     """The images with the fewest and the most bits of each image set.
 
     Returns:
-        The figure, and one row a picture: `set`, `end`, `image_id`, `bits_per_dim`.
+        The figure, and one row per picture: `set`, `end`, `image_id`, `bits_per_dim`.
     """
     figure, parts = panels(2 * len(extremes))
     ends = [(name, *end) for name, shown in extremes.items() for end in shown.ends]

@@ -133,7 +133,7 @@ class Scored:
 
 
 def per_image_frame(sets: Sequence[Scored]) -> pd.DataFrame:
-    """One row an image, in bits per dimension."""
+    """One row per image, in bits per dimension."""
     frames = []
     for name, scored in zip(SETS, sets, strict=False):
         images = scored.images

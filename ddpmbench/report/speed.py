@@ -152,7 +152,7 @@ def _speed(per_second: float) -> str:
 
 @drawing()
 def batch_figure(speeds: pd.DataFrame, *, unit: str) -> Drawn:
-    """Speed against the batch size: a line an engine, a panel a kind of work.
+    """Speed against the batch size: a line per engine, a panel per kind of work.
 
     Returns:
         The figure, and `panel`, `engine`, `batch_size`, `per_second` (in the unit), sorted.
@@ -186,7 +186,7 @@ def batch_figure(speeds: pd.DataFrame, *, unit: str) -> Drawn:
 
 @drawing()
 def parts_figure(parts: pd.DataFrame) -> Drawn:
-    """Shares of the time of network, noise and rest, a bar a kind of work.
+    """Shares of the time of network, noise and rest, a bar per kind of work.
 
     Returns:
         The figure, and `row`, `precision`, and the milliseconds `network`, `noise` and `rest`.

@@ -45,7 +45,7 @@ _MOST_STEPS = 100_000
 class SamplerChoice:
     """A sampler and its settings; None is the sampler's default.
 
-    | method | class | network evaluations a sample, with T timesteps |
+    | method | class | network evaluations per sample, with T timesteps |
     |---|---|---|
     | ancestral | `AncestralSampler` | T |
     | ddim | `DdimSampler` | T |

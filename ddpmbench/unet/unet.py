@@ -88,7 +88,7 @@ class UNetConfig:
         """Check the configuration."""
         self._check_ranges()
         if len(self.attention) != len(self.channels) or not self.channels:
-            raise InputError("network: `channels` and `attention` need one entry a resolution")
+            raise InputError("network: `channels` and `attention` need one entry per resolution")
         if self.out_channels not in (self.in_channels, 2 * self.in_channels):
             raise InputError("network: the output needs once or twice the channels of the image")
         if (blocks := len(self.channels) * self.num_blocks) > MAX_BLOCKS:

@@ -21,7 +21,7 @@ from ddpmbench.errors import InputError
 BETAS = np.linspace(1e-4, 0.02, 1000)
 PRODUCTS = np.cumprod(1 - BETAS)
 LINES = "\n".join(map(repr, BETAS.tolist()))
-READ = ".npy, .npz, or text with one number a line"
+READ = ".npy, .npz, or text with one number per line"
 
 # ---- names with numbers
 

@@ -42,7 +42,7 @@ def process_for(x_start):
 
 
 def exact_bits(x_start, process):
-    """(n,) bits a dimension of each image, expectations in closed form or by quadrature."""
+    """(n,) bits per dimension of each image, expectations in closed form or by quadrature."""
     kept = LINEAR.subset(STEPS)
     last = float(kept.alphas_cumprod[-1])
     nats = 0.5 * (last * np.square(x_start) - last - np.log1p(-last)).mean(1)

@@ -70,7 +70,7 @@ def test_links_are_followed_but_not_in_a_circle(tmp_path):
 
 
 def tiff_16_bit_rgb():
-    """A minimal uncompressed TIFF of 8x8 RGB with 16 bits a channel."""
+    """A minimal uncompressed TIFF of 8x8 RGB with 16 bits per channel."""
     entries = [(256, 4, 1, 8), (257, 4, 1, 8), (258, 3, 3, 134), (259, 3, 1, 1), (262, 3, 1, 2)]
     entries += [(273, 4, 1, 140), (277, 3, 1, 3), (278, 4, 1, 8), (279, 4, 1, 384)]
     directory = b"".join(struct.pack("<HHII", *entry) for entry in entries)
@@ -88,14 +88,14 @@ BAD_IMAGES = {
     "rgba.png": (lambda: encoded(rgb().convert("RGBA")), "transparency (mode RGBA); save it"),
     "la.png": (lambda: encoded(gray().convert("LA")), "transparency (mode LA); save it"),
     "palette.png": (lambda: encoded(rgb().convert("P")), "palette (mode P); save it"),
-    "one.png": (lambda: encoded(gray().convert("1")), "1 bit a pixel (mode 1); save it"),
+    "one.png": (lambda: encoded(gray().convert("1")), "1 bit per pixel (mode 1); save it"),
     "gray16.png": (
         lambda: encoded(Image.fromarray(np.zeros((8, 8), np.uint16))),
-        "more than 8 bits a channel (mode I;16",
+        "more than 8 bits per channel (mode I;16",
     ),
     "gray32.tif": (
         lambda: encoded(Image.fromarray(np.zeros((8, 8), np.int32)), "TIFF"),
-        "more than 8 bits a channel (mode I)",
+        "more than 8 bits per channel (mode I)",
     ),
     "float.tif": (
         lambda: encoded(Image.fromarray(np.zeros((8, 8), np.float32)), "TIFF"),
@@ -103,9 +103,9 @@ BAD_IMAGES = {
     ),
     "cmyk.jpg": (lambda: encoded(rgb().convert("CMYK"), "JPEG"), "not gray or RGB (mode CMYK)"),
     "keyed.png": (lambda: encoded(rgb(), transparency=(1, 2, 3)), "transparent color"),
-    "rgb16.png": (lambda: png(8, 8, bit_depth=16, color=2, row=bytes(48)), "8 bits a channel"),
-    "rgb16.tif": (tiff_16_bit_rgb, "8 bits a channel"),
-    "gray4.png": (lambda: png(8, 8, bit_depth=4, color=0, row=bytes(4)), "8 bits a channel"),
+    "rgb16.png": (lambda: png(8, 8, bit_depth=16, color=2, row=bytes(48)), "8 bits per channel"),
+    "rgb16.tif": (tiff_16_bit_rgb, "8 bits per channel"),
+    "gray4.png": (lambda: png(8, 8, bit_depth=4, color=0, row=bytes(4)), "8 bits per channel"),
     "colored.gif": (lambda: encoded(rgb(), "GIF"), "palette (mode P)"),
     "animated.gif": (
         lambda: encoded(gray(), "GIF", save_all=True, append_images=[gray(), rgb()]),
@@ -138,7 +138,7 @@ BAD_IMAGES = {
 
 
 @pytest.mark.parametrize("name", BAD_IMAGES)
-def test_a_bad_image_is_named_wherever_it_stands_or_passed_over(tmp_path, name):
+def test_a_bad_image_is_named_wherever_it_stands_or_skipped(tmp_path, name):
     content, reason = BAD_IMAGES[name]
     (tmp_path / name).write_bytes(content())
     assert "holds no image that can be read" in refused(tmp_path, on_bad="skip")
@@ -152,7 +152,7 @@ def test_a_bad_image_is_named_wherever_it_stands_or_passed_over(tmp_path, name):
     assert [line.startswith(f"{tmp_path / name}: ") for line in left.skipped] == [True]
 
 
-def test_all_bad_images_are_passed_over_and_those_unlike_the_others(tmp_path):
+def test_all_bad_images_are_skipped_and_those_unlike_the_others(tmp_path):
     folder = save_folder(tmp_path / "images", random_images(10, 8, 8, 3))
     whole = load_images(folder)
     others = {"gray.png": gray(), "large.png": rgb(9, 9), "small.png": rgb(1, 1)}

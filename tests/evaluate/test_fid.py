@@ -94,12 +94,12 @@ def test_the_distance_is_that_of_the_features(small_model, reference, network, w
             db.SamplerChoice("predictor-corrector", snr=0.1),
             12,
             "predictor-corrector, T = 6 of 40, fixed_large, Langevin steps 1, r = 0.1, clip, "
-            "12 network evaluations a sample, 288 network evaluations, seed 0",
+            "12 network evaluations per sample, 288 network evaluations, seed 0",
         ),
         (
             db.SamplerChoice("ode"),
             11,
-            "ode, T = 6 of 40, heun, clip, 11 network evaluations a sample, "
+            "ode, T = 6 of 40, heun, clip, 11 network evaluations per sample, "
             "264 network evaluations, seed 0",
         ),
     ],

@@ -53,7 +53,7 @@ def test_the_interval_for_these_images_covers(num_images, draws):
 
 @pytest.mark.parametrize("num_images", [4, 16])
 def test_two_draws_have_as_many_degrees_of_freedom_as_they_should(num_images):
-    """Where all pairs are equally noisy there is one a pair, and the interval is tight."""
+    """Where all pairs are equally noisy there is one per pair, and the interval is tight."""
     design, generator = EveryPairDesign(num_images, 6, 2), np.random.default_rng(1)
     covered, ratios = 0, []
     for _ in range(REPEATS):

@@ -132,7 +132,7 @@ def test_each_image_of_a_batch_has_its_own_time(resampling, scale_shift):
         ({"out_channels": 3}, "once or twice"),
         ({"channels": (8, 18)}, "norm groups 4 do not divide 18 channels"),
         ({"num_heads": 3}, "do not split into attention heads"),
-        ({"attention": (True,)}, "one entry a resolution"),
+        ({"attention": (True,)}, "one entry per resolution"),
     ],
 )
 def test_what_is_no_network_is_refused(changes, words):
