@@ -1,7 +1,8 @@
 """The processes that torchrun started for a run; without torchrun there is one.
 
-They share the run folder and nothing else. Each computes its share of the missing entries on its
-own, and waits for the others between two estimates of the bound.
+They share the run folder, where each keeps the entries that it computes on its own, and what rank 0
+decides: which entries are missing, what the bound is, whether to go on. They wait for each other
+before and after each pass over entries, when rank 0 reduces them, and when all is written.
 """
 
 import contextlib
