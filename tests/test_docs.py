@@ -222,7 +222,7 @@ def test_the_counts_are_those_that_are_counted():
 
 
 def test_the_floor_is_its_formula():
-    (evaluations,) = re.findall(r"([\d,]+) evaluations a second", SPEED)
+    (evaluations,) = re.findall(r"([\d,]+) evaluations per second", SPEED)
     flop = counts.networks()["ddpm-cifar10-32"].flop
     assert int(evaluations.replace(",", "")) == pytest.approx(400e12 / flop, rel=0.01)
 
