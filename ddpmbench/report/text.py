@@ -22,10 +22,11 @@ MOST_DIGITS = 4
 
 
 def digits_by(half_width: float | None, most: int = MOST_DIGITS) -> int:
-    """Decimals that give a half width three significant digits, at most `most`."""
+    """Decimals that give a half width three significant digits, at most `most`, but at least one."""
     if half_width is None or not 0 < half_width < math.inf:
         return most
-    return min(most, max(0, 2 - math.floor(math.log10(half_width))))
+    first = -math.floor(math.log10(half_width))  # the decimal of the first significant digit
+    return max(first, min(most, max(0, first + 2)))
 
 
 def with_interval(

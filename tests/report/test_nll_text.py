@@ -11,7 +11,7 @@ from ddpmbench.likelihood.bound import BoundEstimate
 from ddpmbench.likelihood.precision import Correction
 from ddpmbench.report.nll_text import printed_nll
 from ddpmbench.report.tables import Comparability, in_bits, summary
-from ddpmbench.report.text import is_worse_than_raw_pixels
+from ddpmbench.report.text import is_worse_than_raw_pixels, with_interval
 
 CORRECTION = Correction(kl=-0.003, decoder=-0.007, variance=1e-7, half_width=0.004, num_terms=1000)
 RECORD = {
@@ -100,3 +100,18 @@ def test_one_of_a_thing_is_singular(estimator, sampling, words):
     of = {"estimator": estimator, "sampling": sampling, "num_evaluations": 1}
     text = printed_nll({**SUMMARY, **of}, "table")
     assert f"{estimator}, {words}, 1 network evaluation, seed 0" in text
+
+
+@pytest.mark.parametrize(
+    ("half_width", "text"),
+    [
+        (18.84, "+1.2 +- 18.8"),
+        (0.0153, "+1.2346 +- 0.0153"),
+        (0.000096, "+1.23457 +- 0.00010"),
+        (0.00004, "+1.23457 +- 0.00004"),
+        (3e-9, "+1.234567890 +- 0.000000003"),
+        (0.0, "+1.2346 +- 0.0000"),
+    ],
+)
+def test_an_interval_of_some_width_never_reads_as_none(half_width, text):
+    assert with_interval(1.23456789, half_width, sign="+") == text
