@@ -22,10 +22,10 @@ from ddpmbench.evaluate.sample import MadeBy, load_samples
 from ddpmbench.execution.progress import tell
 from ddpmbench.execution.samples import Generation
 from ddpmbench.files import replacing
+from ddpmbench.metrics.feature_networks import EFFICIENTNET
+from ddpmbench.metrics.frechet import leave_one_out
+from ddpmbench.metrics.statistics import Estimate
 from ddpmbench.report.figures import COLORS, GRID, drawing
-from ddpmbench.samples.feature_networks import EFFICIENTNET
-from ddpmbench.samples.frechet import leave_one_out
-from ddpmbench.samples.statistics import Estimate
 
 COLUMNS = ("sampler", "settings", "num_timesteps", "num_evaluations", "num_samples")
 REAL, REFERENCE = "real images", 5000

@@ -21,9 +21,9 @@ import ddpmbench as db
 from ddpmbench.errors import InputError
 from ddpmbench.execution.devices import device_name, strict_float32
 from ddpmbench.execution.engine import Engine
-from ddpmbench.samples.feature_networks import EFFICIENTNET, FeatureNetwork, load_feature_network
-from ddpmbench.samples.frechet import frechet_distance, leave_one_out
-from ddpmbench.samples.statistics import FeatureGaussian, feature_statistics
+from ddpmbench.metrics.feature_networks import EFFICIENTNET, FeatureNetwork, load_feature_network
+from ddpmbench.metrics.frechet import frechet_distance, leave_one_out
+from ddpmbench.metrics.statistics import FeatureGaussian, feature_statistics
 from ddpmbench.unet.precision import Precision
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))

@@ -7,7 +7,7 @@ import time
 
 from ddpmbench.execution import worker
 from ddpmbench.execution.engine import Engine
-from ddpmbench.samples.feature_networks import FeatureNetwork
+from ddpmbench.metrics.feature_networks import FeatureNetwork
 from ddpmbench.train import loop
 
 

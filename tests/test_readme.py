@@ -19,14 +19,14 @@ from ddpmbench.evaluate.nll import evaluate_nll
 from ddpmbench.evaluate.page import RECORD
 from ddpmbench.evaluate.rate_distortion import progressive_pictures
 from ddpmbench.evaluate.score import score_images
+from ddpmbench.metrics.feature_networks import load_feature_network
+from ddpmbench.metrics.scores import PROTOCOLS
 from ddpmbench.report.compare_nll import printed_comparison
 from ddpmbench.report.fid_text import printed_fid
 from ddpmbench.report.nll_text import printed_nll
 from ddpmbench.report.rate_distortion import curve_summary, printed_rate_distortion
 from ddpmbench.report.score_text import p_words, printed_scores
 from ddpmbench.report.text import with_interval
-from ddpmbench.samples.feature_networks import load_feature_network
-from ddpmbench.samples.scores import PROTOCOLS
 
 README = (ROOT / "README.md").read_text()
 RUN_FOLDER = (ROOT / "docs" / "reference" / "run_folder.md").read_text()

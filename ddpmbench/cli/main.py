@@ -75,7 +75,7 @@ def env() -> None:
     from ddpmbench.checkpoints.load import load_checkpoint
     from ddpmbench.data.datasets import cache_folder, dataset_specs, is_at_hand
     from ddpmbench.execution.folder import describe_devices, source_revision, versions
-    from ddpmbench.samples.feature_weights import feature_networks
+    from ddpmbench.metrics.feature_weights import feature_networks
 
     facts = [
         (name, version or f"missing: pip install {name}") for name, version in versions().items()

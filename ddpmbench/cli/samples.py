@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from ddpmbench.execution.features import Cost
     from ddpmbench.execution.samples import SampleSettings
     from ddpmbench.execution.worker import RunListener
-    from ddpmbench.samples.feature_networks import FeatureNetwork
-    from ddpmbench.samples.statistics import ReferenceStatistics
+    from ddpmbench.metrics.feature_networks import FeatureNetwork
+    from ddpmbench.metrics.statistics import ReferenceStatistics
 
 _sampler_options = options.decorate(
     options.choice(
@@ -329,8 +329,8 @@ def _print_cost(cost: "Cost") -> None:
 
 def _network(given: dict[str, Any], local_rank: int) -> "tuple[FeatureNetwork, Any]":
     from ddpmbench.execution.devices import resolve_device
-    from ddpmbench.samples.feature_networks import load_feature_network, resizes_inside
-    from ddpmbench.samples.scores import protocol_named
+    from ddpmbench.metrics.feature_networks import load_feature_network, resizes_inside
+    from ddpmbench.metrics.scores import protocol_named
 
     name = given["feature_network"]
     protocol = protocol_named(given["protocol"], resizes_inside=resizes_inside(name))

@@ -19,12 +19,12 @@ from ddpmbench.execution.finished_runs import ENVIRONMENT
 from ddpmbench.execution.folder import RunFolder
 from ddpmbench.execution.samples import Generation, SampleSettings
 from ddpmbench.execution.session import session
+from ddpmbench.metrics.feature_networks import FeatureNetwork
+from ddpmbench.metrics.scores import PUBLISHED_AT, Protocol
+from ddpmbench.metrics.statistics import ReferenceStatistics, is_statistics, read_statistics
 from ddpmbench.report.display import Card, Draw, PageReport
 from ddpmbench.report.fid_text import SCHEMA, fid_card
 from ddpmbench.report.folder_contents import read_environment
-from ddpmbench.samples.feature_networks import FeatureNetwork
-from ddpmbench.samples.scores import PUBLISHED_AT, Protocol
-from ddpmbench.samples.statistics import ReferenceStatistics, is_statistics, read_statistics
 from ddpmbench.sanity_check.run import PreliminaryCheck
 from ddpmbench.unet.precision import Precision
 from ddpmbench.version import __version__

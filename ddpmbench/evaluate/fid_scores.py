@@ -22,6 +22,19 @@ from ddpmbench.execution.folder import RunFolder
 from ddpmbench.execution.samples import SAMPLES, Generation, write_samples
 from ddpmbench.execution.store import Store, gathered
 from ddpmbench.execution.stored_images import NEAREST, NearestImages
+from ddpmbench.metrics.feature_networks import FeatureNetwork
+from ddpmbench.metrics.precision_recall import NEIGHBORS, nearest_images
+from ddpmbench.metrics.scores import (
+    PUBLISHED_AT,
+    SUBSET_SIZE,
+    SUBSETS,
+    InceptionScore,
+    Protocol,
+    Scores,
+    inception_score,
+    scores_of,
+)
+from ddpmbench.metrics.statistics import Estimate, FeatureGaussian
 from ddpmbench.report.fid_text import (
     AGAINST_N,
     AGAINST_N_COLUMNS,
@@ -32,19 +45,6 @@ from ddpmbench.report.fid_text import (
     SCHEMA,
     half_width_of,
 )
-from ddpmbench.samples.feature_networks import FeatureNetwork
-from ddpmbench.samples.precision_recall import NEIGHBORS, nearest_images
-from ddpmbench.samples.scores import (
-    PUBLISHED_AT,
-    SUBSET_SIZE,
-    SUBSETS,
-    InceptionScore,
-    Protocol,
-    Scores,
-    inception_score,
-    scores_of,
-)
-from ddpmbench.samples.statistics import Estimate, FeatureGaussian
 from ddpmbench.unet.precision import Precision
 
 _SHOWN, _NEAREST_SHOWN = 8, 4  # samples, and real images beside each

@@ -23,8 +23,8 @@ from ddpmbench.execution.session import Session
 from ddpmbench.execution.store import Arrays, FolderStore, Store, num_missing, recomputed
 from ddpmbench.execution.timing import seconds_per_call
 from ddpmbench.execution.worker import RunListener, Worker
-from ddpmbench.samples.feature_networks import FeatureNetwork
-from ddpmbench.samples.statistics import ReferenceStatistics
+from ddpmbench.metrics.feature_networks import FeatureNetwork
+from ddpmbench.metrics.statistics import ReferenceStatistics
 
 WORTH_SAYING = 60.0
 """Seconds that a run must take for its cost to be reported."""

@@ -101,7 +101,7 @@ METRICS = {
         in_figure=True,
     ),
 }
-"""Metrics by their names in `summary.json`, in its order; computed by `samples.scores`."""
+"""Metrics by their names in `summary.json`, in its order; computed by `metrics.scores`."""
 AGAINST_REFERENCE = tuple(name for name, metric in METRICS.items() if metric.has_reference)
 WITHOUT_REFERENCE = tuple(name for name in METRICS if name not in AGAINST_REFERENCE)
 

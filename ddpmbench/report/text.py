@@ -22,7 +22,7 @@ MOST_DIGITS = 4
 
 
 def digits_by(half_width: float | None, most: int = MOST_DIGITS) -> int:
-    """Decimals that give a half width three significant digits, at most `most`, but at least one."""
+    """Decimals that give a half width three significant digits, at most `most`, or else one."""
     if half_width is None or not 0 < half_width < math.inf:
         return most
     first = -math.floor(math.log10(half_width))  # the decimal of the first significant digit

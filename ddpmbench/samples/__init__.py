@@ -1,1 +1,1 @@
-"""Samplers, and metrics of samples from features."""
+"""Samplers, and pictures along their chains."""

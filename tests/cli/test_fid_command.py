@@ -58,10 +58,10 @@ def test_published_weights_are_fetched_once_and_their_distance_is_called_fid(
     content = network.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
     for name, value in {
-        "samples.feature_weights.INCEPTION_URL": network.as_uri(),
-        "samples.feature_weights.INCEPTION_BYTES": len(content),
-        "samples.feature_weights.INCEPTION_SHA256": digest,
-        "samples.feature_networks.INCEPTION_SHA256": digest,
+        "metrics.feature_weights.INCEPTION_URL": network.as_uri(),
+        "metrics.feature_weights.INCEPTION_BYTES": len(content),
+        "metrics.feature_weights.INCEPTION_SHA256": digest,
+        "metrics.feature_networks.INCEPTION_SHA256": digest,
     }.items():
         monkeypatch.setattr(f"ddpmbench.{name}", value)
     command = ["fid", "--ckpt", small_checkpoint, "--data", small_npz, "--num-generated", 4]
@@ -71,7 +71,7 @@ def test_published_weights_are_fetched_once_and_their_distance_is_called_fid(
     assert "is not FID" not in printed
     kept = tmp_path / "cache" / "inception" / "inception-2015-12-05.pt"
     assert kept.read_bytes() == content
-    monkeypatch.setattr("ddpmbench.samples.feature_weights.INCEPTION_URL", "file:///nothing")
+    monkeypatch.setattr("ddpmbench.metrics.feature_weights.INCEPTION_URL", "file:///nothing")
     assert invoke(*command, "--out", tmp_path / "again")[1].split()[1] == printed.split()[1]
 
 
@@ -141,7 +141,7 @@ def test_a_cache_that_cannot_be_written_is_named(fid, tmp_path, monkeypatch):
 
 def test_without_weights_nothing_is_sampled(refused, monkeypatch):
     monkeypatch.setattr(
-        "ddpmbench.samples.feature_weights.INCEPTION_URL", "http://127.0.0.1:1/nothing"
+        "ddpmbench.metrics.feature_weights.INCEPTION_URL", "http://127.0.0.1:1/nothing"
     )
     monkeypatch.setattr(UNet, "forward", None)
     assert "inception" in refused("fid")

@@ -13,7 +13,7 @@ from numpy.lib import format as npy
 
 from ddpmbench.data.load import load_images
 from ddpmbench.errors import InputError
-from ddpmbench.samples.statistics import is_statistics, read_statistics
+from ddpmbench.metrics.statistics import is_statistics, read_statistics
 
 
 def npz_with_bad_checksum():

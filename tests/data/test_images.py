@@ -21,7 +21,7 @@ from ddpmbench.data.images import ImageSet
 from ddpmbench.data.load import load_images
 from ddpmbench.errors import InputError
 from ddpmbench.evaluate.nll import evaluate_nll
-from ddpmbench.samples.statistics import is_statistics
+from ddpmbench.metrics.statistics import is_statistics
 
 
 @settings(max_examples=20, deadline=None)

@@ -18,11 +18,11 @@ from setups import slow_samples
 import ddpmbench as db
 from ddpmbench.evaluate.fid import load_reference
 from ddpmbench.execution import features
+from ddpmbench.metrics.feature_networks import load_feature_network
+from ddpmbench.metrics.frechet import frechet_distance, frechet_infinity
+from ddpmbench.metrics.scores import PROTOCOLS
+from ddpmbench.metrics.statistics import feature_statistics
 from ddpmbench.report.fid_text import fid_facts
-from ddpmbench.samples.feature_networks import load_feature_network
-from ddpmbench.samples.frechet import frechet_distance, frechet_infinity
-from ddpmbench.samples.scores import PROTOCOLS
-from ddpmbench.samples.statistics import feature_statistics
 from ddpmbench.unet.unet import UNet
 
 N = 24

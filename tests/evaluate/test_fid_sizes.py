@@ -15,8 +15,8 @@ from ddpmbench.execution.features import compute_features
 from ddpmbench.execution.store import MemoryStore, gathered
 from ddpmbench.execution.stored_images import NearestImages
 from ddpmbench.execution.worker import Worker
-from ddpmbench.samples.feature_networks import load_feature_network
-from ddpmbench.samples.scores import PROTOCOLS
+from ddpmbench.metrics.feature_networks import load_feature_network
+from ddpmbench.metrics.scores import PROTOCOLS
 
 CPU = torch.device("cpu")
 SHAPES = [(8, 8, 3), (12, 9, 3), (8, 8)]  # as files go round: two sizes, and gray

@@ -14,8 +14,8 @@ from feature_networks import write_network
 from sealing import edit, read_record
 
 import ddpmbench as db
+from ddpmbench.metrics.feature_networks import load_feature_network
 from ddpmbench.report.display import Shown
-from ddpmbench.samples.feature_networks import load_feature_network
 
 HOSTILE = "<script>alert('&')</script>" + "x" * 300
 LONGEST = 500

@@ -16,10 +16,10 @@ import ddpmbench as db
 from ddpmbench import checksums
 from ddpmbench.evaluate.sample import load_samples
 from ddpmbench.execution import worker
+from ddpmbench.metrics.scores import PROTOCOLS
 from ddpmbench.report.fid_page import pictures_of
 from ddpmbench.report.folder_contents import read_environment
 from ddpmbench.report.nll_page import run_figures
-from ddpmbench.samples.scores import PROTOCOLS
 
 FLIPS = {"importance": 1, "pairs": 4, "sample": 4, "fid": 4}
 """Of each file, at random places; to read a folder of an importance sample takes longest."""

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from fidelity_folders import HASH, of_another_network, reference, summary
 
+from ddpmbench.metrics.scores import Scores
 from ddpmbench.report.fid_text import (
     AGAINST_REFERENCE,
     METRICS,
@@ -17,7 +18,6 @@ from ddpmbench.report.fid_text import (
     printed_fid,
     scores,
 )
-from ddpmbench.samples.scores import Scores
 
 TWO = [reference(), reference("fashion-mnist:train", fid=3.25, fid_infinity=2.5)]
 NAME = f"FD[{HASH[:12]}]"

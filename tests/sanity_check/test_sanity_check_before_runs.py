@@ -31,8 +31,8 @@ from ddpmbench.evaluate import fid
 from ddpmbench.execution.distributed import Ranks
 from ddpmbench.execution.features import FidelityListener
 from ddpmbench.execution.session import Session
-from ddpmbench.samples.feature_networks import load_feature_network
-from ddpmbench.samples.scores import PROTOCOLS
+from ddpmbench.metrics.feature_networks import load_feature_network
+from ddpmbench.metrics.scores import PROTOCOLS
 from ddpmbench.sanity_check import run as check
 from ddpmbench.sanity_check.check import Outcome
 from ddpmbench.sanity_check.run import (

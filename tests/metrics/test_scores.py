@@ -9,9 +9,9 @@ import torch
 from feature_networks import write_network
 
 import ddpmbench as db
-from ddpmbench.samples import scores
-from ddpmbench.samples.precision_recall import nearest_images, precision_recall
-from ddpmbench.samples.scores import PROTOCOLS, inception_score, kernel_distance
+from ddpmbench.metrics import scores
+from ddpmbench.metrics.precision_recall import nearest_images, precision_recall
+from ddpmbench.metrics.scores import PROTOCOLS, inception_score, kernel_distance
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what its own imports warn of is not ours to mend

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from ddpmbench.errors import InputError
-from ddpmbench.samples import statistics
-from ddpmbench.samples.statistics import (
+from ddpmbench.metrics import statistics
+from ddpmbench.metrics.statistics import (
     FeatureGaussian,
     feature_statistics,
     is_statistics,

@@ -19,14 +19,14 @@ from ddpmbench.data.file_kinds import require_regular
 from ddpmbench.data.images import ImageSet
 from ddpmbench.errors import InputError, whole_number
 from ddpmbench.files import sha256_of
-from ddpmbench.records import short_repr, short_value
-from ddpmbench.samples.feature_weights import (
+from ddpmbench.metrics.feature_weights import (
     EFFICIENTNET_SHA256,
     INCEPTION,
     INCEPTION_SHA256,
     efficientnet_file,
     inception_file,
 )
+from ddpmbench.records import short_repr, short_value
 
 EFFICIENTNET = "efficientnet-lite0"
 _CPU = torch.device("cpu")
@@ -57,7 +57,7 @@ class FeatureNetwork(abc.ABC):
         name: the network's name.
         sha256: of the weights.
         num_features: D.
-        resize: "clean" or "legacy_tensorflow"; see `samples.scores`.
+        resize: "clean" or "legacy_tensorflow"; see `metrics.scores`.
     """
 
     name: str

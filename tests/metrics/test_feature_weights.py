@@ -8,8 +8,8 @@ import time
 import pytest
 
 from ddpmbench.errors import InputError
-from ddpmbench.samples import feature_weights
-from ddpmbench.samples.feature_weights import INCEPTION, efficientnet_file, inception_file
+from ddpmbench.metrics import feature_weights
+from ddpmbench.metrics.feature_weights import INCEPTION, efficientnet_file, inception_file
 
 CONTENT = bytes(range(256)) * 4096
 

@@ -10,10 +10,9 @@ from scipy.special import log_softmax
 
 from ddpmbench.diffusion.data_range import EightBit
 from ddpmbench.errors import InputError, one_of
-from ddpmbench.records import short_repr
-from ddpmbench.samples.frechet import FrechetInfinity, frechet_infinity, leave_one_out
-from ddpmbench.samples.precision_recall import NEIGHBORS, PrecisionRecall, precision_recall
-from ddpmbench.samples.statistics import (
+from ddpmbench.metrics.frechet import FrechetInfinity, frechet_infinity, leave_one_out
+from ddpmbench.metrics.precision_recall import NEIGHBORS, PrecisionRecall, precision_recall
+from ddpmbench.metrics.statistics import (
     Estimate,
     FeatureGaussian,
     Floats,
@@ -21,6 +20,7 @@ from ddpmbench.samples.statistics import (
     checked_pair,
     feature_statistics,
 )
+from ddpmbench.records import short_repr
 
 PUBLISHED_AT = 50_000
 """Number of samples of published scores."""

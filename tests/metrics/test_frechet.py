@@ -5,8 +5,8 @@ import pytest
 from scipy import linalg, stats
 
 from ddpmbench.errors import InputError
-from ddpmbench.samples.frechet import frechet_distance, frechet_infinity, leave_one_out
-from ddpmbench.samples.statistics import FeatureGaussian, feature_statistics, mean_and_covariance
+from ddpmbench.metrics.frechet import frechet_distance, frechet_infinity, leave_one_out
+from ddpmbench.metrics.statistics import FeatureGaussian, feature_statistics, mean_and_covariance
 
 
 def rotation(size, seed):
@@ -184,7 +184,7 @@ def test_features_of_half_the_digits_are_enough(n, spoil):
 def test_portions_cannot_matter(monkeypatch):
     features, reference = drawn(50, -1.0, 0), feature_statistics(drawn(500, -0.7, 1))
     whole = leave_one_out(features, reference)
-    monkeypatch.setattr("ddpmbench.samples.statistics.CHUNK", 7)
+    monkeypatch.setattr("ddpmbench.metrics.statistics.CHUNK", 7)
     apart = leave_one_out(features, reference)
     np.testing.assert_allclose(apart.without, whole.without, rtol=1e-10)
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ddpmbench.metrics.statistics import Estimate, Floats, checked_pair
 from ddpmbench.records import short_repr
-from ddpmbench.samples.statistics import Estimate, Floats, checked_pair
 
 NEIGHBORS = 3
 """k: the radius of an image is the distance to its k-th neighbor."""

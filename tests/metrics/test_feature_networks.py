@@ -14,9 +14,9 @@ from PIL import Image
 
 from ddpmbench.data.load import load_images
 from ddpmbench.errors import InputError
-from ddpmbench.samples.feature_networks import image_features, load_feature_network
-from ddpmbench.samples.frechet import frechet_distance
-from ddpmbench.samples.statistics import feature_statistics
+from ddpmbench.metrics.feature_networks import image_features, load_feature_network
+from ddpmbench.metrics.frechet import frechet_distance
+from ddpmbench.metrics.statistics import feature_statistics
 
 CPU = torch.device("cpu")
 RESIZERS = ("clean", "legacy_tensorflow")
@@ -109,7 +109,7 @@ def test_logits_are_of_the_same_forward_without_a_bias(stand_in, pictures):
 def test_only_inception_is_called_fid(stand_in, monkeypatch):
     network = load_feature_network(stand_in, resize="clean", device=CPU)
     assert network.label == f"FD[{network.sha256[:12]}]"
-    monkeypatch.setattr("ddpmbench.samples.feature_networks.INCEPTION_SHA256", network.sha256)
+    monkeypatch.setattr("ddpmbench.metrics.feature_networks.INCEPTION_SHA256", network.sha256)
     genuine = load_feature_network(stand_in, resize="clean", device=CPU)
     assert (genuine.label, genuine.name) == ("FID", "inception-2015-12-05")
 

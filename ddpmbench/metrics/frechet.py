@@ -11,8 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ddpmbench.errors import InputError, instance_of
-from ddpmbench.records import short_repr
-from ddpmbench.samples.statistics import (
+from ddpmbench.metrics.statistics import (
     Estimate,
     FeatureArray,
     FeatureGaussian,
@@ -23,6 +22,7 @@ from ddpmbench.samples.statistics import (
     mean_and_covariance,
     without_rounding,
 )
+from ddpmbench.records import short_repr
 
 _STATISTICS = "`feature_statistics` makes one of features"
 

@@ -1,0 +1,1 @@
+"""Metrics of samples from features: FID, KID, Inception score, precision and recall."""
