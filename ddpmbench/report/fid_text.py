@@ -374,7 +374,7 @@ def _csv(summary: dict[str, Any]) -> pd.DataFrame:
 
 
 def reference_name(reference: Mapping[str, Any]) -> str:
-    """A reference as `--data` names it."""
+    """A reference under the name that the user gave."""
     source, split = reference["source"], reference["split"]
     ending = f":{split}" if split else ""
     return str(source) if source.endswith(ending) else f"{source}{ending}"

@@ -187,7 +187,7 @@ def model_facts(summary: Mapping[str, Any]) -> dict[str, str]:
 
 
 def images_name(summary: Mapping[str, Any]) -> str:
-    """The image set, as `--data` names it."""
+    """The image set under the name that the user gave."""
     data = summary["data"]
     return f"{data['source']}:{data['split']}" if data.get("split") else str(data["source"])
 
