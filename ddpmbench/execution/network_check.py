@@ -81,9 +81,10 @@ def check_network(
 
 
 class _NetworkCheck:
-    """Two images at the first and the last timestep, together, one alone, and one beside another.
+    """Two images at the first and the last timestep, together, one alone, and one behind another.
 
-    The other is of another mean and scale, on which an output may depend.
+    The other is of another mean and scale. An output may depend on those, or on the image or the
+    time that stands first or last in the batch.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class _NetworkCheck:
             "time": checkpoint.network_time(steps),
             "labels": torch.tensor(labels, device=device),
         }
-        self._beside = torch.stack([numbers[0], 1 + 2 * numbers[1]]).to(device)
+        self._other = torch.stack([numbers[0], 1 + 2 * numbers[1]]).to(device)
         if not checkpoint.num_classes:
             del self._inputs["labels"]
 
@@ -109,15 +110,15 @@ class _NetworkCheck:
         has_classes, wrapped = bool(checkpoint.num_classes), checkpoint.code is None
         if why := refused_call(checkpoint.network, has_classes=has_classes, wrapped=wrapped):
             raise InputError(f"{self._name}: {why}")
-        both, again, alone = self._output(2), self._output(2), self._output(1)
+        both, again, alone = self._output(0, 1), self._output(0, 1), self._output(0)
         if not _alike(both, again, _REPEAT_TOLERANCE):
             raise InputError(
                 f"{self._name}: gives another output for the same input each time; turn off what "
                 "is random in evaluation, such as F.dropout without training=self.training, and "
                 "what a call leaves behind for the next"
             )
-        beside = self._output(2, self._beside)
-        if not all(_alike(one[:1], both[:1], _BATCH_TOLERANCE) for one in (alone, beside)):
+        behind = self._output(1, 0, x_t=self._other)
+        if not all(_alike(one[-1:], both[:1], _BATCH_TOLERANCE) for one in (alone, behind)):
             raise InputError(
                 f"{self._name}: an image's output depends on the other images of its batch, as of "
                 "a batch normalization that ignores eval(); reduce over the dimensions of each "
@@ -125,9 +126,9 @@ class _NetworkCheck:
             )
         return _numbers_of(both)
 
-    def _output(self, rows: int, x_t: Tensor | None = None) -> Tensor:
+    def _output(self, *rows: int, x_t: Tensor | None = None) -> Tensor:
         given = self._inputs | ({} if x_t is None else {"x_t": x_t})
-        inputs = {name: tensor[:rows].clone() for name, tensor in given.items()}
+        inputs = {name: tensor[list(rows)] for name, tensor in given.items()}
         defaults = torch_defaults()
         with _watching_embeddings(self._checkpoint, inputs["time"], self._name):
             try:
@@ -145,7 +146,7 @@ class _NetworkCheck:
                 f"{self._name}: a call leaves another default of torch behind ({call}), which "
                 "would change the evaluation; set it back before it returns"
             )
-        if not torch.equal(inputs["x_t"], given["x_t"][:rows]):
+        if not torch.equal(inputs["x_t"], given["x_t"][list(rows)]):
             raise InputError(
                 f"{self._name}: changes x_t, its input, in place; begin with x_t = x_t.clone() or "
                 "write x = x + ... in place of x += ..."
