@@ -71,6 +71,11 @@ _DEFAULTS: dict[str, object] = {
     "num_class_embeds": None,
     "num_train_timesteps": None,
 }
+_UNSHAPED = (
+    *("freq_shift", "flip_sin_to_cos", "norm_eps", "norm_num_groups", "attention_head_dim"),
+    "downsample_padding",
+)
+"""Fields that no shape of a weight determines, so that another value would load, too."""
 # Field -> the values that our U-Net can express.
 _ALLOWED: dict[str, tuple[object, ...]] = {
     "resnet_time_scale_shift": ("default", "scale_shift"),
@@ -97,8 +102,8 @@ _UP: dict[str, tuple[bool, Resampling | None]] = {
 _RESAMPLING: dict[str, Resampling] = {"conv": "conv", "resnet": "block"}
 
 
-def read_network(path: Path) -> tuple[UNetConfig, ImageSize | None]:
-    """The network of a `config.json`, and its image size.
+def read_network(path: Path) -> tuple[UNetConfig, ImageSize | None, tuple[str, ...]]:
+    """The network of a `config.json`, its image size, and notes on fields it lacks.
 
     Raises:
         InputError: the file is damaged, or describes a network that our U-Net cannot express; the
@@ -150,7 +155,9 @@ def read_network(path: Path) -> tuple[UNetConfig, ImageSize | None]:
             norm_eps=fields.get("norm_eps", float),
             dropout=fields.get("dropout", float),
         )
-    return config, _image_size(fields)
+    lacking = [f"{name} {_DEFAULTS[name]}" for name in _UNSHAPED if name not in fields.given]
+    line = f"not in {path.name}, taken as diffusers has it by default: {', '.join(lacking)}"
+    return config, _image_size(fields), (line,) if lacking else ()
 
 
 def _blocks(fields: Fields, depth: int) -> tuple[tuple[bool, ...], Resampling]:
@@ -182,7 +189,7 @@ def _optional_integer(fields: Fields, name: str) -> int:
     """A field that is a positive number; 0 if it is null."""
     if fields.values[name] is None:
         return 0
-    if not (value := fields.get(name, int)):
+    if (value := fields.get(name, int)) < 1:
         raise fields.refusal(name, "must be null or at least 1")
     return value
 
@@ -191,11 +198,12 @@ def _image_size(fields: Fields) -> ImageSize | None:
     size = fields.values["sample_size"]
     if size is None:
         return None
-    if not isinstance(size, list):
-        return fields.get("sample_size", int)
-    sides = fields.get("sample_size", tuple[int, ...])
+    if isinstance(size, list):
+        sides = fields.get("sample_size", tuple[int, ...])
+    else:
+        sides = 2 * (fields.get("sample_size", int),)
     if len(sides) != 2 or min(sides) < 1:
-        raise fields.refusal("sample_size", "must be a number, or a height and a width")
+        raise fields.refusal("sample_size", "must be a number from 1 on, or a height and a width")
     return sides[0] if sides[0] == sides[1] else (sides[0], sides[1])
 
 
@@ -252,7 +260,7 @@ def read_diffusers(file: CheckpointFile) -> Checkpoint:
             layout.config, scheduler, weights, file=files.path, sha256=sha256, settings=settings
         )
     else:
-        config, image_size = read_network(layout.config)
+        config, image_size, notes = read_network(layout.config)
         files, weights, sha256, equal = _read_candidates(layout, folder, state)
         conventions = read_scheduler(scheduler, settings, file=files.path, weights=weights)
         stated_by = str(scheduler)
@@ -270,7 +278,7 @@ def read_diffusers(file: CheckpointFile) -> Checkpoint:
             size_multiple=config.size_multiple,
             num_classes=config.num_classes,
             sha256=sha256,
-            notes=conventions.notes,
+            notes=(*notes, *conventions.notes),
             sources=conventions.sources,
         )
     return dataclasses.replace(

@@ -16,7 +16,7 @@ from ddpmbench.checkpoints.network_weights import build_unet, check_outputs
 from ddpmbench.checkpoints.settings import WEIGHTS, Family
 from ddpmbench.checkpoints.weights import FileError, naming, rounding_notes
 from ddpmbench.diffusion.data_range import UNIT_RANGE, DataRange
-from ddpmbench.diffusion.model import Checkpoint, TimeInput
+from ddpmbench.diffusion.model import Checkpoint, TimeInput, sides_of
 from ddpmbench.diffusion.parameterization import Prediction, Process, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.files import os_errors, replacing, sha256_of
@@ -116,6 +116,8 @@ def read_native(path: Path) -> Checkpoint:
     except (msgspec.ValidationError, LookupError, TypeError) as error:
         problem = str(error).replace("`", "")
         raise FileError(path, f"its record lacks or misspells a field: {problem}") from error
+    if fields.image_size is not None and min(sides_of(fields.image_size)) < 1:
+        raise FileError(path, f"its image_size is {fields.image_size}, below 1; copy it again")
     check_outputs(config, fields.variance, source=path)
     weights = {name.removeprefix(_NETWORK): tensor for name, tensor in tensors.items()}
     return Checkpoint(

@@ -195,6 +195,9 @@ def build_unet(
 
 def _joined(parts: Mapping[str, Tensor], source: object) -> Tensor:
     """Queries, keys and values in one tensor; a 1x1 convolution as a matrix."""
+    for name, rows in parts.items():
+        if not is_plain(rows):
+            raise FileError(source, f"{name} {why_not_plain(rows)}")
     matrices = [rows.flatten(1) if rows.ndim > 2 else rows for rows in parts.values()]
     try:
         return torch.cat(matrices) if len(matrices) > 1 else matrices[0]

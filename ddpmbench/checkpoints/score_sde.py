@@ -91,11 +91,10 @@ def read_score_sde(file: CheckpointFile) -> Checkpoint:
 
 def _plain(state: Mapping[str, object], path: Path, where: str = "") -> dict[str, Tensor]:
     """A state dict that holds only dense floating-point tensors."""
-    weights = only_tensors(state, source=str(path))
-    for name, tensor in weights.items():
-        if not is_plain(tensor):
+    for name, tensor in state.items():
+        if isinstance(tensor, Tensor) and not is_plain(tensor):
             raise FileError(path, f"{where}{name} {why_not_plain(tensor)}")
-    return weights
+    return only_tensors(state, source=str(path))
 
 
 # ---- the network

@@ -180,6 +180,9 @@ def test_an_option_overrides_what_the_file_says_and_is_noted(folder):
         ("resnet_time_scale_shift", "spatial"),
         ("resnet_time_scale_shift", "scale_shift"),
         ("sample_size", [8, 16, 16]),
+        ("sample_size", [8, -16]),
+        ("sample_size", -28),
+        ("num_class_embeds", -3),
         ("time_embedding_dim", 100),
         ("time_embedding_type", "fourier"),
         ("up_block_types", ["UpBlock2D", "AttnUpBlock2D"]),
@@ -195,6 +198,17 @@ def test_a_network_that_cannot_be_expressed(folder, field, value):
         named = "up_block_types"  # where the second way of resampling is found
     with refused(path, named):
         load_checkpoint(folder)
+
+
+def test_a_missing_field_that_no_shape_determines_is_noted(folder):
+    config = json.loads((folder / "config.json").read_text())
+    for name in ("freq_shift", "norm_eps", "act_fn"):
+        del config[name]
+    (folder / "config.json").write_text(json.dumps(config))
+    (note,) = load_checkpoint(folder).notes
+    assert note == (
+        "not in config.json, taken as diffusers has it by default: freq_shift 0, norm_eps 1e-05"
+    )
 
 
 def test_a_variance_the_network_has_no_output_for(folder):

@@ -157,6 +157,8 @@ def test_what_is_not_written(small_model, tmp_path):
         ({"data_range": {"low": 1, "high": 0, "levels": 256}}, "data_range=1,0"),
         ({"data_range": {"low": 0, "high": 1, "levels": 1}}, "levels=1"),
         ({"data_range": {"low": 0, "high": 1, "levels": 2.5}}, "record"),
+        ({"image_size": -28}, "image_size"),
+        ({"image_size": [28, 0]}, "image_size"),
         ({"network": None}, "network"),
         ({"network": {"width": 3}}, "width"),
         ({"network": []}, "record"),

@@ -185,6 +185,13 @@ def test_weights_of_a_network_that_cannot_be_read(path, name, shape, word):
         load_checkpoint(path, SAID)
 
 
+def test_sparse_weights_are_refused(path):
+    weights = torch.load(path, weights_only=True)
+    torch.save({name: weight.to_sparse() for name, weight in weights.items()}, path)
+    with refused(path, "is sparse (float32, sparse_coo); save it with .to_dense()"):
+        load_checkpoint(path, SAID)
+
+
 @pytest.mark.parametrize("option", ["betas:bad.npy", "betas:", "lineal:1000", "buffers"])
 def test_an_error_of_the_option_begins_with_the_option(path, option):
     with pytest.raises(InputError) as caught:
