@@ -32,7 +32,7 @@ from subjects import images_for, shortened
 
 from ddpmbench.diffusion.data_range import UNIT_RANGE
 from ddpmbench.diffusion.noise import normal_noise
-from ddpmbench.execution.devices import evaluating, strict_float32
+from ddpmbench.execution.devices import evaluating, keeping_memory, strict_float32
 from ddpmbench.likelihood.designs import EveryPairDesign
 from ddpmbench.likelihood.terms import TermsPass
 from ddpmbench.samples.chain import SAMPLE_DRAW, START
@@ -56,6 +56,16 @@ PIPELINE = [
 LEVELS = {TF32: 0.5, FP16: 0.5, BF16: 2.0}
 """Largest RMS difference of samples, in levels of 255; in float32 no pixel may differ by more than
 one."""
+
+
+@pytest.fixture(autouse=True)
+def steady_memory(bench):
+    """Memory is kept between the rounds, each of which stands for a part of one run.
+
+    Peers on a CPU are in their own process, and keep their settings.
+    """
+    with keeping_memory() if bench.device.type == "cpu" else contextlib.nullcontext():
+        yield
 
 
 @pytest.mark.cases(LOOP)
