@@ -85,7 +85,7 @@ _timesteps_option = click.option(
 
 _precision_option = options.precision(
     "In any but fp32, some terms are evaluated in both, to correct the bound. auto is that of the "
-    "run in --out, if there is one; else fp16 on CUDA, bf16 on a CPU where it is found a third "
+    "run in --out, if there is one; else fp16 on CUDA, bf16 on a CPU where it measures a third "
     "faster, and fp32 elsewhere."
 )
 

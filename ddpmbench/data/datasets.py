@@ -1,4 +1,4 @@
-"""Named data sets: shipped, found on the machine, or downloaded once and verified."""
+"""Named data sets: shipped, on the machine, or downloaded once and verified."""
 
 import contextlib
 import gzip

@@ -217,8 +217,8 @@ Ends = Mapping[str, tuple[float | None, float | None]]
 def _ends(references: Sequence[Mapping[str, Any]]) -> Ends:
     """By reference, its distance at infinitely many samples and the half width.
 
-    Older runs name a reference by its source, which two splits share: then their points are not
-    told apart, and have no end.
+    Older runs name a reference by its source, which two splits share: then their points are
+    mixed, and have no end.
     """
     of_source = Counter(reference["source"] for reference in references)
     return {

@@ -286,8 +286,8 @@ class Checker:
         Args:
             best: the best of `others`, which need not lower the bound.
             evidence: what speaks against it.
-            others: the candidates that the search from the given parameterization found.
-            pairs: those that the search from `best` found.
+            others: the candidates of the search from the given parameterization.
+            pairs: those of the search from `best`.
         """
         smaller = [
             pair for pair in pairs if self._scorer.compared(best.score, pair.score).has_smaller_area
