@@ -1,4 +1,4 @@
-"""The entry point: the commands, `ddpmbench env` among them, and the exit codes."""
+"""The entry point: all commands, `compare`, `report` and `env` among them, and the exit codes."""
 
 import contextlib
 import os
@@ -7,16 +7,17 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 import click
 
+from ddpmbench.cli import options
 from ddpmbench.cli.checkpoint import convert, inspect, speed
 from ddpmbench.cli.codec import compress, decompress
 from ddpmbench.cli.launch import with_options
 from ddpmbench.cli.likelihood import likelihoods, nll, ode, rd, score
-from ddpmbench.cli.runs import compare, report
 from ddpmbench.cli.samples import fid, sample
 from ddpmbench.cli.train import train
 from ddpmbench.errors import InputError, ProcessLostError, ReportedError, printable
@@ -65,6 +66,56 @@ def stopping() -> Iterator[Stopped]:
 
 
 DONE, FAILED, USER_MISTAKE = 0, 1, 2
+
+
+@click.command(short_help="Paired differences between runs.")
+@click.argument("runs", nargs=-1, required=True, metavar="RUN RUN ...", type=options.text)
+@options.path_option(
+    "Folder for the tables, the figure and the page.  [default: a new dated folder under runs/]"
+)
+@options.format_option
+def compare(runs: tuple[str, ...], out: Path | None, output_format: str) -> None:
+    """Differences between runs of nll, or of fid, each against the first, with their intervals.
+
+    Runs of nll must have the same images, conventions and terms; the difference then has a much
+    smaller error than either bound. Use --terms-of to evaluate a second checkpoint on the terms of
+    the first.
+
+    Runs of fid must have the same protocol, number of samples and references. Runs of the same seed
+    share their noise, which reduces the error of the difference.
+
+    \b
+    Examples:
+        ddpmbench nll --ckpt a.safetensors --data cifar10:test --out runs/a
+        ddpmbench nll --ckpt b.safetensors --data cifar10:test --out runs/b --terms-of runs/a
+        ddpmbench compare runs/a runs/b
+        ddpmbench compare runs/ddim-50 runs/ddim-100
+    """
+    from ddpmbench.evaluate.compare import compare
+    from ddpmbench.report.compare_nll import printed_comparison
+
+    folder = out or options.dated_folder("compare")
+    comparison = compare(runs, out=folder)
+    click.echo(printed_comparison(comparison.summary, output_format))
+    click.echo(f"Tables and figure: {folder}", err=True)
+    click.echo(f"Report: {folder / 'report.html'}", err=True)
+
+
+@click.command(short_help="The figures and the page of a finished run.")
+@click.argument("run", metavar="RUN", type=options.path)
+def report(run: Path) -> None:
+    """Draw the figures of a finished run again and write its page, report.html.
+
+    RUN is the folder of a run of nll, rd, ode, likelihoods, score or fid, or of a comparison. No
+    network is evaluated. The page is a single file; its path is printed.
+
+    \b
+    Example:
+        ddpmbench report runs/mine
+    """
+    from ddpmbench.evaluate.finished_reports import write_report
+
+    click.echo(str(write_report(run)))
 
 
 @click.command(short_help="Versions, devices, data sets and caches here.")

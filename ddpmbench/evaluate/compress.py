@@ -21,16 +21,19 @@ from ddpmbench.data.images import ImageSet
 from ddpmbench.data.load import ImageSource, load_images
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError, instance_of, one_of, path_of, whole_number
-from ddpmbench.evaluate.coded_model import (
+from ddpmbench.evaluate.coding import (
     BEST_CONSTANT,
     VARIANCES,
+    CodingSession,
+    Counter,
     as_coded,
     bound_of,
     chosen_process,
+    coding,
     digest_of,
     finished_run,
+    model_of,
 )
-from ddpmbench.evaluate.coding_session import CodingSession, Counter, coding, model_of
 from ddpmbench.evaluate.evaluation import check_images, note_images
 from ddpmbench.evaluate.nll import evaluate_nll
 from ddpmbench.evaluate.other_codecs import CodecSize, other_codecs

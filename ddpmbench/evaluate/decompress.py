@@ -15,7 +15,7 @@ from ddpmbench.data.arrays import PositionIds
 from ddpmbench.data.images import ImageSet
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError, instance_of, whole_number
-from ddpmbench.evaluate.coding_session import CodingSession, Counter, coding, damage_as, model_of
+from ddpmbench.evaluate.coding import CodingSession, Counter, coding, damage_as, model_of
 from ddpmbench.evaluate.progress import listening
 from ddpmbench.execution.samples import write_pngs, write_samples
 from ddpmbench.execution.worker import RunListener

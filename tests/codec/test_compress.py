@@ -23,7 +23,7 @@ from ddpmbench.diffusion.process import Prediction
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError
 from ddpmbench.evaluate import compress as compressing
-from ddpmbench.evaluate.coded_model import VARIANCES, bound_of, chosen_process
+from ddpmbench.evaluate.coding import VARIANCES, bound_of, chosen_process
 from ddpmbench.evaluate.other_codecs import other_codecs
 from ddpmbench.execution import progress as lines
 from ddpmbench.execution.importance import Importance

@@ -19,7 +19,7 @@ from ddpmbench.cli.main import run
 from ddpmbench.codec import container
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError
-from ddpmbench.evaluate import coding_session
+from ddpmbench.evaluate import coding
 from ddpmbench.evaluate import decompress as decompressing
 from ddpmbench.evaluate.decompress import first_image, write_images
 from ddpmbench.execution.worker import RunListener
@@ -188,7 +188,7 @@ def test_other_models_are_refused(coded, model, change, why):
 @pytest.mark.parametrize(
     ("place", "name", "value", "why"),
     [
-        (coding_session, "device_name", lambda device: "another", "device cpu, 1 thread"),
+        (coding, "device_name", lambda device: "another", "device cpu, 1 thread"),
         (torch, "__version__", "9.9", "torch .*, and here it is 9.9"),
     ],
 )
