@@ -38,7 +38,6 @@ from .evaluate.score import score_images as score_images
 from .evaluate.speed import SpeedReport as SpeedReport
 from .evaluate.speed import SpeedSettings as SpeedSettings
 from .evaluate.speed import measure_speed as measure_speed
-from .execution.features import FidelityListener as FidelityListener
 from .execution.samples import SampleSettings as SampleSettings
 from .execution.worker import RunListener as RunListener
 from .likelihood.bound import BoundEstimate as BoundEstimate

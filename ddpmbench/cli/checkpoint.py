@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from ddpmbench.cli import options
-from ddpmbench.cli.launch import note, open_checkpoint, open_prepared, say, with_options
+from ddpmbench.cli.launch import in_options, open_checkpoint, open_prepared, take
+from ddpmbench.execution.progress import note
 
 
 @click.command(short_help="What a checkpoint is, and what command evaluates it.")
@@ -42,12 +43,12 @@ def inspect(ckpt: str, output_format: str, **given: Any) -> None:  # noqa: ANN40
     from ddpmbench.evaluate.inspect import inspect_checkpoint
     from ddpmbench.evaluate.inspect_text import printed_inspect
 
-    how = {name: given.pop(name) for name in ("timesteps", "image_size", "out")}
+    how = take(given, ("timesteps", "image_size", "out"))
     inspection = inspect_checkpoint(ckpt, CheckpointSettings(**given), **how)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 80
     printed = printed_inspect(inspection.summary, output_format, width=width)
     if output_format == "table":
-        printed = with_options(printed, click.get_current_context().command)
+        printed = in_options(printed)
     click.echo("\n".join(map(escaped, printed.splitlines())))  # names in a file may hold anything
     if inspection.folder is not None:
         click.echo(f"Folder: {inspection.folder}", err=True)
@@ -79,7 +80,7 @@ def convert(ckpt: str, out: Path, output_format: str, **given: Any) -> None:  # 
     """
     from ddpmbench.evaluate.convert import convert_checkpoint, printed_conversion
 
-    how = {name: given.pop(name) for name in ("to", "overwrite")}
+    how = take(given, ("to", "overwrite"))
     checkpoint = open_checkpoint({"ckpt": ckpt, **given})
     note(*checkpoint.notes)
     conversion = convert_checkpoint(checkpoint, out, **how)
@@ -147,27 +148,21 @@ def speed(output_format: str, **given: Any) -> None:  # noqa: ANN401
     from ddpmbench.report.speed import printed_speed
     from ddpmbench.unet.precision import Precision
 
-    checkpoint = open_checkpoint({name: given.pop(name) for name in options.CHECKPOINT})
+    checkpoint = open_checkpoint(take(given, options.CHECKPOINT))
     note(*checkpoint.notes)
     data, num_images = given.pop("data"), given.pop("num_images")
-    prepared = {name: given.pop(name) for name in options.PREPARATION}
+    prepared = take(given, options.PREPARATION)
     images = None if data is None else open_prepared(data, prepared, num_images=num_images)
     precisions = tuple(map(Precision, dict.fromkeys(given.pop("precision"))))
     settings = SpeedSettings(
         precisions=precisions or None,
         compiled=given.pop("compiled"),
         num_images=num_images or SpeedSettings.num_images,
-        **{name: given.pop(name) for name in ("half_width", "num_samples", "image_size")},
+        **take(given, ("half_width", "num_samples", "image_size")),
     )
     out: Path | None = given["out"]
-    report = measure_speed(
-        checkpoint,
-        images,
-        settings=settings,
-        **given,
-        command=["ddpmbench", *sys.argv[1:]],
-        tell=say,
-    )
+    command = ["ddpmbench", *sys.argv[1:]]
+    report = measure_speed(checkpoint, images, settings=settings, **given, command=command)
     click.echo(printed_speed(report.summary, output_format))
     if out is not None:
         click.echo(f"Folder: {out}", err=True)

@@ -6,8 +6,9 @@ from typing import Any
 import click
 
 from ddpmbench.cli import options
-from ddpmbench.cli.launch import note, open_checkpoint, open_inputs, resumable
+from ddpmbench.cli.launch import open_checkpoint, open_inputs, resumable, take
 from ddpmbench.errors import InputError
+from ddpmbench.execution.progress import note
 
 
 @click.command(short_help="Compress images losslessly to the length of the bound.")
@@ -78,11 +79,11 @@ def compress(
 
     if page is not None:
         _check_page(page, named_path(out))
-    inputs = {name: given.pop(name) for name in options.INPUTS if name != "timesteps"}
-    checkpoint, images = open_inputs(inputs)
+    timesteps, given["timesteps"] = given["timesteps"], None  # the checkpoint keeps its own
+    checkpoint, images = open_inputs(given)
     note(*checkpoint.notes)
     with resumable(out):
-        report = compressed(checkpoint, images, out, **given)
+        report = compressed(checkpoint, images, out, timesteps=timesteps, **given)
     if page is not None:
         with writing_to(page.parent, "--page"), replacing(page) as temporary:
             temporary.write_text(codec_page(report.summary), encoding="utf-8")
@@ -124,7 +125,7 @@ def decompress(file: Path, out: Path, **given: Any) -> None:  # noqa: ANN401
     from ddpmbench.evaluate.decompress import decompress as decompressed
     from ddpmbench.evaluate.decompress import first_image, new_place, write_images
 
-    how = {name: given.pop(name) for name in ("block", "device")}
+    how = take(given, ("block", "device"))
     new_place(out)  # fail now, not after minutes of decoding
     checkpoint = open_checkpoint(given)
     note(*checkpoint.notes)

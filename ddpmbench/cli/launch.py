@@ -5,7 +5,7 @@ import dataclasses
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,12 +13,11 @@ import click
 
 from ddpmbench.cli import options
 from ddpmbench.errors import InputError
-from ddpmbench.execution.progress import progress, tell
+from ddpmbench.execution.progress import note, warn
 
 if TYPE_CHECKING:
     from ddpmbench.data.images import ImageSet
     from ddpmbench.diffusion.model import Checkpoint
-    from ddpmbench.execution.worker import RunProgress
     from ddpmbench.report.display import PageReport
 
 Result = TypeVar("Result")
@@ -54,21 +53,10 @@ def with_options(line: str, command: click.Command | None) -> str:
     return _PARAMETER.sub(spelled, line)
 
 
-def say(line: str) -> None:
-    """Print a line on standard error, with the options of the current command."""
+def in_options(line: str) -> str:
+    """The line, with options of the current command; see `with_options`."""
     context = click.get_current_context(silent=True)
-    tell(with_options(line, context.command if context is not None else None))
-
-
-def note(*lines: str) -> None:
-    """Print notes on standard error."""
-    for line in lines:
-        say(f"Note: {line}")
-
-
-def warn(line: str) -> None:
-    """Print a warning on standard error."""
-    say(f"Warning: {line}")
+    return with_options(line, context.command if context is not None else None)
 
 
 # ---- checkpoint and images
@@ -87,10 +75,16 @@ def open_checkpoint(given: dict[str, Any]) -> "Checkpoint":
     return checkpoint if steps is None else checkpoint.respaced(steps)
 
 
+def take(given: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Remove the options of these names from those given, and return them."""
+    return {name: given.pop(name) for name in names}
+
+
 def open_inputs(given: dict[str, Any]) -> "tuple[Checkpoint, ImageSet]":
-    """The checkpoint and the images that the options of `options.INPUTS` name."""
-    checkpoint = open_checkpoint(given)
-    return checkpoint, open_images(checkpoint, given["data"], given)
+    """The checkpoint and the images that the options of `options.INPUTS` name, which it removes."""
+    inputs = take(given, options.INPUTS)
+    checkpoint = open_checkpoint(inputs)
+    return checkpoint, open_images(checkpoint, inputs["data"], inputs)
 
 
 def open_images(checkpoint: "Checkpoint", data: str | None, given: dict[str, Any]) -> "ImageSet":
@@ -186,52 +180,37 @@ def launch(
     given: dict[str, Any],
     run: "Callable[..., Result]",
     *,
-    opened: "Callable[[dict[str, Any]], tuple[Checkpoint, Any]]" = open_inputs,
-    evaluations: str = "network evaluations",
+    opened: Callable[[dict[str, Any]], tuple[Any, ...]] = open_inputs,
 ) -> "Result | None":
-    """Start an evaluation of likelihood, in as many processes as torchrun started.
+    """Start an evaluation, in as many processes as torchrun started.
 
     Args:
         command: the name of the command.
         out: the run folder; None for a dated one.
-        given: the other options; those of `options.INPUTS` are removed.
+        given: the other options, `device` among them.
         run: called with the result of `opened`, and by name with the remaining options, the run
-            folder `out`, the `command` line and the `listener`.
-        opened: opens the checkpoint and the images that the options of `options.INPUTS` name.
-        evaluations: the unit of progress.
+            folder `out` and the `command` line.
+        opened: opens the checkpoint and all other inputs, and removes their options.
 
     Returns:
         The result of `run`; None in a process that does not report.
     """
-    from ddpmbench.evaluate.progress import remark
+    from ddpmbench.diffusion.model import Checkpoint
+    from ddpmbench.execution.devices import resolve_device
     from ddpmbench.execution.distributed import joined
-    from ddpmbench.execution.worker import RunListener
 
-    inputs = {name: given.pop(name) for name in options.INPUTS}
     with joined() as ranks:
-        checkpoint, images = ranks.first_one(lambda: opened(inputs))
+
+        def inputs_of_process() -> tuple[Any, ...]:
+            given["device"] = str(resolve_device(given["device"], ranks.local_rank))
+            return opened(given)
+
+        inputs = ranks.first_one(inputs_of_process)
         folder = ranks.once(lambda: out or options.dated_folder(command))
-        if ranks.reports:
-            note(*checkpoint.notes)
-        with progress(command, "evaluations") as update, resumable(folder):
-
-            def on_start(count: int) -> None:
-                line = f"{count:,} {evaluations} at first; to resume: --out {folder}"
-                if not count:
-                    line = f"The first evaluations are in {folder} already; none is repeated"
-                click.echo(line, err=True)
-
-            def on_progress(now: "RunProgress") -> None:
-                update(now.done, now.total, remark(now))
-
-            result = run(
-                checkpoint,
-                images,
-                **given,
-                out=folder,
-                command=["ddpmbench", *sys.argv[1:]],
-                listener=RunListener(on_start, on_progress, warn, note),
-            )
+        if ranks.reports and isinstance(inputs[0], Checkpoint):
+            note(*inputs[0].notes)
+        with resumable(folder):
+            result = run(*inputs, **given, out=folder, command=["ddpmbench", *sys.argv[1:]])
     return result if ranks.reports else None
 
 

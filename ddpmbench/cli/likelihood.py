@@ -13,15 +13,14 @@ from ddpmbench.cli.launch import (
     open_inputs,
     print_report,
     resumable,
-    warn,
+    take,
 )
-from ddpmbench.execution.progress import progress
+from ddpmbench.execution.progress import warn
 
 if TYPE_CHECKING:
     from ddpmbench.data.images import ImageSet
     from ddpmbench.diffusion.model import Checkpoint
     from ddpmbench.evaluate.nll_report import NllReport
-    from ddpmbench.evaluate.score import ScoreReport
 
 _likelihood_options = options.decorate(
     options.choice(
@@ -171,10 +170,9 @@ def rd(
     from ddpmbench.evaluate.nll import evaluate_nll
     from ddpmbench.evaluate.page import page_of
     from ddpmbench.evaluate.rate_distortion import check_pictures, progressive_pictures
-    from ddpmbench.execution.worker import RunListener
 
-    def opened(inputs: dict[str, Any]) -> "tuple[Checkpoint, ImageSet]":
-        checkpoint, images = open_inputs(inputs)
+    def opened(given: dict[str, Any]) -> "tuple[Checkpoint, ImageSet]":
+        checkpoint, images = open_inputs(given)
         check_pictures(checkpoint, images, pictures=pictures, depth=depth)
         return checkpoint, images
 
@@ -191,19 +189,9 @@ def rd(
     report = result[-1]
     _print_curve(report, output_format)
     assert report.folder is not None
-    with progress("pictures", "evaluations") as update, resumable(report.folder):
-
-        def on_start(calls: int) -> None:
-            click.echo(f"{calls:,} network evaluations more for the pictures", err=True)
-
-        progressive_pictures(
-            *result,
-            pictures=pictures,
-            depth=depth,
-            device=given["device"],
-            batch_size=given["batch_size"],
-            listener=RunListener(on_start, lambda now: update(now.done, now.total, ""), warn),
-        )
+    how = {name: given[name] for name in ("device", "batch_size")}
+    with resumable(report.folder):
+        progressive_pictures(*result, pictures=pictures, depth=depth, **how)
     click.echo(f"Report: {page_of(report)}", err=True)
 
 
@@ -270,18 +258,12 @@ def score(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: 
             f"--data: names {len(names)} image sets; name one, or two to compare them"
         )
 
-    def opened(inputs: dict[str, Any]) -> "tuple[Checkpoint, list[ImageSet]]":
+    def opened(given: dict[str, Any]) -> "tuple[Checkpoint | ImageSet, ...]":
+        inputs = take(given, options.INPUTS)
         checkpoint = open_checkpoint(inputs)
-        return checkpoint, [open_images(checkpoint, name, inputs) for name in names]
+        return checkpoint, *(open_images(checkpoint, name, inputs) for name in names)
 
-    def run(
-        checkpoint: "Checkpoint",
-        sets: "list[ImageSet]",
-        **how: Any,  # noqa: ANN401
-    ) -> "ScoreReport":
-        return score_images(checkpoint, *sets, **how)
-
-    report = launch("score", out, given, run, opened=opened)
+    report = launch("score", out, given, score_images, opened=opened)
     if report is not None:
         print_report(printed_scores(report.summary, report.per_image, output_format), report)
 
@@ -354,8 +336,7 @@ def ode(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: AN
     from ddpmbench.evaluate.ode import evaluate_ode
     from ddpmbench.report.ode import printed_ode
 
-    evaluations = "network evaluations with gradients"
-    report = launch("ode", out, given, evaluate_ode, evaluations=evaluations)
+    report = launch("ode", out, given, evaluate_ode)
     if report is not None:
         print_report(printed_ode(report.summary, output_format), report)
 

@@ -16,11 +16,12 @@ import click
 from ddpmbench.cli import options
 from ddpmbench.cli.checkpoint import convert, inspect, speed
 from ddpmbench.cli.codec import compress, decompress
-from ddpmbench.cli.launch import with_options
+from ddpmbench.cli.launch import in_options, with_options
 from ddpmbench.cli.likelihood import likelihoods, nll, ode, rd, score
 from ddpmbench.cli.samples import fid, sample
 from ddpmbench.cli.train import train
 from ddpmbench.errors import InputError, ProcessLostError, ReportedError, printable
+from ddpmbench.execution.progress import spelled
 from ddpmbench.version import __version__
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
@@ -187,7 +188,8 @@ def run(arguments: list[str] | None = None) -> int:
 def _run(arguments: list[str] | None, stopped: Stopped) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     try:
-        status = ddpmbench.main(arguments, prog_name="ddpmbench", standalone_mode=False)
+        with spelled(in_options):
+            status = ddpmbench.main(arguments, prog_name="ddpmbench", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         return USER_MISTAKE

@@ -1,8 +1,5 @@
 """`ddpmbench sample` and `fid`: samples of a model, and their scores."""
 
-import contextlib
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +8,10 @@ import click
 from ddpmbench.cli import options
 from ddpmbench.cli.launch import (
     DEFAULT_DATA,
-    note,
+    launch,
     open_checkpoint,
     print_report,
-    resumable,
-    say,
-    warn,
+    take,
 )
 from ddpmbench.errors import InputError
 from ddpmbench.execution.progress import progress
@@ -24,10 +19,9 @@ from ddpmbench.execution.progress import progress
 if TYPE_CHECKING:
     from ddpmbench.data.images import ImageSet
     from ddpmbench.diffusion.model import Checkpoint
+    from ddpmbench.evaluate.fid import FidSettings
     from ddpmbench.evaluate.sample import MadeBy
-    from ddpmbench.execution.features import Cost
     from ddpmbench.execution.samples import SampleSettings
-    from ddpmbench.execution.worker import RunListener
     from ddpmbench.metrics.feature_networks import FeatureNetwork
     from ddpmbench.metrics.statistics import ReferenceStatistics
 
@@ -187,35 +181,14 @@ def sample(out: Path | None, output_format: str, **given: Any) -> None:  # noqa:
         torchrun --nproc-per-node 4 -m ddpmbench sample -n 1000 --out runs/four
     """
     from ddpmbench.evaluate.sample import generate_samples
-    from ddpmbench.execution.distributed import joined
-    from ddpmbench.execution.worker import RunListener
     from ddpmbench.report.sample import printed_samples
 
-    checkpoint_options = {name: given.pop(name) for name in options.CHECKPOINT}
-    with joined() as ranks:
-        settings = _sample_settings(given, local_rank=ranks.local_rank)
-        checkpoint = ranks.first_one(lambda: open_checkpoint(checkpoint_options))
-        folder = ranks.once(lambda: out or options.dated_folder("sample"))
-        if ranks.reports:
-            note(*checkpoint.notes)
-        steps = settings.sampler.num_evaluations(checkpoint.schedule)
-        with progress("sample", "images", calls=steps) as update, resumable(folder):
+    def opened(given: dict[str, Any]) -> "tuple[Checkpoint, int]":
+        given["settings"] = _sample_settings(given)
+        return open_checkpoint(take(given, options.CHECKPOINT)), given.pop("num_samples")
 
-            def on_start(calls: int) -> None:
-                amount = f"{calls // steps:,} images, {steps:,} network evaluations each"
-                line = f"{amount}; to resume after a stop: --out {folder}"
-                click.echo(line if calls else f"All samples are in {folder} already", err=True)
-
-            report = generate_samples(
-                checkpoint,
-                given.pop("num_samples"),
-                settings=settings,
-                **given,
-                out=folder,
-                command=["ddpmbench", *sys.argv[1:]],
-                listener=RunListener(on_start, lambda now: update(now.done, now.total, ""), warn),
-            )
-    if ranks.reports:
+    report = launch("sample", out, given, generate_samples, opened=opened)
+    if report is not None and (folder := report.folder) is not None:
         click.echo(printed_samples(report.summary, folder / "samples.npz", output_format))
         click.echo(f"Run folder: {folder}", err=True)
 
@@ -231,7 +204,7 @@ _OF_CHECKPOINT = {
 }
 
 
-def _sample_settings(given: dict[str, Any], *, local_rank: int) -> "SampleSettings":
+def _sample_settings(given: dict[str, Any]) -> "SampleSettings":
     """Settings of samples from the options, which are removed from those given."""
     from ddpmbench.diffusion.data_range import EightBit
     from ddpmbench.execution.devices import resolve_device, resolve_precision
@@ -239,13 +212,12 @@ def _sample_settings(given: dict[str, Any], *, local_rank: int) -> "SampleSettin
     from ddpmbench.samples.samplers import SamplerChoice
     from ddpmbench.unet.precision import Precision
 
-    device = resolve_device(given["device"], local_rank)
-    sampler = given.pop("sampler")
+    device = resolve_device(given["device"])
     return SampleSettings(
-        sampler=SamplerChoice(sampler, **{name: given.pop(name) for name in _SAMPLER_SETTINGS}),
+        sampler=SamplerChoice(given.pop("sampler"), **take(given, _SAMPLER_SETTINGS)),
         eight_bit=EightBit(given.pop("eight_bit", "round")),
         precision=resolve_precision(given.pop("precision"), device, on_cuda=Precision.BF16),
-        **{name: given.pop(name) for name in ("image_size", "label", "seed")},
+        **take(given, ("image_size", "label", "seed")),
     )
 
 
@@ -274,72 +246,40 @@ def fid(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: AN
             lambda name: name in _OF_CHECKPOINT,
             "applies only to a checkpoint; leave it out, or leave out --samples",
         )
-    from ddpmbench.diffusion.model import Checkpoint
-    from ddpmbench.evaluate.fid import FidSettings, evaluate_fid
-    from ddpmbench.execution.distributed import joined
-    from ddpmbench.execution.features import FidelityListener
+    from ddpmbench.evaluate.fid import evaluate_fid
     from ddpmbench.report.fid_text import printed_fid
 
-    with joined() as ranks:
-        samples = _sample_settings(given, local_rank=ranks.local_rank)
-        # The inputs first: a feature network takes long to load or download.
-        source, made_by = ranks.first_one(lambda: _source(given))
-        references = ranks.first_one(lambda: _references(given))
-        network, protocol = ranks.first_one(lambda: _network(given, ranks.local_rank))
-        folder = ranks.once(lambda: out or options.dated_folder("fid"))
-        if ranks.reports:
-            note(*(source.notes if isinstance(source, Checkpoint) else ()))
-            click.echo(f"To resume after a stop: --out {folder}", err=True)
-        settings = FidSettings(
-            network, protocol, given["num_generated"], samples, given["check"], made_by
-        )
-        with resumable(folder):
-            report = evaluate_fid(
-                source,
-                references,
-                settings,
-                device=given["device"],
-                batch_size=given["batch_size"],
-                out=folder,
-                command=["ddpmbench", *sys.argv[1:]],
-                listener=FidelityListener(_stage, _print_cost, warn, note),
-            )
-    if ranks.reports:
+    report = launch("fid", out, given, evaluate_fid, opened=_open_fid)
+    if report is not None:
         print_report(printed_fid(report.summary, output_format), report)
 
 
-@contextlib.contextmanager
-def _stage(name: str, unit: str, calls: int) -> "Iterator[RunListener]":
-    from ddpmbench.execution.worker import RunListener
+def _open_fid(
+    given: dict[str, Any],
+) -> "tuple[Checkpoint | ImageSet, list[ImageSet | ReferenceStatistics], FidSettings]":
+    """The checkpoint or its samples, the references and the settings."""
+    from ddpmbench.evaluate.fid import FidSettings
 
-    def on_start(missing: int) -> None:
-        if missing:
-            click.echo(f"{missing // calls:,} {unit}: {name}", err=True)
-
-    with progress(name, unit, calls=calls) as update:
-        yield RunListener(on_start, lambda now: update(now.done, now.total, ""), warn)
-
-
-def _print_cost(cost: "Cost") -> None:
-    from ddpmbench.report.text import cost_lines
-
-    for line in cost_lines(cost):
-        say(line)
+    how = take(given, given.keys() - {"device", "batch_size"})
+    samples = _sample_settings(how | {"device": given["device"]})
+    # The inputs first: a feature network takes long to load or download.
+    source, made_by = _source(how)
+    references = _references(how)
+    network, protocol = _network(how)
+    scored = FidSettings(network, protocol, how["num_generated"], samples, how["check"], made_by)
+    return source, references, scored
 
 
-def _network(given: dict[str, Any], local_rank: int) -> "tuple[FeatureNetwork, Any]":
-    from ddpmbench.execution.devices import resolve_device
+def _network(given: dict[str, Any]) -> "tuple[FeatureNetwork, Any]":
     from ddpmbench.metrics.feature_networks import load_feature_network, resizes_inside
     from ddpmbench.metrics.scores import protocol_named
 
     name = given["feature_network"]
     protocol = protocol_named(given["protocol"], resizes_inside=resizes_inside(name))
-    device = resolve_device(given["device"], local_rank)
     with progress("weights", "MB", calls=1_000_000) as update:  # for a download
         network = load_feature_network(
             name,
             resize=protocol.resize,
-            device=device,
             inception=given["inception"],
             on_progress=lambda done, total: update(done, total, ""),
         )

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from ddpmbench.cli import options
-from ddpmbench.cli.launch import open_prepared, resumable
+from ddpmbench.cli.launch import open_prepared, resumable, take
 from ddpmbench.execution.progress import progress
 
 
@@ -173,7 +173,7 @@ def train(
         raise click.BadParameter(
             f"{beyond[0]} is not in 0..{len(channels) - 1}", param_hint="--attention"
         )
-    images = open_prepared(data, {name: recipe.pop(name) for name in options.PREPARATION})
+    images = open_prepared(data, take(recipe, options.PREPARATION))
     learned = recipe["objective"] == "hybrid"
     kind = Variance(variance or ("learned_range" if learned else "fixed_large"))
     in_channels, image_size, width = images.pixels.shape[1:]

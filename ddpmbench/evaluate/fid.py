@@ -12,19 +12,21 @@ from ddpmbench.data.load import ImageSource, load_images
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError, instance_of, whole_number
 from ddpmbench.evaluate.fid_scores import FidScores
-from ddpmbench.evaluate.progress import fidelity_listening
+from ddpmbench.evaluate.progress import reported_session
 from ddpmbench.evaluate.sample import MadeBy
-from ddpmbench.execution.features import FidelityListener, FidelityRun, Reference
+from ddpmbench.execution.features import FidelityRun, Reference
 from ddpmbench.execution.finished_runs import ENVIRONMENT
 from ddpmbench.execution.folder import RunFolder
 from ddpmbench.execution.samples import Generation, SampleSettings
-from ddpmbench.execution.session import session
+from ddpmbench.execution.store import recomputed
+from ddpmbench.execution.worker import RunListener
 from ddpmbench.metrics.feature_networks import FeatureNetwork
 from ddpmbench.metrics.scores import PUBLISHED_AT, Protocol
 from ddpmbench.metrics.statistics import ReferenceStatistics, is_statistics, read_statistics
 from ddpmbench.report.display import Card, Draw, PageReport
 from ddpmbench.report.fid_text import SCHEMA, fid_card
 from ddpmbench.report.folder_contents import read_environment
+from ddpmbench.report.text import cost_lines
 from ddpmbench.sanity_check.run import PreliminaryCheck
 from ddpmbench.unet.precision import Precision
 from ddpmbench.version import __version__
@@ -102,7 +104,7 @@ def evaluate_fid(
     batch_size: int | None = None,
     out: str | Path | None = None,
     command: list[str] | None = None,
-    listener: FidelityListener | None = None,
+    listener: RunListener | None = None,
     progress: bool = True,
 ) -> FidReport:
     """Frechet distance, kernel distance, precision, recall and Inception score of samples.
@@ -120,7 +122,7 @@ def evaluate_fid(
         out: the run folder; one that holds the same run, even of fewer samples, is resumed.
             None keeps the run in memory.
         command: the command line, for the record.
-        listener: called as the run proceeds.
+        listener: called as the run proceeds, once a stage.
         progress: whether progress, warnings and notes go to standard error where there is no
             listener.
 
@@ -139,11 +141,11 @@ def evaluate_fid(
     several: Sequence[Any] = references if isinstance(references, list | tuple) else [references]
     known = tuple(load_reference(reference) for reference in several)
     _check(source, known, settings)
-    with session(device, out, command) as run_session:
+    with reported_session("fid", device, out, command, listener, shown=progress) as (
+        run_session,
+        reporter,
+    ):
         ranks = run_session.ranks
-        reporter = fidelity_listening(
-            listener if ranks.reports else None, shown=progress and ranks.reports
-        )
         samples: Generation | ImageSet
         if isinstance(source, Checkpoint):
             eight_bit = settings.protocol.eight_bit
@@ -170,6 +172,11 @@ def evaluate_fid(
                 reporter.note(line)
         checked = _check_record(run, settings, reporter, folder)
         engine = run.engine(note=reporter.note)
+        if dropped := ranks.once(run.drop_damaged_references):
+            reporter.warn(recomputed(dropped))
+        if ranks.reports and (cost := run.cost(engine)) is not None:
+            for line in cost_lines(cost):
+                reporter.note(line)
         made_by = settings.made_by
         if isinstance(samples, Generation):
             made_by = MadeBy.of(samples)
@@ -279,7 +286,7 @@ def _identity(run: FidelityRun, settings: FidSettings) -> dict[str, Any]:
 def _check_record(
     run: FidelityRun,
     settings: FidSettings,
-    reporter: FidelityListener,
+    reporter: RunListener,
     folder: RunFolder | None,
 ) -> dict[str, Any] | None:
     """The sanity check, on the first reference that the network could have been trained on.

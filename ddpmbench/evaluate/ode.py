@@ -158,7 +158,9 @@ def evaluate_ode(
     check_images(checkpoint, images)
     chosen = random_images(len(images), num_ode_images, seed, IMAGES_PURPOSE)
     needs_bound = len(images) > len(chosen)
-    with reported_session("ode", device, out, command, listener, shown=progress) as (
+    amount = "network evaluations with gradients at first"
+    run_arguments = (device, out, command, listener)
+    with reported_session("ode", *run_arguments, shown=progress, amount=amount) as (
         session,
         reporter,
     ):

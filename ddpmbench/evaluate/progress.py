@@ -3,14 +3,16 @@
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
-from ddpmbench.execution.features import Cost, FidelityListener
-from ddpmbench.execution.progress import progress, tell
+from ddpmbench.execution.progress import note, progress, tell, warn
 from ddpmbench.execution.session import Session, session
 from ddpmbench.execution.worker import RunListener, RunProgress
-from ddpmbench.report.text import bound_line, cost_lines
+from ddpmbench.report.text import bound_line
+
+AT_FIRST = "network evaluations at first"
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -26,26 +28,56 @@ class PartListener(RunListener):
         return cls(start, whole.progress, whole.warn, whole.note)
 
 
+@dataclasses.dataclass(frozen=True, repr=False)
+class _Printing(RunListener):
+    """A listener that prints to standard error; `out` is the folder that resumes the run."""
+
+    out: str | Path | None = None
+
+    def stage(self, name: str, unit: str, calls: int) -> AbstractContextManager[RunListener]:
+        return _printing(name, unit, f"{unit}: {name}", calls=calls, out=self.out)
+
+
 @contextlib.contextmanager
-def listening(
-    listener: RunListener | None, name: str, unit: str, *, calls: int = 1, shown: bool
+def _printing(
+    name: str, unit: str, amount: str, *, calls: int, out: str | Path | None
 ) -> Iterator[RunListener]:
+    def start(count: int) -> None:
+        if count:
+            tell(f"{count // calls:,} {amount}{f'; to resume: `out={out}`' if out else ''}")
+        elif out:
+            tell(f"The first {unit} are in {out} already; none is repeated")
+
+    with progress(name, unit, calls=calls) as update:
+        yield _Printing(
+            start, lambda now: update(now.done, now.total, remark(now)), warn, note, out
+        )
+
+
+def listening(
+    listener: RunListener | None,
+    name: str,
+    unit: str,
+    amount: str = AT_FIRST,
+    *,
+    calls: int = 1,
+    out: str | Path | None = None,
+    shown: bool,
+) -> AbstractContextManager[RunListener]:
     """The caller's listener, or else one that prints to standard error.
 
     Args:
         listener: the caller's, or None.
         name: the current task.
         unit: the unit of progress.
+        amount: what the line at the start counts, in words.
         calls: network evaluations per unit.
+        out: the run folder, which that line names.
         shown: False for no output where there is no listener.
     """
     if listener is not None or not shown:
-        yield listener or RunListener()
-        return
-    with progress(name, unit, calls=calls) as update:
-        yield RunListener(
-            progress=lambda now: update(now.done, now.total, remark(now)), warn=warn, note=note
-        )
+        return contextlib.nullcontext(listener or RunListener())
+    return _printing(name, unit, amount, calls=calls, out=out)
 
 
 @contextlib.contextmanager
@@ -58,29 +90,22 @@ def reported_session(
     *,
     shown: bool,
     unit: str = "evaluations",
+    amount: str = AT_FIRST,
     calls: int = 1,
 ) -> Iterator[tuple[Session, RunListener]]:
     """The session of a run, see `session`, and the listener of its first process."""
     with session(device, out, command) as run_session:
         reports = run_session.ranks.reports
-        own_listener = listener if reports else None
-        with listening(own_listener, name, unit, calls=calls, shown=shown and reports) as reporter:
+        with listening(
+            listener if reports else None,
+            name,
+            unit,
+            amount,
+            calls=calls,
+            out=out,
+            shown=shown and reports,
+        ) as reporter:
             yield run_session, reporter
-
-
-def fidelity_listening(listener: FidelityListener | None, *, shown: bool) -> FidelityListener:
-    """The listener of a run of `fid`, whose stages have their own progress."""
-    if listener is not None or not shown:
-        return listener or FidelityListener()
-
-    def stage(name: str, unit: str, calls: int) -> contextlib.AbstractContextManager[RunListener]:
-        return listening(None, name, unit, calls=calls, shown=True)
-
-    def tell_cost(cost: Cost) -> None:
-        for line in cost_lines(cost):
-            tell(line)
-
-    return FidelityListener(stage, tell_cost, warn, note)
 
 
 def remark(now: RunProgress) -> str:
@@ -91,13 +116,3 @@ def remark(now: RunProgress) -> str:
         line = bound_line(now.bound.nats / NATS_PER_BIT, half_width)
         parts.append(f"so far {line}, narrower at the end" if now.bound.is_rough else line)
     return "; ".join([*parts, *([now.stage] if now.stage else [])])
-
-
-def note(line: str) -> None:
-    """Print a note on standard error."""
-    tell(f"Note: {line}")
-
-
-def warn(line: str) -> None:
-    """Print a warning on standard error."""
-    tell(f"Warning: {line}")

@@ -172,7 +172,11 @@ def progressive_pictures(
     shape = images.pixels.shape[1:]
     num_timesteps = checkpoint.schedule.num_timesteps
     run_pictures = Pictures()
-    with listening(listener, "pictures", "evaluations", shown=progress) as listener:
+    amount = "network evaluations more for the pictures"
+    out = report.folder
+    with listening(
+        listener, "pictures", "evaluations", amount, out=out, shown=progress
+    ) as listener:
         if report.folder is not None:
             run_pictures = _existing_pictures(report.folder, num_timesteps, listener)
         size = len(images)

@@ -186,11 +186,17 @@ def generate_samples(
     if png and out is None:
         raise InputError("`png`: needs a folder; name one with `out`")
     calls = generation.num_evaluations
-    run_arguments = (device, out, command, listener)
-    with reported_session("sample", *run_arguments, shown=progress, unit="images", calls=calls) as (
-        run_session,
-        reporter,
-    ):
+    with reported_session(
+        "sample",
+        device,
+        out,
+        command,
+        listener,
+        shown=progress,
+        unit="images",
+        amount=f"images, {calls:,} network evaluations each",
+        calls=calls,
+    ) as (run_session, reporter):
         ranks = run_session.ranks
         generation = generation.begun(run_session, "num_samples", num_samples)
         identity = {

@@ -1,11 +1,9 @@
 """Samples, their features, and the features of references: computed, and stored for scores."""
 
-import contextlib
 import dataclasses
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from functools import cached_property, partial
 
 import numpy as np
@@ -20,7 +18,7 @@ from ddpmbench.execution.devices import strict_float32
 from ddpmbench.execution.engine import Engine
 from ddpmbench.execution.samples import SAMPLES_STORE, Generation, SamplesRun
 from ddpmbench.execution.session import Session
-from ddpmbench.execution.store import Arrays, FolderStore, Store, num_missing, recomputed
+from ddpmbench.execution.store import Arrays, FolderStore, Store, num_missing
 from ddpmbench.execution.timing import seconds_per_call
 from ddpmbench.execution.worker import RunListener, Worker
 from ddpmbench.metrics.feature_networks import FeatureNetwork
@@ -102,7 +100,8 @@ def compute_features(
         arrays: Arrays = {"features": output.features}
         return arrays if output.logits is None else {**arrays, "logits": output.logits}
 
-    worker.listener.start(num_missing(store, len(images)))
+    if missing := num_missing(store, len(images)):
+        worker.listener.start(missing)
     worker.map_chunks(features, store, len(images))
 
 
@@ -119,30 +118,6 @@ _WORTH_MEASURING = {"samples": 20_000, "features": 1000}
 """Evaluations of either network from which on the cost of a run is measured."""
 
 Reference = ImageSet | ReferenceStatistics
-Stage = Callable[[str, str, int], AbstractContextManager[RunListener]]
-
-
-@contextlib.contextmanager
-def _silent(name: str, unit: str, calls: int) -> Iterator[RunListener]:
-    yield RunListener()
-
-
-@dataclasses.dataclass(frozen=True)
-class FidelityListener:
-    """Callbacks of a run.
-
-    Attributes:
-        stage: called with the name of a stage, its unit, and the network evaluations per unit;
-            returns the callbacks of the stage.
-        cost: called with the cost of the run before it begins, unless it is short.
-        warn: called with a warning, one line.
-        note: called with a note, one line.
-    """
-
-    stage: Stage = _silent
-    cost: Callable[[Cost], None] = lambda cost: None
-    warn: Callable[[str], None] = lambda line: None
-    note: Callable[[str], None] = lambda line: None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -197,7 +172,7 @@ class FidelityRun:
             self.num_generated, self.session, batch_size=self.batch_size, note=note
         )
 
-    def compute(self, engine: Engine | None, listener: FidelityListener) -> ImageSet:
+    def compute(self, engine: Engine | None, listener: RunListener) -> ImageSet:
         """Compute the missing samples and features; return when all processes are done.
 
         Args:
@@ -211,11 +186,6 @@ class FidelityRun:
             InputError: a sample or a feature is not finite; or see `Worker.map_chunks`.
             ProcessLostError: another process has stopped.
         """
-        ranks = self.session.ranks
-        if dropped := ranks.once(self._drop_damaged_references):
-            listener.warn(recomputed(dropped))
-        if ranks.reports:
-            self._report_cost(engine, listener)
         images = self._samples(engine, listener)
         with strict_float32():
             with listener.stage("features of the samples", "images", 1) as stage:
@@ -226,29 +196,15 @@ class FidelityRun:
                     worker = self._worker(stage)
                     compute(worker)
                     # Another machine may have its own cache; rank 0 needs all features.
-                    ranks.once(partial(compute, worker.alone))
+                    self.session.ranks.once(partial(compute, worker.alone))
         return images
 
-    def _drop_damaged_references(self) -> list[str]:
+    def drop_damaged_references(self) -> list[str]:
+        """Drop damaged features of references, and return the names of their files."""
         return [name for _, store in self._reference_images for name in store.drop_damaged()]
 
-    def _samples(self, engine: Engine | None, listener: FidelityListener) -> ImageSet:
-        if isinstance(self.source, ImageSet) or engine is None:
-            assert isinstance(self.source, ImageSet)
-            return self.source
-        with listener.stage("samples", "images", self.source.num_evaluations) as stage:
-            self._samples_run(self.source, engine, stage).compute(self.num_generated, self.samples)
-        return self.source.images(self.num_generated, self.samples)
-
-    def _samples_run(self, source: Generation, engine: Engine, listener: RunListener) -> SamplesRun:
-        worker = self.session.worker(source.shape, batch_size=self.batch_size, listener=listener)
-        return SamplesRun(source, engine, worker)
-
-    def _worker(self, listener: RunListener) -> Worker:
-        return self.session.worker(BATCH_SHAPE, batch_size=None, listener=listener)
-
-    def _report_cost(self, engine: Engine | None, listener: FidelityListener) -> None:
-        """Measure the cost of the run, if it may be long."""
+    def cost(self, engine: Engine | None) -> Cost | None:
+        """The measured cost of what is missing; None where that is little."""
         source = self.source
         if isinstance(source, ImageSet):
             count, shape = len(source), source.part(0, 1)[0].shape
@@ -265,7 +221,7 @@ class FidelityRun:
             samples * evaluations < _WORTH_MEASURING["samples"]
             and num_images < _WORTH_MEASURING["features"]
         ):
-            return
+            return None
         per_evaluation = 0.0
         with strict_float32():
             if samples and engine is not None and not isinstance(source, ImageSet):
@@ -274,8 +230,22 @@ class FidelityRun:
             per_image = self._worker(RunListener()).batch.attempt(
                 partial(_seconds_per_image, self.network, shape)
             )
-        cost = Cost(per_evaluation, per_image, samples, timesteps, evaluations, num_images)
-        listener.cost(cost)
+        return Cost(per_evaluation, per_image, samples, timesteps, evaluations, num_images)
+
+    def _samples(self, engine: Engine | None, listener: RunListener) -> ImageSet:
+        if isinstance(self.source, ImageSet) or engine is None:
+            assert isinstance(self.source, ImageSet)
+            return self.source
+        with listener.stage("samples", "images", self.source.num_evaluations) as stage:
+            self._samples_run(self.source, engine, stage).compute(self.num_generated, self.samples)
+        return self.source.images(self.num_generated, self.samples)
+
+    def _samples_run(self, source: Generation, engine: Engine, listener: RunListener) -> SamplesRun:
+        worker = self.session.worker(source.shape, batch_size=self.batch_size, listener=listener)
+        return SamplesRun(source, engine, worker)
+
+    def _worker(self, listener: RunListener) -> Worker:
+        return self.session.worker(BATCH_SHAPE, batch_size=None, listener=listener)
 
 
 def _seconds_per_evaluation(run: SamplesRun, rows: int) -> float:

@@ -5,6 +5,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -22,6 +23,8 @@ _WITH_UNIT = 72
 """From this number of columns, the pace is shown with its unit."""
 
 Update = Callable[[int, int, str], None]
+Spelling = Callable[[str], str]
+_spelling: ContextVar[Spelling] = ContextVar("spelling", default=lambda line: line)
 
 
 @contextlib.contextmanager
@@ -87,10 +90,31 @@ def terminal_bar(label: str, pace: "_Pace", console: "Console") -> Iterator[Upda
         bars.stop()
 
 
+@contextlib.contextmanager
+def spelled(spelling: Spelling) -> Iterator[None]:
+    """Within, parameters in lines on standard error are spelled by this function."""
+    token = _spelling.set(spelling)
+    try:
+        yield
+    finally:
+        _spelling.reset(token)
+
+
 def tell(line: str) -> None:
     """Print a line on standard error, above the bar if there is one."""
     # By default click writes to the original stream, which the bar replaces.
-    click.echo(printable(line), file=sys.stderr)
+    click.echo(printable(_spelling.get()(line)), file=sys.stderr)
+
+
+def note(*lines: str) -> None:
+    """Print notes on standard error."""
+    for line in lines:
+        tell(f"Note: {line}")
+
+
+def warn(line: str) -> None:
+    """Print a warning on standard error."""
+    tell(f"Warning: {line}")
 
 
 def _notebook_display() -> Callable[..., Any] | None:

@@ -10,6 +10,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TypeVar
 
 import numpy as np
@@ -114,7 +115,7 @@ class RunListener:
     """Callbacks of a run.
 
     Attributes:
-        start: called once, with the number of missing network evaluations.
+        start: called once, or once a stage, with the number of missing network evaluations.
         progress: called after every batch.
         warn: called with a warning, one line.
         note: called with a note, one line.
@@ -126,6 +127,16 @@ class RunListener:
     note: Callable[[str], None] = lambda line: None
 
     __repr__ = short_repr
+
+    def stage(self, name: str, unit: str, calls: int) -> AbstractContextManager["RunListener"]:
+        """The listener of a stage, which has its own start and progress; by default this one.
+
+        Args:
+            name: of the stage.
+            unit: of progress.
+            calls: network evaluations per unit.
+        """
+        return contextlib.nullcontext(self)
 
 
 Function = Callable[[NDArray[np.int64], Callable[[int], None]], Arrays]

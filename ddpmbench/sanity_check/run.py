@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -25,9 +25,6 @@ from ddpmbench.sanity_check.candidates import Candidate
 from ddpmbench.sanity_check.check import Checker, Outcome, SanityCheck
 from ddpmbench.sanity_check.scores import NUM_IMAGES, Fault, Score, furthest_apart
 from ddpmbench.user_code import user_errors
-
-if TYPE_CHECKING:
-    from ddpmbench.execution.features import FidelityListener
 
 MIN_EVALUATIONS = 10_000
 """Network evaluations from which on a run is preceded by the check."""
@@ -310,7 +307,7 @@ class PreliminaryCheck:
     num_evaluations: int
     seed: int = 0
     batch_size: int | None = None
-    listener: "RunListener | FidelityListener" = dataclasses.field(default_factory=RunListener)
+    listener: RunListener = dataclasses.field(default_factory=RunListener)
 
     @property
     def is_needed(self) -> bool:

@@ -16,6 +16,7 @@ from sealing import read_record
 from setups import slow_samples
 
 import ddpmbench as db
+from ddpmbench.evaluate import fid
 from ddpmbench.evaluate.fid import load_reference
 from ddpmbench.execution import features
 from ddpmbench.metrics.feature_networks import load_feature_network
@@ -110,9 +111,12 @@ def test_other_samplers_are_scored_and_their_evaluations_counted(
     of = dataclasses.replace(settings, samples=db.SampleSettings(sampler=choice))
     monkeypatch.setattr(features, "_WORTH_MEASURING", {"samples": 100, "features": 1000})
     costs = []
-    listener = features.FidelityListener(cost=costs.append)
+    monkeypatch.setattr(fid, "cost_lines", lambda cost: costs.append(cost) or ["seconds"])
+    notes = []
+    listener = db.RunListener(note=notes.append)
     model = small_model.respaced(6)
     report = db.evaluate_fid(model, [reference], of, listener=listener)
+    assert "seconds" in notes
     assert report.summary["num_evaluations"] == N * each
     assert costs[0].num_evaluations == each
     assert costs[0].with_timesteps(3).num_evaluations == round(each / 2)
@@ -308,8 +312,8 @@ def test_what_takes_long_is_measured_in_batches_that_fit(
 
     monkeypatch.setattr(UNet, "body", small_memory)
     monkeypatch.setattr(features, "_WORTH_MEASURING", {"samples": 100, "features": 1000})
-    listener = features.FidelityListener(cost=costs.append)
-    db.evaluate_fid(small_model.respaced(10), reference, settings, listener=listener)
+    monkeypatch.setattr(fid, "cost_lines", lambda cost: costs.append(cost) or [])
+    db.evaluate_fid(small_model.respaced(10), reference, settings, progress=False)
     (cost,) = costs
     assert cost.num_samples == N
     assert cost.sampling > 0

@@ -184,7 +184,6 @@ def test_every_record_that_people_hold_is_short(
         db.EightBit.ROUND,
         db.Features(features, features),
         db.Precision.FP32,
-        db.FidelityListener(),
         db.SamplerChoice("ddim", eta=0.5),
         db.PROTOCOLS["clean"],
         db.RunListener(),

@@ -141,9 +141,12 @@ def test_by_default_python_shows_it_on_standard_error(
     monkeypatch.setattr(module, "SECONDS_BETWEEN_LINES", 0.0)
     evaluate(small_model, small_images, out=tmp_path)
     shown = capsys.readouterr()
+    assert f"36 network evaluations at first; to resume: `out={tmp_path}`" in shown.err
     assert "nll: 36 of 36 (100%)" in shown.err
     assert shown.out == ""
     db.write_report(tmp_path)
     assert "figures: 3 of 4 (75%)" in capsys.readouterr().err
     db.generate_samples(small_model.respaced(3), 2)
-    assert "sample: 2 of 2 (100%)" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert shown.startswith("2 images, 3 network evaluations each\n")
+    assert "sample: 2 of 2 (100%)" in shown

@@ -29,7 +29,6 @@ from ddpmbench.diffusion.process import Prediction
 from ddpmbench.errors import InputError
 from ddpmbench.evaluate import fid
 from ddpmbench.execution.distributed import Ranks
-from ddpmbench.execution.features import FidelityListener
 from ddpmbench.execution.session import Session
 from ddpmbench.metrics.feature_networks import load_feature_network
 from ddpmbench.metrics.scores import PROTOCOLS
@@ -316,7 +315,7 @@ def test_samples_are_checked_with_the_first_reference_that_has_images_such_as_th
         raise InputError("no further")
 
     def evaluate(*references):
-        listener = FidelityListener(note=lines.append)
+        listener = RunListener(note=lines.append)
         evaluate_fid(shipped.respaced(6), references, settings, device="cpu", listener=listener)
 
     monkeypatch.setattr(fid.PreliminaryCheck, "run", stop)
