@@ -8,7 +8,7 @@ import pandas as pd
 
 from ddpmbench.data.load import load_images
 from ddpmbench.execution.stored_images import NearestImages
-from ddpmbench.report.fid_text import SCHEMA
+from ddpmbench.report.fid import SCHEMA
 from ddpmbench.version import __version__
 
 HASH = "9f6c1d2e3a4b" * 5 + "0f1e"

@@ -22,10 +22,10 @@ from ddpmbench.evaluate.score import score_images
 from ddpmbench.metrics.feature_networks import load_feature_network
 from ddpmbench.metrics.scores import PROTOCOLS
 from ddpmbench.report.compare_nll import printed_comparison
-from ddpmbench.report.fid_text import printed_fid
+from ddpmbench.report.fid import printed_fid
 from ddpmbench.report.nll_text import printed_nll
 from ddpmbench.report.rate_distortion import curve_summary, printed_rate_distortion
-from ddpmbench.report.score_text import p_words, printed_scores
+from ddpmbench.report.score import p_words, printed_scores
 from ddpmbench.report.text import with_interval
 
 README = (ROOT / "README.md").read_text()

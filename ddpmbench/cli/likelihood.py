@@ -250,7 +250,7 @@ def score(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: 
         ddpmbench score --ckpt google/ddpm-cifar10-32 --data cifar10:train --data cifar10:test
     """
     from ddpmbench.evaluate.score import score_images
-    from ddpmbench.report.score_text import printed_scores
+    from ddpmbench.report.score import printed_scores
 
     names = given["data"] or (None,)
     if len(names) > 2:

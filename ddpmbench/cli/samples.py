@@ -247,7 +247,7 @@ def fid(out: Path | None, output_format: str, **given: Any) -> None:  # noqa: AN
             "applies only to a checkpoint; leave it out, or leave out --samples",
         )
     from ddpmbench.evaluate.fid import evaluate_fid
-    from ddpmbench.report.fid_text import printed_fid
+    from ddpmbench.report.fid import printed_fid
 
     report = launch("fid", out, given, evaluate_fid, opened=_open_fid)
     if report is not None:

@@ -26,9 +26,9 @@ from ddpmbench.likelihood.precision import (
     differences,
     estimate_correction,
 )
-from ddpmbench.report import compare_fid, compare_nll, fid_text, tables
+from ddpmbench.report import compare_fid, compare_nll, fid, tables
 from ddpmbench.report.display import Card, Draw, PageReport
-from ddpmbench.report.fid_text import AGAINST_REFERENCE, INFLUENCE, METRICS, WITHOUT_REFERENCE
+from ddpmbench.report.fid import AGAINST_REFERENCE, INFLUENCE, METRICS, WITHOUT_REFERENCE
 from ddpmbench.report.figures import NORMAL
 from ddpmbench.report.folder_contents import schema_of
 from ddpmbench.report.tables import STRICT
@@ -83,7 +83,7 @@ class FidelityComparison(PageReport):
 
 
 def _compare_fidelity(runs: Sequence[str | Path], out: str | Path | None) -> FidelityComparison:
-    opened = [finished_run(Path(run), fid_text.SCHEMA, fid_text.Fidelity) for run in runs]
+    opened = [finished_run(Path(run), fid.SCHEMA, fid.Fidelity) for run in runs]
     baseline, *others = opened
     for run in others:
         _check_comparable(run, baseline, _fidelity_facts)
@@ -258,7 +258,7 @@ def compare(
     names = [str(folder) for folder in folders]
     if len(set(names[1:])) < len(names[1:]):
         raise InputError("compare: a run is named twice; name each that is compared once")
-    if schema_of(folders[0]) == fid_text.SCHEMA:
+    if schema_of(folders[0]) == fid.SCHEMA:
         return _compare_fidelity(folders, out)
     opened = [finished_run(folder, tables.SCHEMA, tables.Run) for folder in folders]
     for run in opened:

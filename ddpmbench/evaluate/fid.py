@@ -24,7 +24,7 @@ from ddpmbench.metrics.feature_networks import FeatureNetwork
 from ddpmbench.metrics.scores import PUBLISHED_AT, Protocol
 from ddpmbench.metrics.statistics import ReferenceStatistics, is_statistics, read_statistics
 from ddpmbench.report.display import Card, Draw, PageReport
-from ddpmbench.report.fid_text import SCHEMA, fid_card
+from ddpmbench.report.fid import SCHEMA, fid_card, fid_page
 from ddpmbench.report.folder_contents import read_environment
 from ddpmbench.report.text import cost_lines
 from ddpmbench.sanity_check.run import PreliminaryCheck
@@ -85,13 +85,11 @@ class FidReport(PageReport):
         return fid_card(self.summary, self.folder)
 
     def _figures(self) -> Mapping[str, Draw]:
-        from ddpmbench.report.fid_page import fid_figures
+        from ddpmbench.report.fid_figures import fid_figures
 
         return fid_figures(self.summary, self.per_image, self.against_n, self.folder)
 
     def _page(self, folder: Path, svgs: Mapping[str, str]) -> str:
-        from ddpmbench.report.fid_page import fid_page
-
         return fid_page(self.summary, self.against_n, read_environment(folder), svgs)
 
 

@@ -35,7 +35,7 @@ from ddpmbench.metrics.scores import (
     scores_of,
 )
 from ddpmbench.metrics.statistics import Estimate, FeatureGaussian
-from ddpmbench.report.fid_text import (
+from ddpmbench.report.fid import (
     AGAINST_N,
     AGAINST_N_COLUMNS,
     AGAINST_REFERENCE,

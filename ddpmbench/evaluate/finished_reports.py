@@ -39,15 +39,15 @@ from ddpmbench.execution.samples import SAMPLES
 from ddpmbench.report import (
     compare_fid,
     compare_nll,
-    fid_text,
+    fid,
     likelihoods,
     sample,
-    score_text,
+    score,
     speed,
     tables,
 )
 from ddpmbench.report.display import PageReport
-from ddpmbench.report.fid_text import AGAINST_N, reference_name
+from ddpmbench.report.fid import AGAINST_N, reference_name
 from ddpmbench.report.folder_contents import check, json_rows, read_table, schema_of
 from ddpmbench.report.ode import OdeRun
 
@@ -165,9 +165,9 @@ def _load_likelihoods(path: Path) -> LikelihoodsReport:
 
 
 def _load_scores(path: Path) -> ScoreReport:
-    run = finished_run(path, score_text.SCHEMA, score_text.ScoreRun)
-    optional, columns_present = score_text.OPTIONAL_COLUMNS.items(), texts_of(path / PER_IMAGE)
-    columns = score_text.PER_IMAGE_COLUMNS | {
+    run = finished_run(path, score.SCHEMA, score.ScoreRun)
+    optional, columns_present = score.OPTIONAL_COLUMNS.items(), texts_of(path / PER_IMAGE)
+    columns = score.PER_IMAGE_COLUMNS | {
         name: kind for name, kind in optional if name in columns_present
     }
     rows = sum(image_set["num_images"] for image_set in run.summary["sets"])
@@ -175,11 +175,11 @@ def _load_scores(path: Path) -> ScoreReport:
 
 
 def _load_fid(path: Path) -> FidReport:
-    run = finished_run(path, fid_text.SCHEMA, fid_text.Fidelity)
+    run = finished_run(path, fid.SCHEMA, fid.Fidelity)
     summary, per_image_path, against_n_path = run.summary, path / PER_IMAGE, path / AGAINST_N
     rows = summary["num_generated"]
-    per_image = read_table(per_image_path, fid_text.PER_IMAGE_COLUMNS, rows=rows, least=1)
-    against_n = read_table(against_n_path, fid_text.AGAINST_N_COLUMNS)
+    per_image = read_table(per_image_path, fid.PER_IMAGE_COLUMNS, rows=rows, least=1)
+    against_n = read_table(against_n_path, fid.AGAINST_N_COLUMNS)
     references = summary["references"]
     names = {name for one in references for name in (reference_name(one), one["source"])}
     is_needed = any(one["fid_infinity"] is not None for one in references)
@@ -246,8 +246,8 @@ _READERS: dict[str, Callable[[Path], Report]] = {
     tables.SCHEMA: load_nll,
     ode.SCHEMA: _load_ode,
     likelihoods.SCHEMA: _load_likelihoods,
-    score_text.SCHEMA: _load_scores,
-    fid_text.SCHEMA: _load_fid,
+    score.SCHEMA: _load_scores,
+    fid.SCHEMA: _load_fid,
     sample.SCHEMA: _load_samples,
     speed.SCHEMA: _load_speed,
     compare_nll.SCHEMA: _load_comparison,

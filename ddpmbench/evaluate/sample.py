@@ -24,9 +24,9 @@ from ddpmbench.execution.samples import (
 )
 from ddpmbench.execution.store import Store
 from ddpmbench.execution.worker import RunListener
-from ddpmbench.report import fid_text
+from ddpmbench.report import fid
 from ddpmbench.report.display import Card, Draw, Shown
-from ddpmbench.report.fid_text import Fidelity
+from ddpmbench.report.fid import Fidelity
 from ddpmbench.report.folder_contents import check, schema_of
 from ddpmbench.report.sample import SCHEMA, Sampled, SampleRun, samples_card, samples_figure
 from ddpmbench.version import __version__
@@ -84,7 +84,7 @@ def load_samples(
     if not schema.startswith("ddpmbench.") and not (path / IDENTITY).is_file():
         images = load_images(path, on_bad=on_bad, convert=convert, any_size=True)
         return images, None
-    has_samples = schema in (SCHEMA, fid_text.SCHEMA) and (path / SAMPLES).exists()
+    has_samples = schema in (SCHEMA, fid.SCHEMA) and (path / SAMPLES).exists()
     if schema and not has_samples:
         raise InputError(
             f"{path}: is {result_kind(schema)} and holds no samples; name a run of sample, "

@@ -43,7 +43,6 @@ from ddpmbench.execution.terms import TermsRun, checked, read_terms
 from ddpmbench.execution.worker import RunListener
 from ddpmbench.likelihood.decoders import DECODERS
 from ddpmbench.likelihood.designs import PilotDesign
-from ddpmbench.likelihood.image_features import code_length
 from ddpmbench.likelihood.image_scores import (
     LEAST_EVALUATIONS,
     ImageScores,
@@ -52,15 +51,17 @@ from ddpmbench.likelihood.image_scores import (
     nearest_distance,
     num_copies,
 )
-from ddpmbench.likelihood.regression import portions
+from ddpmbench.likelihood.regression import code_length, portions
 from ddpmbench.report.display import Card, Draw, PageReport
-from ddpmbench.report.score_text import (
+from ddpmbench.report.score import (
     EXTREMES,
     SCHEMA,
     Scored,
     comparison_record,
     per_image_frame,
     score_card,
+    score_figures,
+    score_page,
     score_warnings,
     set_record,
 )
@@ -91,13 +92,9 @@ class ScoreReport(PageReport):
         return score_card(self.summary, self.folder)
 
     def _figures(self) -> Mapping[str, Draw]:
-        from ddpmbench.report.score_page import score_figures
-
         return score_figures(self.per_image, self.summary, self.folder)
 
     def _page(self, folder: Path, svgs: Mapping[str, str]) -> str:
-        from ddpmbench.report.score_page import score_page
-
         return score_page(self.summary, folder, svgs)
 
 

@@ -24,7 +24,6 @@ from ddpmbench.likelihood.bound import (
 )
 from ddpmbench.likelihood.designs import ImportanceDesign, blocks_of, decoder_draws, num_terms
 from ddpmbench.likelihood.image_sampling import ImageSample
-from ddpmbench.likelihood.per_timestep import rate_standard_error, timestep_table
 from ddpmbench.likelihood.precision import Correction
 from ddpmbench.likelihood.regression import FeatureTable, Predictions, no_predictions, predict
 from ddpmbench.likelihood.sampled_terms import (
@@ -32,7 +31,9 @@ from ddpmbench.likelihood.sampled_terms import (
     Contributions,
     SampledTerms,
     TwoWayFit,
+    rate_standard_error,
     sampled_terms,
+    timestep_table,
     two_way_fit,
 )
 from ddpmbench.likelihood.terms import TermTable, columns_of_bound

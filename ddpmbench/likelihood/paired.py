@@ -23,9 +23,15 @@ from ddpmbench.likelihood.importance_estimator import (
     difference_estimate,
     sampled_bound,
 )
-from ddpmbench.likelihood.per_timestep import rate_standard_error, timestep_table
 from ddpmbench.likelihood.regression import Predictions, no_predictions
-from ddpmbench.likelihood.sampled_terms import NATS, Contributions, sampled_terms, two_way_fit
+from ddpmbench.likelihood.sampled_terms import (
+    NATS,
+    Contributions,
+    rate_standard_error,
+    sampled_terms,
+    timestep_table,
+    two_way_fit,
+)
 from ddpmbench.likelihood.terms import TermIndex, TermTable, columns_of_bound
 
 Tables = Callable[[int], Iterable[TermTable]]

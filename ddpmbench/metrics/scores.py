@@ -264,7 +264,7 @@ class Scores:
 
     @property
     def estimates(self) -> dict[str, Estimate | None]:
-        """The scores by name; see `report.fid_text` for how each is shown."""
+        """The scores by name; see `report.fid` for how each is shown."""
         neighbors = self.neighbors
         return {
             "fid": self.frechet,

@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from msgspec import Meta, Struct, structs
 
 from ddpmbench.report.display import Card
-from ddpmbench.report.fid_text import (
+from ddpmbench.report.fid import (
     METRICS,
     ComparedReference,
     Protocol,

@@ -23,7 +23,7 @@ from ddpmbench.metrics.feature_networks import load_feature_network
 from ddpmbench.metrics.frechet import frechet_distance, frechet_infinity
 from ddpmbench.metrics.scores import PROTOCOLS
 from ddpmbench.metrics.statistics import feature_statistics
-from ddpmbench.report.fid_text import fid_facts
+from ddpmbench.report.fid import fid_facts
 from ddpmbench.unet.unet import UNet
 
 N = 24

@@ -16,11 +16,10 @@ from sealing import read_record
 
 import ddpmbench as db
 from ddpmbench import ImageSet, NoiseSchedule
-from ddpmbench.likelihood.image_features import code_length
 from ddpmbench.likelihood.image_scores import PerImageDesign, estimate_image_scores
+from ddpmbench.likelihood.regression import code_length
 from ddpmbench.likelihood.terms import TermsPass
-from ddpmbench.report.score_page import score_page
-from ddpmbench.report.score_text import printed_scores, verdict
+from ddpmbench.report.score import printed_scores, score_page, verdict
 from ddpmbench.report.text import digits_by
 
 CPU = torch.device("cpu")

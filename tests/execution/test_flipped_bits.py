@@ -17,7 +17,7 @@ from ddpmbench import checksums
 from ddpmbench.evaluate.sample import load_samples
 from ddpmbench.execution import worker
 from ddpmbench.metrics.scores import PROTOCOLS
-from ddpmbench.report.fid_page import pictures_of
+from ddpmbench.report.fid_figures import pictures_of
 from ddpmbench.report.folder_contents import read_environment
 from ddpmbench.report.nll_page import run_figures
 

@@ -16,11 +16,12 @@ from ddpmbench.diffusion.process import GaussianDiffusion
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.likelihood import regression, terms
 from ddpmbench.likelihood.designs import ImportanceDesign
-from ddpmbench.likelihood.image_features import code_length, image_features
 from ddpmbench.likelihood.image_sampling import ImageSample
 from ddpmbench.likelihood.regression import (
     FeatureTable,
     GaussianFeatures,
+    code_length,
+    image_features,
     log_bins,
     predict,
     standardized_features,

@@ -29,8 +29,8 @@ from ddpmbench.diffusion.process import Prediction
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError
 from ddpmbench.likelihood import ode
-from ddpmbench.likelihood.dequantization import Dequantization, sample_x_1
 from ddpmbench.likelihood.ode import (
+    Dequantization,
     KnownBound,
     OdePass,
     OdeSettings,
@@ -38,6 +38,7 @@ from ddpmbench.likelihood.ode import (
     evaluations_per_image,
     log_density,
     probe_signs,
+    sample_x_1,
     timesteps_of_bound,
 )
 

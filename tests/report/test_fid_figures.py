@@ -6,8 +6,8 @@ import pytest
 from fidelity_folders import SIZES, against_n, reference, summary
 
 from ddpmbench.report.compare_fid import differences_figure
-from ddpmbench.report.fid_page import against_n_figure, fid_figures, per_image_figure
-from ddpmbench.report.fid_text import AGAINST_N_COLUMNS
+from ddpmbench.report.fid import AGAINST_N_COLUMNS
+from ddpmbench.report.fid_figures import against_n_figure, fid_figures, per_image_figure
 
 ENDS = {"fashion-mnist:test": (11.9, 0.25)}
 PER_IMAGE = pd.DataFrame({"nearest_reference_distance": np.nan, "class_entropy": [0.1, 0.2]})

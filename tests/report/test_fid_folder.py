@@ -11,8 +11,8 @@ from fidelity_folders import NUM_GENERATED, fidelity_folder, nearest, summary
 
 import ddpmbench as db
 from ddpmbench.execution.stored_images import NearestImages
-from ddpmbench.report.fid_page import FIGURES, STRIPS, first_samples, pictures_of
-from ddpmbench.report.fid_text import reference_name
+from ddpmbench.report.fid import FIGURES, STRIPS, reference_name
+from ddpmbench.report.fid_figures import first_samples, pictures_of
 from ddpmbench.report.folder_contents import read_environment
 from ddpmbench.report.sample import NUM_SHOWN
 

@@ -6,7 +6,7 @@ import pytest
 from fidelity_folders import HASH, against_n, of_another_network, reference, summary
 from test_page import SVG, words
 
-from ddpmbench.report.fid_page import FIGURES, STRIPS, fid_page
+from ddpmbench.report.fid import FIGURES, STRIPS, fid_page
 from ddpmbench.report.text import joined
 
 ALL = dict.fromkeys([*FIGURES, *STRIPS], SVG)

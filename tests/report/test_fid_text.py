@@ -9,7 +9,7 @@ import pytest
 from fidelity_folders import HASH, of_another_network, reference, summary
 
 from ddpmbench.metrics.scores import Scores
-from ddpmbench.report.fid_text import (
+from ddpmbench.report.fid import (
     AGAINST_REFERENCE,
     METRICS,
     comparable_only,

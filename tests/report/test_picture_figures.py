@@ -12,7 +12,7 @@ from fidelity_folders import nearest
 from PIL import Image
 
 import ddpmbench as db
-from ddpmbench.report.fid_page import nearest_figure
+from ddpmbench.report.fid_figures import nearest_figure
 from ddpmbench.report.figures import MAX_PIXELS
 from ddpmbench.report.rate_distortion import (
     decoding_figure,

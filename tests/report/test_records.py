@@ -11,7 +11,7 @@ from test_page import SUMMARY, compared
 
 from ddpmbench.errors import InputError
 from ddpmbench.report import compare_fid, compare_nll
-from ddpmbench.report.fid_text import AGAINST_REFERENCE, Fidelity
+from ddpmbench.report.fid import AGAINST_REFERENCE, Fidelity
 from ddpmbench.report.folder_contents import Environment, check
 from ddpmbench.report.tables import Run
 

@@ -1,4 +1,4 @@
-"""The page of a run of `fid`, and its figures."""
+"""The figures of a run of `fid`."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,18 +18,7 @@ from ddpmbench.errors import InputError, damaged
 from ddpmbench.execution.samples import SAMPLES
 from ddpmbench.execution.stored_images import NEAREST, NearestImages
 from ddpmbench.report.display import Draw
-from ddpmbench.report.fid_text import (
-    AGAINST_REFERENCE,
-    METRICS,
-    WITHOUT_REFERENCE,
-    Score,
-    comparable_only,
-    fid_facts,
-    headline,
-    label,
-    reference_name,
-    splits_line,
-)
+from ddpmbench.report.fid import reference_name
 from ddpmbench.report.figures import (
     COLORS,
     DASHES,
@@ -44,27 +33,7 @@ from ddpmbench.report.figures import (
     points,
     shortened,
 )
-from ddpmbench.report.folder_contents import sanity_check_warning
-from ddpmbench.report.html import drawn, rendered
 from ddpmbench.report.sample import NUM_SHOWN, samples_figure
-from ddpmbench.report.text import joined
-
-FIGURES = {
-    "fid_against_n": "Distance over the number of samples, extrapolated to infinitely many",
-    "per_image": "Distance to the nearest reference image, and entropy of the predicted classes",
-}
-"""Captions of the figures, by name."""
-
-STRIPS = {
-    "nearest": (
-        "Nearest reference images",
-        "Nearest in feature space, with the distances there. A sample that equals its neighbor may "
-        "be memorized.",
-    ),
-    "samples": ("First samples", "In order, uncurated."),
-}
-"""Optional strips of pictures, by name: title and text."""
-
 
 _MOST_NEAREST = 4
 _PER_IMAGE = {
@@ -137,79 +106,6 @@ def first_samples(path: Path, num_samples: int) -> ImageData:
     except (DamageError, InputError) as error:
         raise damaged(path) from error
 
-
-def fid_page(
-    summary: Mapping[str, Any],
-    against_n: pd.DataFrame,
-    environment: Mapping[str, Any] | None,
-    svgs: Mapping[str, str],
-) -> str:
-    """The page of a finished run of `fid`.
-
-    Args:
-        summary: the object of `summary.json`.
-        against_n: see `evaluate.fid_scores`.
-        environment: the object of `environment.json`, if any.
-        svgs: its figures by name, of `FIGURES` and `STRIPS`; missing ones are left out.
-    """
-    made_by = summary["checkpoint"] or summary["samples"]
-    references = [reference_name(reference) for reference in summary["references"]]
-    return rendered(
-        "fid.html.j2",
-        summary=summary,
-        headline=headline(summary),
-        heading=f"{made_by['source']} against {references[0]}",
-        notes=[comparable_only(summary), sanity_check_warning(summary), *summary["warnings"]],
-        facts=joined(fid_facts(summary)),
-        references=references,
-        rows=_rows(summary),
-        explanations=_explanations(summary),
-        points=against_n.to_dict("records"),
-        environment=environment,
-        **drawn(svgs, FIGURES, STRIPS),
-    )
-
-
-def _rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row per metric: against each reference, then those without one."""
-    name = summary["name"]
-    splits = splits_line(summary["protocol"])
-    return [
-        {
-            "label": label(metric, name),
-            "own": metric == "fid",
-            "scores": [
-                Score.read(metric, values, name)
-                for values in (
-                    summary["references"] if METRICS[metric].has_reference else [summary]
-                )
-            ],
-            "meaning": METRICS[metric].meaning.format(splits=splits),
-        }
-        for metric in (*AGAINST_REFERENCE, *WITHOUT_REFERENCE)
-    ]
-
-
-def _explanations(summary: Mapping[str, Any]) -> list[str]:
-    """Why an interval of precision or recall is missing or a value is 0."""
-    references, neighbors = summary["references"], summary["protocol"]["neighbors"]
-    texts = []
-    if any(one["recall"] is not None and one["recall_half_width"] is None for one in references):
-        texts.append(
-            "Recall has no interval with so few samples: it is estimated by leaving out groups of "
-            f"samples, and each group needs more than {neighbors} neighbors."
-        )
-    if any(one["precision"] == 0 or one["recall"] == 0 for one in references):
-        texts.append(
-            "A precision (recall) of 0 means that no sample (reference image) lies within the "
-            "neighborhood of an image of the other set, which reaches to that image's "
-            f"{neighbors} nearest neighbors. With few images these neighborhoods do not cover the "
-            "set, so that even a good model scores 0."
-        )
-    return texts
-
-
-# ---- figures
 
 Ends = Mapping[str, tuple[float | None, float | None]]
 
@@ -306,7 +202,7 @@ def _inverse_axis(axes: Axes, num_generated: NDArray[np.int64]) -> None:
 
 @drawing()
 def per_image_figure(per_image: pd.DataFrame) -> Drawn:
-    """Histograms over the samples of what is known of each; see `fid_text.PER_IMAGE_COLUMNS`.
+    """Histograms over the samples of what is known of each; see `fid.PER_IMAGE_COLUMNS`.
 
     Returns:
         The figure, and one row per bin: `measure`, `bin_from`, `bin_to`, `num_images`.
