@@ -13,6 +13,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from processes import undrawn
+from run_folders import Runs
 from unet_configs import TINY_CONFIG
 
 from ddpmbench.checkpoints.native import write_native
@@ -142,3 +143,17 @@ def small_npz(small_images, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("images") / "crops.npz"
     np.savez(path, arr_0=small_images.pixels.transpose(0, 2, 3, 1))
     return path
+
+
+@pytest.fixture(scope="session")
+def runs(small_model, small_images, tmp_path_factory) -> Iterator[Runs]:
+    """A finished run of every kind, for tests that only read: `runs[kind]`."""
+    made = Runs(small_model, small_images, tmp_path_factory.mktemp("finished"))
+    yield made
+    assert not made.changed(), "a test has changed what others read"
+
+
+@pytest.fixture
+def copied(runs, tmp_path) -> Callable[[str], Path]:
+    """Copies a run of a kind for a test that changes it."""
+    return lambda kind: runs.copied(kind, tmp_path / "copied")

@@ -1,38 +1,164 @@
-"""Small real runs, and tables as runs write them."""
+"""Small real runs of every kind, their numbers, and tables as runs write them."""
+
+import dataclasses
+import shutil
+from numbers import Number
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
+import torch
+from feature_networks import write_network
 
-from ddpmbench.evaluate.nll import evaluate_nll
+import ddpmbench as db
 from ddpmbench.execution.stored_images import Extremes
 
 OPTIONS = {"every-pair": {"estimator": "every-pair"}, "importance": {"half_width": 5.0}}
+HOSTILE = "<script>alert('&')</script>" + "x" * 300
+KINDS = (
+    *("every-pair", "importance", "ode", "likelihoods", "score", "fid", "sample", "speed"),
+    *("compare", "compare-fid"),
+)
+"""Of reports that are loaded from a folder."""
+TIMES = {"seconds", "images_per_second"}
 
 
 def run_folder(kind, checkpoint, images, folder):
     """A run of this estimator."""
-    return evaluate_nll(
+    return db.evaluate_nll(
         checkpoint, images, **OPTIONS[kind], out=folder, command=["ddpmbench", "nll"]
     )
 
 
+class Runs:
+    """`runs[kind]` is a report whose folder is made when it is first asked for, and read only.
+
+    Names are ones that no page may take for markup. Besides `KINDS` there are "one-draw", and
+    "other" and "other-fid", of another checkpoint, with which the comparisons are.
+    """
+
+    def __init__(self, model, images, root: Path):
+        training = {str(k): list(range(50)) for k in range(50)}
+        notes = tuple(f"note {k}: {HOSTILE}" for k in range(20))
+        self.model = dataclasses.replace(model, source=HOSTILE, training=training, notes=notes)
+        self.images = dataclasses.replace(images, source=HOSTILE)
+        self.root = root
+        self.network = db.load_feature_network(
+            write_network(root / "stand-in.pt", num_features=6, num_classes=9),
+            resize="clean",
+            device=torch.device("cpu"),
+        )
+        self._reports, self._files = {}, {}
+
+    def __getitem__(self, kind: str):
+        if kind not in self._reports:
+            out = self.root / kind
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("DDPMBENCH_CACHE", str(self.root / "cache"))
+                patch.setattr("ddpmbench.execution.timing.LEAST_SECONDS", 0.0)
+                self._reports[kind] = self.make(kind, out)
+            self._files[kind] = contents(out)
+            _allow(out, writing=False)
+        return self._reports[kind]
+
+    def make(self, kind: str, out: Path):
+        """Make a folder of this kind, or go on with it."""
+        model, images = self.model, self.images
+        pairs = {"estimator": "every-pair", "draws": 2, "out": out}
+        ode = {"num_ode_images": 3, "solver_steps": 2, "half_width": 9.0, "out": out}
+        fid = db.FidSettings(self.network, db.PROTOCOLS["clean"], 12)
+        match kind:
+            case "every-pair":
+                return db.evaluate_nll(model, images, **pairs)
+            case "other":
+                return db.evaluate_nll(_another(model), images, **pairs)
+            case "one-draw":
+                return db.evaluate_nll(model, images, **{**pairs, "draws": 1})
+            case "importance":
+                return db.evaluate_nll(model, images, half_width=9.0, out=out)
+            case "ode":
+                return db.evaluate_ode(model, images, **ode)
+            case "likelihoods":
+                return db.evaluate_likelihoods(model, images, **ode)
+            case "score":
+                return db.score_images(model, images, images.subset(3), out=out)
+            case "fid" | "other-fid":
+                return db.evaluate_fid(
+                    model if kind == "fid" else _another(model), images, fid, out=out
+                )
+            case "sample":
+                return db.generate_samples(model, 5, out=out)
+            case "speed":
+                quick = db.SpeedSettings(num_images=100)
+                return db.measure_speed(model, settings=quick, batch_size=1, out=out)
+            case "compare":
+                return db.compare([self["every-pair"].folder, self["other"].folder], out=out)
+            case "compare-fid":
+                return db.compare([self["fid"].folder, self["other-fid"].folder], out=out)
+        raise KeyError(kind)
+
+    def copied(self, kind: str, folder: Path) -> Path:
+        """A copy that a test may change."""
+        copy = shutil.copytree(self[kind].folder, folder / kind)
+        _allow(copy, writing=True)
+        return copy
+
+    def changed(self) -> list[str]:
+        """The kinds whose folder is no longer as it was made: root writes where it likes."""
+        return [kind for kind, files in self._files.items() if contents(self.root / kind) != files]
+
+
+def _another(model):
+    return dataclasses.replace(model, sha256="1" * 64)
+
+
+def _allow(folder, *, writing):
+    for path in (folder, *folder.rglob("*")):
+        path.chmod((0o500 if path.is_dir() else 0o400) | (0o200 if writing else 0))
+
+
+def contents(folder):
+    """The bytes of every file by its path below the folder."""
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
 def numbers(report):
-    """Everything of a report that is a number and no time, in a row; distortion of 255 levels."""
-    summary, sampling = report.summary, report.summary["sampling"]
-    names = ("bits_per_dim", "half_width", "half_width_population", "prior", "kl", "decoder")
-    values = [summary[name] for name in (*names, "num_evaluations")]
-    values += [sampling.get("num_replicates"), *sampling.get("horvitz_thompson", {}).values()]
-    curve = report.rate_distortion.drop(columns="psnr")  # in decibels, of the column before
-    curve = curve / np.where(curve.columns.str.startswith("distortion"), 255, 1)
-    steps = report.per_timestep.drop(columns="part")
-    images = report.per_image.drop(columns="image_id")
-    tables = (table.to_numpy(float).ravel() for table in (steps, curve, images))
-    return np.concatenate([np.array(values, float), *tables])
+    """Everything of a report that is a number and no time, by name; None is NaN."""
+    result = {}
+
+    def take(name, value):
+        if isinstance(value, dict):
+            for key in value.keys() - TIMES:
+                take(f"{name}.{key}", value[key])
+        elif isinstance(value, list | tuple):
+            for k, of in enumerate(value):
+                take(f"{name}[{k}]", of)
+        elif isinstance(value, pd.DataFrame):
+            result[f"{name}.rows"] = np.array(len(value))
+            for column in value.select_dtypes("number"):
+                result[f"{name}.{column}"] = value[column].to_numpy(float, na_value=np.nan)
+        elif isinstance(value, db.ImageSet):
+            result[f"{name}.pixels"] = np.asarray(value.pixels).astype(float)
+        elif value is None or isinstance(value, Number):
+            result[name] = np.array(np.nan if value is None else value, float)
+
+    for name, value in vars(report).items():
+        if name != "folder":
+            take(name, value)
+    return result
 
 
 def assert_same_numbers(report, other, tolerance=1e-6):
     """Fail where a number of two reports differs; rounding differs between batches."""
-    np.testing.assert_allclose(numbers(report), numbers(other), rtol=0, atol=tolerance)
+    one, two = numbers(report), numbers(other)
+    assert one.keys() == two.keys()
+    for name, values in one.items():
+        # Of 255 levels, in decibels, and of models of few steps, which take many bits.
+        wide = any(word in name for word in ("distortion", "psnr", "sub_schedules"))
+        scale = 255 if wide else 1
+        np.testing.assert_allclose(values, two[name], rtol=0, atol=scale * tolerance, err_msg=name)
 
 
 def per_image(num_images):

@@ -6,20 +6,15 @@ import re
 import documents
 import pandas as pd
 import pytest
-import torch
 from click.testing import CliRunner
 from documents import ROOT
-from feature_networks import write_network
 
 from ddpmbench import load_checkpoint
 from ddpmbench.cli.main import ddpmbench
-from ddpmbench.evaluate.fid import FidSettings, evaluate_fid
 from ddpmbench.evaluate.finished_reports import load_report, write_report
 from ddpmbench.evaluate.nll import evaluate_nll
 from ddpmbench.evaluate.page import RECORD
 from ddpmbench.evaluate.rate_distortion import progressive_pictures
-from ddpmbench.evaluate.score import score_images
-from ddpmbench.metrics.feature_networks import load_feature_network
 from ddpmbench.metrics.scores import PROTOCOLS
 from ddpmbench.report.compare_nll import printed_comparison
 from ddpmbench.report.fid import printed_fid
@@ -162,17 +157,11 @@ def test_ci_runs_the_test_command_of_the_readme():
 
 
 @pytest.fixture(scope="module")
-def fid_folder(small_model, small_images, sketching, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("fid")
-    path = write_network(folder / "network.pt", num_features=6, num_classes=4)
-    network = load_feature_network(path, resize="clean", device=torch.device("cpu"))
-    settings = FidSettings(network, PROTOCOLS["clean"], 8)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DDPMBENCH_CACHE", str(folder / "cache"))
-        evaluate_fid(small_model, [small_images], settings, out=folder / "run")
+def fid_folder(runs, sketching, tmp_path_factory):
+    folder = runs.copied("fid", tmp_path_factory.mktemp("documented"))
     with sketching():
-        write_report(folder / "run")
-    return folder / "run"
+        write_report(folder)
+    return folder
 
 
 def test_the_table_of_a_folder_of_fid_is_complete(fid_folder):
@@ -183,9 +172,8 @@ def test_the_table_of_a_folder_of_fid_is_complete(fid_folder):
 
 
 @pytest.fixture(scope="module")
-def score_folder(small_model, small_images, sketching, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("score") / "run"
-    score_images(small_model, small_images, small_images, evaluations_per_image=4, out=folder)
+def score_folder(runs, sketching, tmp_path_factory):
+    folder = runs.copied("score", tmp_path_factory.mktemp("documented"))
     with sketching():
         write_report(folder)
     return folder

@@ -24,11 +24,6 @@ from ddpmbench.report import rate_distortion as report
 
 SHIPPED = Path(__file__).parents[2] / "results" / "every-pair"
 SPREAD = 0.3
-OPTIONS = {
-    "every-pair": {"estimator": "every-pair"},
-    "one draw": {"estimator": "every-pair", "draws": 1},
-    "importance": {"half_width": 5.0},
-}
 
 
 # ---- data whose curve has a closed form
@@ -150,10 +145,9 @@ def test_a_few_rows_give_the_exact_bounds_under_other_conventions(few_rows):
 # ---- from a report and from a folder
 
 
-@pytest.fixture(scope="module", params=list(OPTIONS))
-def run(request, small_model, small_images, tmp_path_factory):
-    out = tmp_path_factory.mktemp("runs") / "run"
-    return db.evaluate_nll(small_model, small_images, **OPTIONS[request.param], out=out)
+@pytest.fixture(params=["every-pair", "one-draw", "importance"])
+def run(request, runs):
+    return runs[request.param]
 
 
 def test_a_folder_holds_the_curve_of_its_report(run):
@@ -196,7 +190,7 @@ def smooth_curve(num_timesteps):
     )
 
 
-@pytest.mark.parametrize("run", ["one draw"], indirect=True)
+@pytest.mark.parametrize("run", ["one-draw"], indirect=True)
 @pytest.mark.parametrize(
     ("source", "num_timesteps", "is_beside"),
     [

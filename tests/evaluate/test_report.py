@@ -22,11 +22,11 @@ DRAWN = {"every-pair": COMMON, "importance": COMMON | {"calls"}}
 
 
 @pytest.fixture(scope="module")
-def folders(small_model, small_images, tmp_path_factory):
+def folders(runs, tmp_path_factory):
     """Runs of both estimators that have their pages."""
     root = tmp_path_factory.mktemp("runs")
     for kind in OPTIONS:
-        run_folder(kind, small_model, small_images, root / kind)
+        runs.copied(kind, root)
         assert db.write_report(root / kind) == root / kind / "report.html"
     return root
 

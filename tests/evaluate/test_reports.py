@@ -3,26 +3,19 @@
 import dataclasses
 import inspect
 import re
-import shutil
 from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from feature_networks import write_network
+from run_folders import HOSTILE, KINDS
 from sealing import edit, read_record
 
 import ddpmbench as db
-from ddpmbench.metrics.feature_networks import load_feature_network
 from ddpmbench.report.display import Shown
 
-HOSTILE = "<script>alert('&')</script>" + "x" * 300
 LONGEST = 500
-KINDS = (
-    *("every-pair", "importance", "ode", "likelihoods", "score", "fid", "sample", "speed"),
-    *("compare", "compare-fid"),
-)
 LOADED_FROM = {
     "likelihoods": "likelihoods.csv",
     "compare": "runs.csv",
@@ -32,90 +25,22 @@ LOADED_FROM = {
 
 
 @pytest.fixture(scope="module")
-def model(small_model):
-    """A name that no page may take for markup, and a record of its training."""
-    training = {str(k): list(range(50)) for k in range(50)}
-    notes = tuple(f"note {k}: {HOSTILE}" for k in range(20))
-    model = dataclasses.replace(small_model, source=HOSTILE, training=training, notes=notes)
-    return model.respaced(20)
+def reports(runs):
+    """One report a kind."""
+    return {kind: runs[kind] for kind in KINDS}
 
 
 @pytest.fixture(scope="module")
-def images(small_images):
-    return dataclasses.replace(small_images, source=HOSTILE)
-
-
-@pytest.fixture(scope="module")
-def network(tmp_path_factory):
-    path = tmp_path_factory.mktemp("network") / "stand-in.pt"
-    write_network(path, num_features=6, num_classes=9)
-    return load_feature_network(path, resize="clean", device=torch.device("cpu"))
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture(scope="module")
-def reports(model, images, network, folders):
-    """One report a kind, each with a folder of that name."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DDPMBENCH_CACHE", str(folders / "cache"))
-        fid = db.FidSettings(network, db.PROTOCOLS["clean"], 12)
-        trained = dataclasses.replace(model, schedule=db.NoiseSchedule.linear(40))
-        patch.setattr("ddpmbench.execution.timing.LEAST_SECONDS", 0.0)
-        quick = db.SpeedSettings(num_images=100)
-        result = {
-            "every-pair": db.evaluate_nll(
-                model, images, estimator="every-pair", draws=2, out=folders / "every-pair"
-            ),
-            "importance": db.evaluate_nll(
-                model, images, half_width=9.0, out=folders / "importance"
-            ),
-            "ode": db.evaluate_ode(
-                trained,
-                images,
-                num_ode_images=3,
-                solver_steps=2,
-                half_width=9.0,
-                out=folders / "ode",
-            ),
-            "likelihoods": db.evaluate_likelihoods(
-                trained,
-                images,
-                num_ode_images=3,
-                solver_steps=2,
-                half_width=9.0,
-                out=folders / "likelihoods",
-            ),
-            "score": db.score_images(model, images, images.subset(3), out=folders / "score"),
-            "fid": db.evaluate_fid(model, images, fid, out=folders / "fid"),
-            "sample": db.generate_samples(model, 5, out=folders / "sample"),
-            "speed": db.measure_speed(model, settings=quick, batch_size=1, out=folders / "speed"),
-        }
-        other = dataclasses.replace(model, sha256="1" * 64)
-        db.evaluate_nll(other, images, estimator="every-pair", draws=2, out=folders / "other")
-        other_fid = dataclasses.replace(fid, samples=db.SampleSettings(seed=0))
-        db.evaluate_fid(other, images, other_fid, out=folders / "other-fid")
-    result["compare"] = db.compare(
-        [folders / "every-pair", folders / "other"], out=folders / "compare"
-    )
-    result["compare-fid"] = db.compare(
-        [folders / "fid", folders / "other-fid"], out=folders / "compare-fid"
-    )
-    return result
-
-
-@pytest.fixture(scope="module")
-def shown(reports, model, images, small_checkpoint, folders):
+def shown(runs, reports, small_checkpoint, tmp_path_factory):
     """Every report there is."""
+    out = tmp_path_factory.mktemp("others")
     inspection = db.inspect_checkpoint(small_checkpoint)
     conversion = db.convert_checkpoint(
-        db.load_checkpoint(small_checkpoint), folders / "converted.safetensors"
+        db.load_checkpoint(small_checkpoint), out / "converted.safetensors"
     )
     curve = db.rate_distortion(reports["every-pair"])
-    code = db.compress(model, images.subset(2), folders / "code", timesteps=4, compare=False)
+    images = runs.images.subset(2)
+    code = db.compress(runs.model, images, out / "code", timesteps=4, compare=False)
     return [*reports.values(), curve, inspection, conversion, code]
 
 
@@ -144,10 +69,9 @@ def test_a_report_shows_its_number_with_its_interval(reports):
         assert f"\N{PLUS-MINUS SIGN} {width:.4f}"[:6] in html
 
 
-def test_every_record_that_people_hold_is_short(
-    shown, reports, model, images, network, monkeypatch
-):
+def test_every_record_that_people_hold_is_short(runs, shown, copied):
     """All that is exported, and what its functions return."""
+    model, images, network = runs.model, runs.images, runs.network
     statistics = db.ReferenceStatistics(np.zeros(2048), np.zeros((2048, 2048)), HOSTILE)
     rows = torch.arange(500, dtype=torch.float64)
     features = np.random.default_rng(0).normal(size=(40, 30))
@@ -189,7 +113,7 @@ def test_every_record_that_people_hold_is_short(
         db.RunListener(),
         db.SampleSettings(),
         db.SpeedSettings(),
-        db.progressive_pictures(model, images, reports["every-pair"]),
+        db.progressive_pictures(model, images, db.load_report(copied("every-pair"))),
     ]
     for record in made:
         assert len(repr(record)) < LONGEST, type(record)
@@ -210,7 +134,7 @@ def test_a_notebook_gets_a_table_whose_texts_are_texts(shown):
     assert any("&lt;script&gt;" in report._repr_html_() for report in shown)
 
 
-def test_a_report_draws_the_figures_of_its_page(reports):
+def test_a_report_draws_the_figures_of_its_page(reports, copied):
     for kind, report in reports.items():
         first = report.plot()
         assert first.get_axes(), kind
@@ -218,7 +142,7 @@ def test_a_report_draws_the_figures_of_its_page(reports):
         for name in report._figures():
             assert report.plot(name).get_axes()
     assert first._repr_png_().startswith(b"\x89PNG")
-    pages = reports["every-pair"].folder
+    pages = copied("every-pair")
     db.write_report(pages)
     drawn = {path.stem for path in (pages / "figures").glob("*.svg")}
     assert set(reports["every-pair"]._figures()) <= drawn
@@ -230,8 +154,8 @@ def test_a_report_draws_the_figures_of_its_page(reports):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_report_comes_back_as_it_was(reports, folders, kind):
-    report, loaded = reports[kind], db.load_report(folders / kind)
+def test_a_report_comes_back_as_it_was(runs, kind):
+    report, loaded = runs[kind], db.load_report(runs[kind].folder)
     assert type(loaded) is type(report)
     for field in dataclasses.fields(report):
         there, here = getattr(report, field.name), getattr(loaded, field.name)
@@ -245,9 +169,9 @@ def test_a_report_comes_back_as_it_was(reports, folders, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_damaged_folder_is_one_line(reports, folders, tmp_path, kind):
+def test_a_damaged_folder_is_one_line(copied, kind):
     name = LOADED_FROM.get(kind, "parts.csv" if kind == "speed" else "per_image.csv")
-    folder = shutil.copytree(folders / kind, tmp_path / kind)
+    folder = copied(kind)
     whole = (folder / name).read_bytes()
     for damage in (whole[: len(whole) // 3], b"\x00" * 40, b""):
         (folder / name).write_bytes(damage)
@@ -268,8 +192,8 @@ def test_what_names_no_folder_is_one_line(folder):
         db.load_report(folder)
 
 
-def test_what_is_no_run_is_one_line(tmp_path, reports, folders):
-    for folder in (tmp_path, tmp_path / "nowhere", folders / "cache"):
+def test_what_is_no_run_is_one_line(tmp_path, runs):
+    for folder in (tmp_path, tmp_path / "nowhere", runs["fid"].folder.parent / "cache"):
         with pytest.raises(db.InputError, match="no run"):
             db.load_report(folder)
 

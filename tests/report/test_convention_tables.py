@@ -16,13 +16,10 @@ from ddpmbench.report.conventions import (
     THIS_RUN,
 )
 
-RUNS = {"every-pair": {"estimator": "every-pair"}, "importance": {"half_width": 3.0}}
 
-
-@pytest.fixture(scope="module", params=RUNS)
-def report(request, small_images, small_model, tmp_path_factory):
-    out = tmp_path_factory.mktemp("runs") / "run"
-    return db.evaluate_nll(small_model, small_images, **RUNS[request.param], out=out)
+@pytest.fixture(params=["every-pair", "importance"])
+def report(request, runs):
+    return runs[request.param]
 
 
 @pytest.fixture(scope="module")
