@@ -19,7 +19,7 @@ from ddpmbench.execution.engine import Engine
 from ddpmbench.execution.timing import matmul_peak, timer
 from ddpmbench.samples.samplers import SamplerChoice
 from ddpmbench.unet.flops import flop_per_call
-from ddpmbench.unet.precision import Precision
+from ddpmbench.unet.timed_unet import Precision
 
 TOLERANCE = {
     Precision.FP32: 2e-5,

@@ -7,7 +7,7 @@ import torch
 
 from ddpmbench.execution.devices import has_native_bfloat16
 from ddpmbench.execution.engine import EngineChoice
-from ddpmbench.unet.precision import Precision
+from ddpmbench.unet.timed_unet import Precision
 
 SHIPPED, CIFAR10 = "shipped", "ddpm-cifar10-32"
 MODELS = (SHIPPED, CIFAR10)

@@ -24,7 +24,7 @@ from ddpmbench.execution.engine import Engine
 from ddpmbench.metrics.feature_networks import EFFICIENTNET, FeatureNetwork, load_feature_network
 from ddpmbench.metrics.frechet import frechet_distance, leave_one_out
 from ddpmbench.metrics.statistics import FeatureGaussian, feature_statistics
-from ddpmbench.unet.precision import Precision
+from ddpmbench.unet.timed_unet import Precision
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from feature_networks import write_network

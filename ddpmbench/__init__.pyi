@@ -70,5 +70,5 @@ from .metrics.statistics import feature_statistics as feature_statistics
 from .metrics.statistics import read_statistics as read_statistics
 from .samples.samplers import AddedNoise as AddedNoise
 from .samples.samplers import SamplerChoice as SamplerChoice
-from .unet.precision import Precision as Precision
+from .unet.timed_unet import Precision as Precision
 from .version import __version__ as __version__

@@ -10,7 +10,7 @@ from torch import Tensor
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.execution.devices import evaluating, strict_float32
 from ddpmbench.execution.engine import EngineChoice
-from ddpmbench.unet.precision import Precision
+from ddpmbench.unet.timed_unet import Precision
 
 
 def biased(output: Tensor) -> Tensor:

@@ -146,7 +146,7 @@ def speed(output_format: str, **given: Any) -> None:  # noqa: ANN401
     """
     from ddpmbench.evaluate.speed import SpeedSettings, measure_speed
     from ddpmbench.report.speed import printed_speed
-    from ddpmbench.unet.precision import Precision
+    from ddpmbench.unet.timed_unet import Precision
 
     checkpoint = open_checkpoint(take(given, options.CHECKPOINT))
     note(*checkpoint.notes)

@@ -210,7 +210,7 @@ def _sample_settings(given: dict[str, Any]) -> "SampleSettings":
     from ddpmbench.execution.devices import resolve_device, resolve_precision
     from ddpmbench.execution.samples import SampleSettings
     from ddpmbench.samples.samplers import SamplerChoice
-    from ddpmbench.unet.precision import Precision
+    from ddpmbench.unet.timed_unet import Precision
 
     device = resolve_device(given["device"])
     return SampleSettings(

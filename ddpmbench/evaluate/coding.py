@@ -42,7 +42,7 @@ from ddpmbench.likelihood.sub_schedules import (
     can_skip,
 )
 from ddpmbench.report.tables import SCHEMA
-from ddpmbench.unet.precision import Precision
+from ddpmbench.unet.timed_unet import Precision
 from ddpmbench.user_code import user_errors
 
 BEST_CONSTANT = "best_constant"

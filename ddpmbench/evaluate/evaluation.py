@@ -25,7 +25,7 @@ from ddpmbench.likelihood.continuous import terms_pass_of
 from ddpmbench.likelihood.terms import TermsPass
 from ddpmbench.report.folder_contents import check
 from ddpmbench.sanity_check.run import CheckRecord, PreliminaryCheck
-from ddpmbench.unet.precision import Precision
+from ddpmbench.unet.timed_unet import Precision
 from ddpmbench.version import __version__
 
 

@@ -28,7 +28,7 @@ from ddpmbench.report.fid import SCHEMA, fid_card, fid_page
 from ddpmbench.report.folder_contents import read_environment
 from ddpmbench.report.text import cost_lines
 from ddpmbench.sanity_check.run import PreliminaryCheck
-from ddpmbench.unet.precision import Precision
+from ddpmbench.unet.timed_unet import Precision
 from ddpmbench.version import __version__
 
 ReferenceSource: TypeAlias = "ReferenceStatistics | ImageSource"

@@ -45,7 +45,7 @@ from ddpmbench.report.fid import (
     SCHEMA,
     half_width_of,
 )
-from ddpmbench.unet.precision import Precision
+from ddpmbench.unet.timed_unet import Precision
 
 _SHOWN, _NEAREST_SHOWN = 8, 4  # samples, and real images beside each
 _LARGEST_SHOWN = 299  # side of pictures that are resized for display: Inception's input

@@ -19,9 +19,9 @@ from ddpmbench.evaluate.nll import evaluate_nll
 from ddpmbench.evaluate.nll_report import NllReport
 from ddpmbench.evaluate.ode import BOUND, STORE, OdeReport, evaluate_ode, why_no_ode
 from ddpmbench.evaluate.progress import PartListener, reported_session
-from ddpmbench.execution.continuous_support import CONTINUOUS_FROM, why_left_out
 from ddpmbench.execution.devices import evaluating_checkpoint, is_out_of_memory, strict_float32
 from ddpmbench.execution.folder import run_store
+from ddpmbench.execution.network_check import CONTINUOUS_FROM, why_left_out
 from ddpmbench.execution.store import MemoryStore, num_missing
 from ddpmbench.execution.worker import RunListener
 from ddpmbench.likelihood.importance_estimator import initial_terms

@@ -21,7 +21,6 @@ from ddpmbench.evaluate.evaluation import (
 from ddpmbench.evaluate.nll_report import NllReport
 from ddpmbench.evaluate.progress import PartListener, reported_session
 from ddpmbench.evaluate.reuse import finished_report, recorded_half_width, wider_note
-from ddpmbench.execution.continuous_support import why_left_out
 from ddpmbench.execution.devices import resolve_precision
 from ddpmbench.execution.engine import Engine
 from ddpmbench.execution.engine_choice import NetworkUse, at_once
@@ -34,6 +33,7 @@ from ddpmbench.execution.finished_runs import (
     TERMS,
 )
 from ddpmbench.execution.folder import RunFolder
+from ddpmbench.execution.network_check import why_left_out
 from ddpmbench.execution.precision_choice import Candidate, settled_precision
 from ddpmbench.execution.stored_images import EXTREMES, Extremes
 from ddpmbench.execution.terms import (
@@ -52,7 +52,7 @@ from ddpmbench.report.conventions import conventions_frame, sub_schedules_frame
 from ddpmbench.report.tables import Comparability, in_bits
 from ddpmbench.report.text import raw_pixels_warning
 from ddpmbench.sanity_check.run import PreliminaryCheck, recorded_check
-from ddpmbench.unet.precision import Precision
+from ddpmbench.unet.timed_unet import Precision
 from ddpmbench.user_code import user_errors
 
 

@@ -65,7 +65,7 @@ from ddpmbench.report.score import (
     score_warnings,
     set_record,
 )
-from ddpmbench.unet.precision import Precision
+from ddpmbench.unet.timed_unet import Precision
 from ddpmbench.user_code import user_errors
 
 _STORES = (TERMS, f"{TERMS}_of_second")

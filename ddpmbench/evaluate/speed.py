@@ -26,7 +26,7 @@ from ddpmbench.files import named_path
 from ddpmbench.report.display import Card, Draw, Shown
 from ddpmbench.report.folder_contents import json_rows
 from ddpmbench.report.speed import SCHEMA, batch_figure, parts_figure, speed_card
-from ddpmbench.unet.precision import Precision
+from ddpmbench.unet.timed_unet import Precision
 from ddpmbench.version import __version__
 
 

@@ -16,7 +16,7 @@ from torch.nn.functional import conv2d, group_norm, scaled_dot_product_attention
 
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError, instance_of
-from ddpmbench.unet.precision import Precision
+from ddpmbench.unet.timed_unet import Precision
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of mallopt, from malloc.h
 _MOST = 2**31 - 1

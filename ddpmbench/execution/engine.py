@@ -17,8 +17,7 @@ from ddpmbench.execution.devices import (
     keeping_memory,
     products_of,
 )
-from ddpmbench.unet.precision import Precision
-from ddpmbench.unet.timed_unet import TimedUNet
+from ddpmbench.unet.timed_unet import Precision, TimedUNet
 from ddpmbench.unet.unet import UNet
 
 T = TypeVar("T")

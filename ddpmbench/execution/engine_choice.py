@@ -21,7 +21,7 @@ from ddpmbench.execution.session import Session
 from ddpmbench.execution.timing import Probe, gray_images, seconds_per_call
 from ddpmbench.execution.worker import auto_batch_size
 from ddpmbench.files import replacing, writing_to
-from ddpmbench.unet.precision import Precision
+from ddpmbench.unet.timed_unet import Precision
 from ddpmbench.unet.unet import UNet
 
 ENGINE = "engine.json"

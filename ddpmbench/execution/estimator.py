@@ -1,8 +1,12 @@
-"""What an estimator of the bound is; `execution/estimators.py` lists them."""
+"""What an estimator of the bound is, and the plain one, which evaluates every pair.
+
+`execution/estimators.py` lists them all.
+"""
 
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,19 +14,21 @@ import pandas as pd
 
 from ddpmbench.data.images import ImageSet
 from ddpmbench.diffusion.model import Checkpoint
-from ddpmbench.execution.finished_runs import TERMS, FinishedRun
-from ddpmbench.execution.store import Store
+from ddpmbench.errors import whole_number
+from ddpmbench.execution.finished_runs import TERMS, FinishedRun, num_steps
+from ddpmbench.execution.store import Store, num_missing
 from ddpmbench.execution.terms import CorrectionRun, Stores, TermsRun, checked, read_terms
 from ddpmbench.execution.worker import RunProgress
-from ddpmbench.likelihood.bound import Bound
+from ddpmbench.likelihood.bound import Bound, BoundEstimate, estimate_bound
 from ddpmbench.likelihood.continuous import ContinuousDifference
-from ddpmbench.likelihood.conventions import OtherBounds
-from ddpmbench.likelihood.designs import Design
+from ddpmbench.likelihood.conventions import OtherBounds, every_pair_other_bounds
+from ddpmbench.likelihood.designs import Design, EveryPairDesign
 from ddpmbench.likelihood.importance_estimator import RoughBound
+from ddpmbench.likelihood.paired import every_pair_difference
 from ddpmbench.likelihood.precision import Correction, CorrectionDesign, num_correction_terms
-from ddpmbench.likelihood.rate_distortion import Distortion
+from ddpmbench.likelihood.rate_distortion import Distortion, every_pair_distortion
 from ddpmbench.likelihood.terms import TermsPass, TermTable, columns_of_bound
-from ddpmbench.unet.precision import Precision
+from ddpmbench.unet.timed_unet import Precision
 
 SCHEMA = "ddpmbench.nll/1"
 """Schema of the `summary.json` of a run."""
@@ -212,3 +218,100 @@ def reducing(
 ) -> RunProgress:
     """The progress of a run that has evaluated all terms and now reduces them."""
     return RunProgress(num_evaluations, num_evaluations, bound, stage)
+
+
+# ---- the estimate from every pair
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EveryPair(Estimator):
+    """Every image at every timestep.
+
+    Attributes:
+        draws: noise draws per image and timestep; from two on, the error due to noise is known.
+    """
+
+    name: ClassVar[str] = "every-pair"
+    counts: ClassVar[tuple[str, ...]] = ("draws",)
+    unit: ClassVar[str] = "draw"
+    paired_by: ClassVar[tuple[str, ...]] = ("draws",)
+    about_timesteps: ClassVar[str] = (
+        "Means over all images, with 95 % intervals from the noise draws."
+    )
+    draws: int = 2
+
+    def __post_init__(self) -> None:
+        """Refuse no draws."""
+        object.__setattr__(self, "draws", whole_number("draws", self.draws, 1))
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The options that determine every term."""
+        return {"estimator": self.name, "draws": self.draws}
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The options as in `sampling` of `summary.json`."""
+        return {"draws": self.draws}
+
+    def expected_evaluations(self, num_images: int, num_timesteps: int) -> int:
+        """The number of terms."""
+        return num_images * num_timesteps * self.draws
+
+    def run(self, run: TermsRun, stores: Stores, correction: CorrectionRun) -> LikelihoodRun:
+        """See `Estimator.run`."""
+        terms_pass, store = run.terms_pass, stores(TERMS)
+        diffusion = terms_pass.diffusion
+        design = EveryPairDesign(
+            len(terms_pass.images), diffusion.schedule.num_timesteps, self.draws
+        )
+        length = len(design)
+        num_evaluations = length + correction.num_evaluations
+        run.listener.start(num_missing(store, length) + correction.num_missing)
+        corrected = correction.estimate(after=length)
+        run.compute(design, store, whole=self.draws, before=correction.num_evaluations)
+
+        def reduce() -> LikelihoodRun:
+            run.listener.progress(reducing(num_evaluations))
+            prior, tables = run.prior(), partial(tables_of, store, design, clip=diffusion.clip)
+            return LikelihoodRun(
+                bound=estimate_bound(design, prior, tables(), clip=diffusion.clip),
+                distortion=every_pair_distortion(design, tables(), clip=diffusion.clip),
+                others=every_pair_other_bounds(
+                    design, prior, partial(read_terms, store, length), diffusion, terms_pass.decoder
+                ),
+                num_terms=length,
+                num_evaluations=num_evaluations,
+                seconds=store.seconds(length) + correction.seconds,
+                devices=store.devices(length) | correction.devices,
+                correction=corrected,
+            )
+
+        return run.ranks.once(reduce)
+
+    @staticmethod
+    def design(run: FinishedRun) -> EveryPairDesign:
+        """The design of the terms of a run."""
+        summary = run.summary
+        return EveryPairDesign(
+            summary["num_images"], num_steps(summary), summary["sampling"]["draws"]
+        )
+
+    @staticmethod
+    def num_terms(summary: Mapping[str, Any]) -> int:
+        """See `Estimator.num_terms`."""
+        return int(summary["num_images"] * num_steps(summary) * summary["sampling"]["draws"])
+
+    @staticmethod
+    def chance(summary: Mapping[str, Any]) -> str:
+        """See `Estimator.chance`."""
+        return "the noise draws"
+
+    @staticmethod
+    def difference(
+        run: FinishedRun, baseline: FinishedRun, *, prior: float, clip: bool
+    ) -> tuple[BoundEstimate, float]:
+        """See `Estimator.difference`."""
+        design = EveryPair.design(baseline)
+        terms = terms_of(run, design), terms_of(baseline, design)
+        return every_pair_difference(design, *terms, prior=prior, clip=clip), 1.0

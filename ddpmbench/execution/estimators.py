@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ddpmbench.errors import InputError, listed, one_of, options
-from ddpmbench.execution.estimator import Estimator
-from ddpmbench.execution.every_pair import EveryPair
+from ddpmbench.execution.estimator import Estimator, EveryPair
 from ddpmbench.execution.finished_runs import TERMS, FinishedRun
 from ddpmbench.execution.folder import SHARDS
 from ddpmbench.execution.importance import Importance

@@ -18,12 +18,12 @@ from ddpmbench.errors import InputError, positive_number, whole_number
 from ddpmbench.execution.estimator import (
     SCHEMA,
     Estimator,
+    EveryPair,
     LikelihoodRun,
     reducing,
     tables_of,
     terms_of,
 )
-from ddpmbench.execution.every_pair import EveryPair
 from ddpmbench.execution.finished_runs import (
     DENSITY,
     PILOT,
@@ -66,7 +66,7 @@ from ddpmbench.likelihood.precision import Correction, num_correction_terms
 from ddpmbench.likelihood.rate_distortion import Distortion, importance_distortion
 from ddpmbench.likelihood.regression import FeatureTable, GaussianFeatures, standardized_features
 from ddpmbench.likelihood.terms import TermsPass, TermTable
-from ddpmbench.unet.precision import Precision
+from ddpmbench.unet.timed_unet import Precision
 
 HALF_WIDTH = 0.005
 """Default half width of the bound, bits/dim."""

@@ -25,7 +25,7 @@ from ddpmbench.execution.timing import timer
 from ddpmbench.likelihood.bound import quantile
 from ddpmbench.likelihood.precision import CorrectionDesign
 from ddpmbench.likelihood.terms import TermIndex, TermsPass, TermTable
-from ddpmbench.unet.precision import Precision
+from ddpmbench.unet.timed_unet import Precision
 from ddpmbench.user_code import described
 
 LEAST_SPEEDUP = 4 / 3

@@ -21,18 +21,18 @@ from ddpmbench.data.images import ImageSet
 from ddpmbench.diffusion.data_range import EightBit
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import LARGEST_SEED, InputError, instance_of, one_of, whole_number
-from ddpmbench.execution.continuous_support import check_continuous
 from ddpmbench.execution.devices import available_memory
 from ddpmbench.execution.engine import Engine
 from ddpmbench.execution.engine_choice import NetworkUse, settled_engine
 from ddpmbench.execution.folder import SHARDS
+from ddpmbench.execution.network_check import check_continuous
 from ddpmbench.execution.session import Session
 from ddpmbench.execution.store import Arrays, FolderStore, Store, gathered, num_missing
 from ddpmbench.execution.worker import Worker
 from ddpmbench.files import replacing, writing_to
 from ddpmbench.samples.chain import SamplingStep
 from ddpmbench.samples.samplers import USES_VARIANCE, Sampler, SamplerChoice
-from ddpmbench.unet.precision import Precision
+from ddpmbench.unet.timed_unet import Precision
 from ddpmbench.user_code import user_errors
 
 Pixels = NDArray[np.uint8]

@@ -10,12 +10,11 @@ import torch
 
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError
-from ddpmbench.execution.continuous_support import check_continuous
 from ddpmbench.execution.devices import resolve_device
 from ddpmbench.execution.distributed import Ranks, joined
 from ddpmbench.execution.engine import Engine
 from ddpmbench.execution.folder import IDENTITY, SHARDS, RunFolder, environment, run_store, tag
-from ddpmbench.execution.network_check import check_network
+from ddpmbench.execution.network_check import check_continuous, check_network
 from ddpmbench.execution.store import MemoryStore, Store, drop_damaged, recomputed
 from ddpmbench.execution.worker import RunListener, Worker
 from ddpmbench.files import named_path

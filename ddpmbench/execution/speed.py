@@ -32,7 +32,7 @@ from ddpmbench.likelihood.terms import TermsPass, TermTable
 from ddpmbench.samples.chain import SamplingStep
 from ddpmbench.samples.samplers import Sampler, SamplerChoice
 from ddpmbench.unet.flops import flop_per_call
-from ddpmbench.unet.precision import Precision
+from ddpmbench.unet.timed_unet import Precision
 
 FEW_STEPS = 50
 """Steps of a sampler that skips most timesteps."""

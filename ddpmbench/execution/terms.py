@@ -36,7 +36,7 @@ from ddpmbench.likelihood.precision import (
     estimate_correction,
 )
 from ddpmbench.likelihood.terms import VALUE_COLUMNS, TermIndex, TermsPass, TermTable, concatenate
-from ddpmbench.unet.precision import Precision
+from ddpmbench.unet.timed_unet import Precision
 
 Stores = Callable[[str], Store]
 """The store of terms with a name, such as `finished_runs.TERMS`."""

@@ -22,7 +22,7 @@ from ddpmbench.errors import InputError
 from ddpmbench.execution.devices import evaluating_checkpoint, is_out_of_memory, strict_float32
 from ddpmbench.execution.engine import Engine, EngineChoice
 from ddpmbench.likelihood.terms import TermIndex
-from ddpmbench.unet.precision import Precision
+from ddpmbench.unet.timed_unet import Precision
 
 LEAST_SECONDS = 0.3
 """Seconds that a measurement takes at least."""

@@ -28,7 +28,7 @@ from ddpmbench.evaluate.other_codecs import other_codecs
 from ddpmbench.execution import progress as lines
 from ddpmbench.execution.importance import Importance
 from ddpmbench.report.codec import codec_facts
-from ddpmbench.unet.precision import Precision
+from ddpmbench.unet.timed_unet import Precision
 
 
 def models():

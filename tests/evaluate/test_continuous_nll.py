@@ -15,7 +15,7 @@ from torch import nn
 import ddpmbench as db
 from ddpmbench.diffusion.process import Prediction, Variance
 from ddpmbench.errors import InputError
-from ddpmbench.execution.continuous_support import why_not_continuous
+from ddpmbench.execution.network_check import why_not_continuous
 from ddpmbench.report.nll_figures import bound_figure
 from ddpmbench.report.nll_page import run_page
 from ddpmbench.report.nll_text import comparability

@@ -18,7 +18,7 @@ from ddpmbench.execution.worker import RunListener
 from ddpmbench.likelihood.designs import EveryPairDesign
 from ddpmbench.likelihood.precision import CorrectionDesign, differences, estimate_correction
 from ddpmbench.likelihood.terms import TermIndex, TermsPass, TermTable, concatenate
-from ddpmbench.unet.precision import Precision
+from ddpmbench.unet.timed_unet import Precision
 
 CPU = torch.device("cpu")
 WIDE, NARROW = 0.1, 0.06  # reached at the first look, and some looks later

@@ -13,7 +13,7 @@ from ddpmbench.execution.devices import (
 )
 from ddpmbench.execution.folder import describe_devices
 from ddpmbench.execution.worker import BatchSize
-from ddpmbench.unet.precision import Precision
+from ddpmbench.unet.timed_unet import Precision
 
 CPU = torch.device("cpu")
 

@@ -14,7 +14,7 @@ from torch import nn
 from ddpmbench.execution import engine as engines
 from ddpmbench.execution.devices import products_of
 from ddpmbench.execution.engine import Engine, EngineChoice
-from ddpmbench.unet.precision import Precision
+from ddpmbench.unet.timed_unet import Precision
 from ddpmbench.unet.unet import UNet
 
 CPU = torch.device("cpu")

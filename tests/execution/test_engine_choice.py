@@ -19,7 +19,7 @@ from ddpmbench.execution.engine_choice import (
     settled_engine,
 )
 from ddpmbench.execution.session import Session
-from ddpmbench.unet.precision import Precision
+from ddpmbench.unet.timed_unet import Precision
 
 CPU = torch.device("cpu")
 ROWS = 100

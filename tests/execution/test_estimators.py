@@ -14,8 +14,8 @@ from ddpmbench.checksums import write_npz
 from ddpmbench.errors import InputError
 from ddpmbench.evaluate.nll import evaluate_nll
 from ddpmbench.evaluate.nll_report import load_nll
+from ddpmbench.execution.estimator import EveryPair
 from ddpmbench.execution.estimators import ESTIMATORS
-from ddpmbench.execution.every_pair import EveryPair
 from ddpmbench.execution.finished_runs import num_steps
 from ddpmbench.likelihood.bound import Bound, ImageBounds
 from ddpmbench.report.nll_text import model_index_result, printed_nll

@@ -21,7 +21,7 @@ from ddpmbench.execution.session import Session
 from ddpmbench.execution.worker import RunListener
 from ddpmbench.likelihood.precision import CorrectionDesign, differences, estimate_correction
 from ddpmbench.likelihood.terms import TermsPass
-from ddpmbench.unet.precision import Precision
+from ddpmbench.unet.timed_unet import Precision
 
 CPU, FP32, BF16 = torch.device("cpu"), Precision.FP32, Precision.BF16
 TIMED = module.timed_terms

@@ -21,7 +21,7 @@ from ddpmbench.execution.importance import Importance
 from ddpmbench.execution.worker import RunListener
 from ddpmbench.likelihood import designs, importance_estimator
 from ddpmbench.likelihood.designs import PilotDesign, num_terms
-from ddpmbench.unet.precision import Precision
+from ddpmbench.unet.timed_unet import Precision
 from ddpmbench.unet.unet import UNet
 
 # Six images take 67 replicates until a first look. The first half width is reached there, the

@@ -33,7 +33,7 @@ from ddpmbench.execution.timing import (
 )
 from ddpmbench.likelihood import terms
 from ddpmbench.samples import chain
-from ddpmbench.unet.precision import Precision
+from ddpmbench.unet.timed_unet import Precision
 
 CPU = torch.device("cpu")
 FP32, BF16 = Precision.FP32, Precision.BF16

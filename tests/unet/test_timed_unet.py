@@ -6,8 +6,7 @@ import pytest
 import torch
 from unet_configs import DDPM_CIFAR10
 
-from ddpmbench.unet.precision import Precision
-from ddpmbench.unet.timed_unet import TimedUNet
+from ddpmbench.unet.timed_unet import Precision, TimedUNet
 from ddpmbench.unet.unet import UNet, UNetConfig
 
 CONFIG = dict(
