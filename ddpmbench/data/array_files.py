@@ -15,13 +15,14 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from ddpmbench.data.arrays import ImageData, PositionIds, image_shape, shape_refusal
+from ddpmbench.data.arrays import image_shape, shape_refusal
 from ddpmbench.data.file_kinds import open_maybe_gzip
+from ddpmbench.data.images import ImageSet, PositionIds
 from ddpmbench.data.pixel_store import read_pixels, refuse_shorter, store
 from ddpmbench.errors import InputError, count_to_read, refusal
 
 
-def read_npy(path: Path, num_images: int | None = None) -> ImageData:
+def read_npy(path: Path, num_images: int | None = None) -> ImageSet:
     """The images of an npy file: uint8 (N, H, W, C) or (N, H, W).
 
     With `num_images`, nothing after the last requested image is read.
@@ -32,7 +33,7 @@ def read_npy(path: Path, num_images: int | None = None) -> ImageData:
     """
     with _npy_damage_refused(path, "np.save"), path.open("rb") as file:
         pixels, _ = _npy_pixels(file, path.stat().st_size, num_images, "the array", path)
-    return ImageData(pixels, PositionIds(range(len(pixels))))
+    return ImageSet(pixels, PositionIds(range(len(pixels))), str(path))
 
 
 def is_npz(path: Path) -> bool:
@@ -44,7 +45,7 @@ def is_npz(path: Path) -> bool:
         return False
 
 
-def read_npz(path: Path, num_images: int | None = None) -> ImageData:
+def read_npz(path: Path, num_images: int | None = None) -> ImageSet:
     """The images of an npz archive: arr_0 uint8 (N, H, W, C) or (N, H, W), arr_1 labels if any.
 
     With `num_images`, nothing after the last requested image is read or verified. An array in
@@ -68,7 +69,8 @@ def read_npz(path: Path, num_images: int | None = None) -> ImageData:
         labels = _npz_labels(archive, total, path)[: len(pixels)] if "arr_1" in names else None
     others = len(set(names) - {"arr_0", "arr_1"})
     passed_over = {"array": others} if others else {}
-    return ImageData(pixels, PositionIds(range(len(pixels))), labels, passed_over=passed_over)
+    ids = PositionIds(range(len(pixels)))
+    return ImageSet(pixels, ids, str(path), labels, passed_over=passed_over)
 
 
 @contextlib.contextmanager
@@ -150,7 +152,7 @@ _TYPES, _UINT8 = (0x08, 0x09, 0x0B, 0x0C, 0x0D, 0x0E), 0x08
 _Bytes = gzip.GzipFile | io.BufferedReader
 
 
-def read_idx(path: Path, num_images: int | None = None, *, source: str = "") -> ImageData:
+def read_idx(path: Path, num_images: int | None = None, *, source: str = "") -> ImageSet:
     """The images of an idx file, gzipped or not, with the labels of its sibling if there is one.
 
     The sibling of NAME-images-idx3-ubyte is NAME-labels-idx1-ubyte, either with or without .gz.
@@ -176,7 +178,9 @@ def read_idx(path: Path, num_images: int | None = None, *, source: str = "") -> 
         if count == shape[0]:
             _refuse_more(file, shape, path)
     labels = _idx_labels(path, shape[0])
-    return ImageData(pixels, PositionIds(range(count)), None if labels is None else labels[:count])
+    if labels is not None:
+        labels = labels[:count]
+    return ImageSet(pixels, PositionIds(range(count)), source or str(path), labels)
 
 
 def is_idx_of_images(name: str) -> bool:

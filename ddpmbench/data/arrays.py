@@ -1,15 +1,15 @@
 """Images in memory (arrays, tensors and Pillow images) as 8-bit pixels."""
 
-import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Self, TypeAlias, overload
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpmbench.data.pixel_store import release, store, store_flat
+from ddpmbench.data.images import ImageSet, PositionIds
+from ddpmbench.data.pixel_store import release, store
 from ddpmbench.errors import InputError, count_to_read, refusal
 
 if TYPE_CHECKING:
@@ -22,76 +22,6 @@ Arrays: TypeAlias = "NDArray[Any] | Tensor | Sequence[Image | NDArray[Any]]"
 """Images in memory; see `read_array`."""
 SOURCE = "an array"
 _PORTION = 1 << 24  # bytes converted together
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class ImageData:
-    """The images of an array, a file or a folder; for the attributes see `ImageSet`."""
-
-    pixels: Pixels
-    ids: Sequence[str]
-    labels: NDArray[np.int64] | None = None
-    skipped: tuple[str, ...] = ()
-    classes: tuple[str, ...] = ()
-    passed_over: dict[str, int] = dataclasses.field(default_factory=dict)
-    archives: tuple[str, ...] = ()
-    shapes: NDArray[np.int64] | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class PositionIds(Sequence[str]):
-    """Names of images by their index: "0", "1", ..."""
-
-    positions: range
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> Self: ...
-    def __getitem__(self, index: int | slice) -> "str | Self":
-        if isinstance(index, slice):
-            return dataclasses.replace(self, positions=self.positions[index])
-        return str(self.positions[index])
-
-
-def packed(images: Iterable[Pixels]) -> tuple[Pixels, NDArray[np.int64] | None]:
-    """Images of any sizes in one array, which for a large set is a file (`pixel_store`).
-
-    Args:
-        images: (C, H, W) each, in order; none is kept.
-
-    Returns:
-        pixels: (N, C, H, W) if all have one shape; else flat, one image after another.
-        shapes: (N, 3), C, H, W of each; None if all have one shape.
-
-    Raises:
-        InputError: there is no space for a temporary file.
-    """
-    shapes: list[tuple[int, ...]] = []
-
-    def noted() -> Iterator[Pixels]:
-        for image in images:
-            shapes.append(image.shape)
-            yield image
-
-    pixels = store_flat(noted())
-    if len(set(shapes)) == 1:
-        return pixels.reshape(len(shapes), *shapes[0]), None
-    return pixels, np.array(shapes, np.int64)
-
-
-def shape_words(shapes: Iterable[Sequence[int]]) -> str:
-    """Sizes and colors of images of (N, 3) shapes: "of 3 sizes from 8x8 to 32x16, gray and RGB"."""
-    different = {(int(c), int(h), int(w)) for c, h, w in shapes}
-    sizes = sorted({(h * w, w, h) for _, h, w in different})
-    names = [f"{width}x{height}" for _, width, height in sizes]
-    colors = " and ".join({1: "gray", 3: "RGB"}[c] for c in sorted({c for c, _, _ in different}))
-    if len(names) == 1:
-        return f"{names[0]} {colors}"
-    return f"of {len(names)} sizes from {names[0]} to {names[-1]}, {colors}"
 
 
 def image_shape(shape: tuple[int, ...], subject: str) -> tuple[int, int, int, int]:
@@ -119,12 +49,6 @@ def shape_refusal(subject: str, shape: tuple[int, ...]) -> InputError:
 
 
 # ---- conversions
-
-CONVERSIONS = {
-    "rgb": "gray is repeated to RGB, and alpha that is opaque left out",
-    "gray": "RGB becomes its luma, (299 R + 587 G + 114 B) / 1000",
-}
-"""Conversion -> its description."""
 
 
 def converted(pixels: Pixels, to: str) -> Pixels:
@@ -253,7 +177,7 @@ def _holds_only_rgb(image: "Image") -> bool:
 # ---- arrays
 
 
-def read_array(images: Arrays, num_images: int | None, convert: str | None) -> ImageData:
+def read_array(images: Arrays, num_images: int | None, convert: str | None) -> ImageSet:
     """The images of an array, copied.
 
     Args:
@@ -276,7 +200,7 @@ def read_array(images: Arrays, num_images: int | None, convert: str | None) -> I
     step = max(1, _PORTION // math.prod(shape[1:]))
     portions = (channels_first[start : start + step] for start in range(0, count, step))
     pixels = store(channels_first.shape, portions, np.uint8)
-    return ImageData(pixels, PositionIds(range(count)))
+    return ImageSet(pixels, PositionIds(range(count)), SOURCE)
 
 
 def _as_array(images: object, convert: str | None) -> NDArray[Any]:

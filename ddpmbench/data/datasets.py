@@ -1,6 +1,7 @@
 """Named data sets: shipped, on the machine, or downloaded once and verified."""
 
 import contextlib
+import dataclasses
 import gzip
 import hashlib
 import http.client
@@ -18,7 +19,7 @@ import numpy as np
 
 from ddpmbench import assets
 from ddpmbench.data.array_files import read_idx
-from ddpmbench.data.arrays import ImageData, PositionIds
+from ddpmbench.data.images import ImageSet, PositionIds
 from ddpmbench.data.pixel_store import store
 from ddpmbench.errors import InputError, count_to_read, refusal
 
@@ -74,7 +75,7 @@ def is_at_hand(name: str, split: str) -> bool:
     return _idx_folder(name, split) is not None
 
 
-def read_dataset(name: str, split: str, num_images: int | None) -> ImageData:
+def read_dataset(name: str, split: str, num_images: int | None) -> ImageSet:
     """The first images of a named data set, with their labels.
 
     Args:
@@ -95,7 +96,8 @@ def read_dataset(name: str, split: str, num_images: int | None) -> ImageData:
             folder = _idx_folder(name, split)
             if folder is None:
                 raise RuntimeError("the files are not the published ones")
-    return read_idx(folder / names[0], num_images, source=f"{name}:{split}")
+    images = read_idx(folder / names[0], num_images, source=f"{name}:{split}")
+    return dataclasses.replace(images, source=name, split=split)
 
 
 def _idx_names(split: str) -> list[str]:
@@ -158,7 +160,7 @@ def _download(name: str, files: list[str], folder: Path) -> None:
             os.replace(Path(partial, file), folder / file)
 
 
-def _read_cifar10(split: str, num_images: int | None) -> ImageData:
+def _read_cifar10(split: str, num_images: int | None) -> ImageSet:
     folder = cache_folder() / "cifar10"
     with _downloading(f"cifar10:{split}", [_CIFAR10_ARCHIVE], folder):
         from torchvision.datasets import CIFAR10
@@ -168,7 +170,7 @@ def _read_cifar10(split: str, num_images: int | None) -> ImageData:
     count = count_to_read(num_images, len(dataset.data), f"cifar10:{split}")
     pixels = store((count, 3, 32, 32), [dataset.data[:count].transpose(0, 3, 1, 2)], np.uint8)
     labels = np.array(dataset.targets[:count], np.int64)
-    return ImageData(pixels, PositionIds(range(count)), labels)
+    return ImageSet(pixels, PositionIds(range(count)), "cifar10", labels, split)
 
 
 @contextlib.contextmanager

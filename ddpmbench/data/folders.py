@@ -7,14 +7,14 @@ import re
 import stat
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ddpmbench.checksums import DamageError, read_json
-from ddpmbench.data.arrays import ImageData, packed, pixels_of, shape_words
+from ddpmbench.data.arrays import pixels_of
 from ddpmbench.data.file_kinds import (
     ARCHIVE_SUFFIXES,
     IMAGE_SUFFIXES,
@@ -25,13 +25,14 @@ from ddpmbench.data.file_kinds import (
     require_regular,
     special_kind,
 )
+from ddpmbench.data.images import ARCHIVE, ImageSet, packed, shape_words
 from ddpmbench.data.pixel_store import store
 from ddpmbench.errors import InputError, count_to_read, listed, printable, refusal
 
 _SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "icon\r"})
 _CIFAR10_BATCHES = {"data_batch_1", "test_batch"}
 _RUN_RECORDS, _SAMPLES = ("run.json", "summary.json"), "samples.npz"  # of a run folder
-_ARCHIVE, _HIDDEN, _OTHER = "archive or array", "hidden", "other"
+_HIDDEN, _OTHER = "hidden", "other"
 _MOST_ENDINGS = 20
 """Endings that are counted one by one; the rarer ones are counted together."""
 
@@ -95,7 +96,7 @@ class FolderContents:
                 refused[name] = str(refusal(path, reason))
             else:
                 counts[kind] += 1
-                if kind == _ARCHIVE:
+                if kind == ARCHIVE:
                     archives.append(name)
         classes = sorted(map(_utf8, folders))
         endings = [kind for kind, _ in counts.most_common() if kind.startswith(".")]
@@ -133,14 +134,6 @@ def _refuse_run(record: Path) -> None:
         samples = record.parent / _SAMPLES
         what = f"{samples} for its samples" if samples.exists() else "the images that it evaluated"
         raise refusal(record.parent, f"is a run folder, whose figures are no data; give {what}")
-
-
-def passed_over_words(passed_over: Mapping[str, int], archives: Sequence[str]) -> str:
-    """Other files of a folder, in words: "3 hidden, 1 archive or array (all.npz), 1 .csv"."""
-    words = {kind: f"{count:,} {kind}" for kind, count in passed_over.items()}
-    if archives:
-        words[_ARCHIVE] += f" ({listed(archives)})"
-    return ", ".join(words.values())
 
 
 def natural_key(name: str) -> tuple[str, str]:
@@ -185,7 +178,7 @@ def _classified(path: Path) -> tuple[str, str]:
     if suffix in UNREAD_SUFFIXES:
         return "unread", f"{suffix} is not read from a folder; save it as PNG"
     if suffix in ARCHIVE_SUFFIXES:
-        return _ARCHIVE, ""
+        return ARCHIVE, ""
     try:
         mode = os.stat(path).st_mode
         if not stat.S_ISREG(mode):
@@ -194,7 +187,7 @@ def _classified(path: Path) -> tuple[str, str]:
     except OSError:
         group = ""
     if group == "data":
-        return _ARCHIVE, ""
+        return ARCHIVE, ""
     if group == "read":
         return "unread", f"is a {name} image without its ending; rename it to end in one, or remove"
     if group == "unread":
@@ -224,7 +217,7 @@ _OR_SKIP = "; or pass over it with `on_bad=skip`"
 
 def read_folder(
     folder: Path, contents: FolderContents, num_images: int | None, options: FolderOptions
-) -> ImageData:
+) -> ImageSet:
     """The images of a folder and its subfolders, in natural order: 2.png before 10.png.
 
     Pixels are taken as stored: an EXIF orientation is not applied (that of a TIFF is, as its format
@@ -272,8 +265,17 @@ def read_folder(
     if classes:
         numbers = {name: number for number, name in enumerate(classes)}
         labels = np.array([numbers[_class_folder(name)] for name in names], np.int64)
-    return ImageData(
-        pixels, names, labels, skipped, classes, contents.passed_over, contents.archives, shapes
+    return ImageSet(
+        pixels=pixels,
+        ids=names,
+        source=str(folder),
+        labels=labels,
+        skipped=skipped,
+        classes=classes,
+        class_order_open=options.class_names is None and _sorts_otherwise(classes),
+        passed_over=contents.passed_over,
+        archives=contents.archives,
+        shapes=shapes,
     )
 
 
@@ -295,6 +297,10 @@ def _no_images(folder: Path, contents: FolderContents) -> InputError:
     else:
         problem = f"holds no images; their names must end in one of {' '.join(IMAGE_SUFFIXES)}"
     return refusal(folder, problem)
+
+
+def _sorts_otherwise(classes: tuple[str, ...]) -> bool:
+    return all(name.isdecimal() for name in classes) and list(classes) != sorted(classes, key=int)
 
 
 def _class_folder(name: str) -> str:

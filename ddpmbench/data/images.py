@@ -4,21 +4,26 @@ import base64
 import dataclasses
 import hashlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, Self, overload
 
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from ddpmbench.data.arrays import CONVERSIONS, packed, shape_words
-from ddpmbench.data.folders import passed_over_words
-from ddpmbench.data.pixel_store import release, store
+from ddpmbench.data.pixel_store import release, store, store_flat
 from ddpmbench.diffusion.data_range import UNIT_RANGE, DataRange
 from ddpmbench.errors import InputError, count_to_read, counted, listed, printable, refusal
 from ddpmbench.records import short_repr
 
+CONVERSIONS = {
+    "rgb": "gray is repeated to RGB, and alpha that is opaque left out",
+    "gray": "RGB becomes its luma, (299 R + 587 G + 114 B) / 1000",
+}
+"""The conversions of images, and what each does."""
+ARCHIVE = "archive or array"
+"""The kind of the files of a folder that may hold images, but are not read."""
 _HASH_CHUNK = 1 << 24
 _MOST_LISTED = 10  # names in a record or a line
 _MOST_SHOWN, _LARGEST_SHOWN = 8, 64  # images in a notebook, and pixels of a side
@@ -26,6 +31,25 @@ _TABLE = Markup('<table style="{style}"><caption style="{style}"><b>{}</b></capt
 _ROW = Markup('<tr><th scope="row" style="{style}">{}</th><td style="{style}">{}</td></tr>')
 _IMAGE = Markup('<img src="data:image/png;base64,{}" alt="{name}" title="{name}" style="{style}"/>')
 _STYLE = "text-align: left; color: inherit; background: none"
+
+
+@dataclasses.dataclass(frozen=True)
+class PositionIds(Sequence[str]):
+    """Names of images by their index: "0", "1", ..."""
+
+    positions: range
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Self: ...
+    def __getitem__(self, index: int | slice) -> "str | Self":
+        if isinstance(index, slice):
+            return dataclasses.replace(self, positions=self.positions[index])
+        return str(self.positions[index])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -155,7 +179,7 @@ class ImageSet:
         """A line for each conversion and choice, and one for files that were passed over."""
         lines = []
         if self.passed_over:
-            words = passed_over_words(self.passed_over, self.archives)
+            words = _passed_over_words(self.passed_over, self.archives)
             lines.append(printable(f"{self.source}: passed over besides the images: {words}"))
         if self.convert is not None:
             lines.append(f"`convert={self.convert}`: {CONVERSIONS[self.convert]}")
@@ -305,6 +329,53 @@ class ImageSet:
         rows = [_ROW.format(name, value, style=_STYLE) for name, value in facts.items()]
         rows.append(_ROW.format("first", pictures, style=_STYLE))
         return str(_TABLE.format("ImageSet", Markup("").join(rows), style=_STYLE))
+
+
+def packed(
+    images: Iterable[NDArray[np.uint8]],
+) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None]:
+    """Images of any sizes in one array, which for a large set is a file (`pixel_store`).
+
+    Args:
+        images: (C, H, W) each, in order; none is kept.
+
+    Returns:
+        pixels: (N, C, H, W) if all have one shape; else flat, one image after another.
+        shapes: (N, 3), C, H, W of each; None if all have one shape.
+
+    Raises:
+        InputError: there is no space for a temporary file.
+    """
+    shapes: list[tuple[int, ...]] = []
+
+    def noted() -> Iterator[NDArray[np.uint8]]:
+        for image in images:
+            shapes.append(image.shape)
+            yield image
+
+    pixels = store_flat(noted())
+    if len(set(shapes)) == 1:
+        return pixels.reshape(len(shapes), *shapes[0]), None
+    return pixels, np.array(shapes, np.int64)
+
+
+def shape_words(shapes: Iterable[Sequence[int]]) -> str:
+    """Sizes and colors of images of (N, 3) shapes: "of 3 sizes from 8x8 to 32x16, gray and RGB"."""
+    different = {(int(c), int(h), int(w)) for c, h, w in shapes}
+    sizes = sorted({(h * w, w, h) for _, h, w in different})
+    names = [f"{width}x{height}" for _, width, height in sizes]
+    colors = " and ".join({1: "gray", 3: "RGB"}[c] for c in sorted({c for c, _, _ in different}))
+    if len(names) == 1:
+        return f"{names[0]} {colors}"
+    return f"of {len(names)} sizes from {names[0]} to {names[-1]}, {colors}"
+
+
+def _passed_over_words(passed_over: Mapping[str, int], archives: Sequence[str]) -> str:
+    """Other files of a folder, in words: "3 hidden, 1 archive or array (all.npz), 1 .csv"."""
+    words = {kind: f"{count:,} {kind}" for kind, count in passed_over.items()}
+    if archives:
+        words[ARCHIVE] += f" ({listed(archives)})"
+    return ", ".join(words.values())
 
 
 def _picture(image: NDArray[np.uint8], name: str) -> Markup:

@@ -14,20 +14,11 @@ from ddpmbench.data.array_files import (
     read_npy,
     read_npz,
 )
-from ddpmbench.data.arrays import (
-    CONVERSIONS,
-    SOURCE,
-    Arrays,
-    ImageData,
-    converted,
-    packed,
-    padded,
-    read_array,
-)
+from ddpmbench.data.arrays import Arrays, converted, padded, read_array
 from ddpmbench.data.datasets import SPLITS, dataset_specs, read_dataset
 from ddpmbench.data.file_kinds import IMAGE_SUFFIXES, first_bytes, kind_of, refuse_unread
 from ddpmbench.data.folders import FolderContents, FolderOptions, read_folder
-from ddpmbench.data.images import ImageSet
+from ddpmbench.data.images import CONVERSIONS, ImageSet, packed
 from ddpmbench.errors import one_of, refusal, whole_number
 
 ImageSource: TypeAlias = "ImageSet | str | Path | Arrays"
@@ -112,13 +103,12 @@ def _read(
     source: "str | Path | Arrays", num_images: int | None, options: FolderOptions
 ) -> ImageSet:
     if not isinstance(source, str | Path):
-        return ImageSet(**vars(read_array(source, num_images, options.convert)), source=SOURCE)
+        return read_array(source, num_images, options.convert)
     name, _, split = source.partition(":") if isinstance(source, str) else ("", "", "")
     try:
         if split in SPLITS.get(name, ()):
-            data = read_dataset(name, split, num_images)
-            return ImageSet(**vars(data), source=name, split=split)
-        data = _read_path(*_path_and_split(source, name), num_images, options)
+            return read_dataset(name, split, num_images)
+        images = _read_path(*_path_and_split(source, name), num_images, options)
     except MemoryError as error:
         raise refusal(
             source, "does not fit in memory; take fewer images with `num_images`"
@@ -127,12 +117,7 @@ def _read(
         raise refusal(
             source, f"cannot be read ({error}); check the file and its permissions"
         ) from error
-    is_open = options.class_names is None and _sorts_otherwise(data.classes)
-    return ImageSet(**vars(data), source=str(source), class_order_open=is_open)
-
-
-def _sorts_otherwise(classes: tuple[str, ...]) -> bool:
-    return all(name.isdecimal() for name in classes) and list(classes) != sorted(classes, key=int)
+    return dataclasses.replace(images, source=str(source))
 
 
 def _path_and_split(source: str | Path, name: str) -> tuple[Path, str]:
@@ -152,7 +137,7 @@ def _path_and_split(source: str | Path, name: str) -> tuple[Path, str]:
     )
 
 
-def _read_path(path: Path, split: str, num_images: int | None, options: FolderOptions) -> ImageData:
+def _read_path(path: Path, split: str, num_images: int | None, options: FolderOptions) -> ImageSet:
     if path.is_dir():
         contents = FolderContents.scan(path)
         idx = list(filter(is_idx_of_images, contents.archives))

@@ -11,8 +11,7 @@ import numpy as np
 from ddpmbench.codec.blocks import Labels, Pixels, check_claims, decode_block
 from ddpmbench.codec.chain import Chain
 from ddpmbench.codec.container import Header, Reader
-from ddpmbench.data.arrays import PositionIds
-from ddpmbench.data.images import ImageSet
+from ddpmbench.data.images import ImageSet, PositionIds
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError, instance_of, whole_number
 from ddpmbench.evaluate.coding import CodingSession, Counter, coding, damage_as, model_of

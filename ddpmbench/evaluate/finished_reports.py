@@ -11,8 +11,7 @@ from msgspec import Struct
 
 from ddpmbench.checksums import DamageError, read_json
 from ddpmbench.data.array_files import read_npz
-from ddpmbench.data.arrays import PositionIds
-from ddpmbench.data.images import ImageSet
+from ddpmbench.data.images import ImageSet, PositionIds
 from ddpmbench.errors import InputError, damaged, path_of
 from ddpmbench.evaluate import ode
 from ddpmbench.evaluate.compare import Comparison, FidelityComparison

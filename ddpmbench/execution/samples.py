@@ -16,8 +16,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from ddpmbench.checksums import seal
-from ddpmbench.data.arrays import PositionIds
-from ddpmbench.data.images import ImageSet
+from ddpmbench.data.images import ImageSet, PositionIds
 from ddpmbench.diffusion.data_range import EightBit
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import LARGEST_SEED, InputError, instance_of, one_of, whole_number

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-from ddpmbench.data.arrays import PositionIds
-from ddpmbench.data.images import ImageSet
+from ddpmbench.data.images import ImageSet, PositionIds
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.noise import normal_noise
 from ddpmbench.errors import InputError

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ddpmbench.checksums import DamageError, is_whole
 from ddpmbench.data import array_files
-from ddpmbench.data.arrays import ImageData
+from ddpmbench.data.images import ImageSet
 from ddpmbench.errors import InputError, damaged
 from ddpmbench.execution.samples import SAMPLES
 from ddpmbench.execution.stored_images import NEAREST, NearestImages
@@ -75,7 +75,7 @@ def fid_figures(
 
 def pictures_of(
     folder: Path | None, num_samples: int
-) -> tuple[NearestImages | None, ImageData | None]:
+) -> tuple[NearestImages | None, ImageSet | None]:
     """The nearest images and the first samples in a folder; None where there are none to draw.
 
     Raises:
@@ -93,7 +93,7 @@ def pictures_of(
     )
 
 
-def first_samples(path: Path, num_samples: int) -> ImageData:
+def first_samples(path: Path, num_samples: int) -> ImageSet:
     """The first of the samples in an npz file as `sample` writes it, which holds `num_samples`.
 
     Raises:

@@ -16,8 +16,7 @@ from image_files import FORMS, random_images, refused, rgb, save_as
 from PIL import Image
 
 from ddpmbench.data import images
-from ddpmbench.data.arrays import packed
-from ddpmbench.data.images import ImageSet
+from ddpmbench.data.images import ImageSet, packed
 from ddpmbench.data.load import load_images
 from ddpmbench.errors import InputError
 from ddpmbench.evaluate.nll import evaluate_nll

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from image_files import FORMS, random_images, save_as
 
 from ddpmbench.data import folders, pixel_store
-from ddpmbench.data.arrays import PositionIds
+from ddpmbench.data.images import PositionIds
 from ddpmbench.data.load import load_images
 from ddpmbench.errors import InputError
 
