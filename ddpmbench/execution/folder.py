@@ -6,7 +6,7 @@ import importlib.metadata
 import platform
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -299,11 +299,31 @@ def _refuse_another_run(path: Path, identity: dict[str, Any]) -> None:
             "unknown; name a new folder"
         ) from error
     recorded.pop(CHECKSUMS, None)
-    for name in [*identity, *recorded]:
-        values = (recorded.get(name), identity.get(name))
+    refuse_other(f"`out={path}`: holds another run", recorded, identity, "name a new folder")
+
+
+def refuse_other(
+    what: str,
+    there: Mapping[str, Any],
+    here: Mapping[str, Any],
+    remedy: str,
+    *,
+    names: Iterable[str] | None = None,
+) -> None:
+    """Refuse a record that is not of the same run or model.
+
+    Args:
+        what: the first part of the message, as in "FILE: is of another model".
+        there: the record.
+        here: the one that it must equal; the output of a network, but for rounding.
+        remedy: the last part of the message.
+        names: the fields to compare, in order; None for all, those of `here` first.
+
+    Raises:
+        InputError: they differ; the message names the first field that does, and its two values.
+    """
+    for name in [*here, *there] if names is None else names:
+        values = there.get(name), here.get(name)
         if not (same_output(*values) if name == OUTPUT else values[0] == values[1]):
-            there, here = map(shown_value, values)
-            raise InputError(
-                f"`out={path}`: holds another run ({name} is {there} there, {here} here); name a "
-                "new folder"
-            )
+            of_there, of_here = map(shown_value, values)
+            raise InputError(f"{what} ({name} is {of_there} there, {of_here} here); {remedy}")

@@ -13,7 +13,15 @@ from ddpmbench.errors import InputError
 from ddpmbench.execution.devices import resolve_device
 from ddpmbench.execution.distributed import Ranks, joined
 from ddpmbench.execution.engine import Engine
-from ddpmbench.execution.folder import IDENTITY, SHARDS, RunFolder, environment, run_store, tag
+from ddpmbench.execution.folder import (
+    IDENTITY,
+    SHARDS,
+    RunFolder,
+    environment,
+    refuse_other,
+    run_store,
+    tag,
+)
 from ddpmbench.execution.network_check import check_continuous, check_network
 from ddpmbench.execution.store import MemoryStore, Store, drop_damaged, recomputed
 from ddpmbench.execution.worker import RunListener, Worker
@@ -69,16 +77,9 @@ class Session:
         """
         ours = {**identity, **settings}
         theirs = self.ranks.once(lambda: ours)
-
-        def compare() -> None:
-            for name, value in ours.items():
-                if value != theirs.get(name):
-                    raise InputError(
-                        f"process {self.ranks.rank}: {name} is {value}, but {theirs.get(name)} in "
-                        "process 0; start all with the same options, files and version"
-                    )
-
-        self.ranks.together(compare)
+        what = f"process {self.ranks.rank}: has another run than process 0"
+        remedy = "start all with the same options, files and version"
+        self.ranks.together(lambda: refuse_other(what, theirs, ours, remedy))
 
     def folder(self, identity: Mapping[str, Any], warn: Callable[[str], None]) -> RunFolder | None:
         """The run folder, new or resumed, without damaged shards.

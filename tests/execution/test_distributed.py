@@ -91,7 +91,7 @@ def test_a_lost_process_ends_the_others_and_another_number_of_them_finishes(
 @pytest.mark.parametrize(
     ("options", "other", "fact"),
     [
-        (("--half-width", "9"), ("--half-width", "8"), "half_width_goal is 8.0, but 9.0 in"),
+        (("--half-width", "9"), ("--half-width", "8"), "half_width_goal is 9.0 there, 8.0 here"),
         ((), ("--ckpt", "missing.safetensors"), "missing.safetensors"),
     ],
 )
