@@ -18,9 +18,8 @@ from ddpmbench.evaluate.evaluation import (
     note_images,
     uses_class_folders,
 )
-from ddpmbench.evaluate.nll_report import NllReport
+from ddpmbench.evaluate.nll_report import NllReport, finished_report
 from ddpmbench.evaluate.progress import PartListener, reported_session
-from ddpmbench.evaluate.reuse import finished_report, recorded_half_width, wider_note
 from ddpmbench.execution.devices import resolve_precision
 from ddpmbench.execution.engine import Engine
 from ddpmbench.execution.engine_choice import NetworkUse, at_once
@@ -155,10 +154,8 @@ def evaluate_nll(
                 evaluation.checkpoint, evaluation.shape, continuous, calls, device=session.device
             )
         )
-        finished = ranks.once(lambda: run.finished(is_checked=is_checked, absent=absent))
-        path = session.out
-        previous = None if path is None else ranks.once(partial(recorded_half_width, path))
         folder = session.folder(run.identity, reporter.warn)
+        finished = ranks.once(lambda: run.finished(is_checked=is_checked, absent=absent))
         if not isinstance(listener, PartListener):
             note_images(checkpoint, images, reporter)
             if (line := chosen.note(*size, run.precision)) is not None:
@@ -174,9 +171,6 @@ def evaluate_nll(
         result = run.result(engine, is_continuous=absent is None)
         report = run.report(result, checked, absent=absent, engine=engine)
         _warn(report, chosen, reporter)
-        line = wider_note(path, report.summary["half_width"], previous)
-        if line is not None:
-            reporter.note(line)
         evaluation.write(
             folder,
             _frames(report, result),
@@ -274,9 +268,7 @@ class _Run:
             return None
         report = finished_report(
             path,
-            identity=self.identity,
-            summary=self._known(checked),
-            sampling=self.estimator.summary,
+            known=self._known(checked),
             environment=session.environment(self.resolved, batch_size=batch_size),
             image_ids=self.evaluation.images.ids,
         )

@@ -1,24 +1,31 @@
 """The report of the variational bound, and its reading from a run folder."""
 
 import dataclasses
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from ddpmbench.errors import damaged
+from ddpmbench.checksums import CHECKSUMS, DamageError, checksum, is_whole, read_json
+from ddpmbench.errors import InputError, damaged
 from ddpmbench.evaluate.evaluation import finished_run
-from ddpmbench.execution.estimators import refuse_missing_shards
+from ddpmbench.execution.estimators import kind_of, refuse_missing_shards
 from ddpmbench.execution.finished_runs import (
     CONTINUOUS_TABLE,
+    ENVIRONMENT,
     PER_IMAGE,
     RATE_DISTORTION,
+    SUMMARY,
     FinishedRun,
     num_steps,
     texts_of,
 )
+from ddpmbench.execution.folder import run_store
+from ddpmbench.execution.stored_images import EXTREMES
+from ddpmbench.execution.terms import paired_terms
 from ddpmbench.report import tables
 from ddpmbench.report.conventions import CONVENTION_COLUMNS, SUB_SCHEDULE_COLUMNS
 from ddpmbench.report.display import Card, Draw, PageReport
@@ -96,6 +103,65 @@ def load_nll(path: Path) -> NllReport:
         folder=path,
         continuous=_continuous(run),
     )
+
+
+def finished_report(
+    folder: Path,
+    *,
+    known: Mapping[str, Any],
+    environment: Mapping[str, Any],
+    image_ids: Sequence[str],
+) -> NllReport | None:
+    """The report in the folder of a run of `nll`, if its command would give the same result.
+
+    The result must have been computed with the same settings by the same versions on the same
+    device, and be complete: shards, tables and all. Nothing in the folder is changed.
+
+    Args:
+        folder: holds this run, without damaged shards; see `Session.folder`.
+        known: the fields of `summary.json` that are known before the run.
+        environment: the object of `environment.json`; the command and the engine do not count.
+        image_ids: names of the images, in order.
+
+    Returns:
+        The report as it was computed; None where anything differs, is missing, damaged or unknown,
+        such as the result of a source with uncommitted changes.
+    """
+    if not (folder / SUMMARY).exists() or str(environment["git_revision"]).endswith("+"):
+        return None
+    try:
+        summary = read_json(folder / SUMMARY)
+        estimator, checksums = kind_of(summary), dict(summary[CHECKSUMS])
+        checksums.pop("this")
+        num_terms = {**estimator.other_terms(summary), **paired_terms(summary)}
+        is_same = (
+            _comparable(read_json(folder / ENVIRONMENT)) == _comparable(environment)
+            and {**summary, **_as_read(known)} == summary
+            and all(
+                checksum(folder / name) == checksums[name] for name in checksums.keys() - {"this"}
+            )
+            and all(is_whole(folder / name) for name in (EXTREMES, *estimator.sealed))
+            and not any(run_store(folder, name).missing(size) for name, size in num_terms.items())
+        )
+        report = load_nll(folder) if is_same else None
+    except (DamageError, InputError, OSError, LookupError, TypeError, ValueError):
+        return None
+    is_named_so = report is not None and [*report.per_image.image_id] == [*map(str, image_ids)]
+    return report if is_named_so else None
+
+
+def _comparable(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of a record of the environment on which a result can depend."""
+    record = _as_read(environment)
+    record.pop(CHECKSUMS, None)
+    resolved = record.pop("arguments")["resolved"]
+    resolved.pop("engine", None)
+    return {**record, "resolved": resolved}
+
+
+def _as_read(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record as it comes back from a JSON file."""
+    return dict(json.loads(json.dumps(record)))
 
 
 def _conventions(path: Path) -> pd.DataFrame:

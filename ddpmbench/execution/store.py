@@ -290,16 +290,6 @@ def _fault_at(path: Path, shard: "_Shard", run: str | None) -> str | None:
     return dataclasses.replace(shard, path=path).fault(run)
 
 
-def has_faults(folder: Path, run: str | None) -> bool:
-    """Whether a folder has an unusable shard, of any name.
-
-    Args:
-        folder: holds shards.
-        run: the run to which they must belong.
-    """
-    return any(_faults_in(folder, run))
-
-
 def recomputed(names: list[str]) -> str:
     """A line about damaged shards that were removed.
 
