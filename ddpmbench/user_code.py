@@ -343,11 +343,6 @@ def calling(run: Callable[[], T], who: str) -> T:
             return run()
     except (InputError, KeyboardInterrupt):
         raise
-    except SystemExit as error:
-        raise InputError(
-            f"{who}: {_place(error)}ends the program; move what is not of the network under "
-            'if __name__ == "__main__":'
-        ) from error
     except BaseException as error:  # user code may raise anything
         raise InputError(f"{who}: {described(error)}") from error
 
@@ -371,6 +366,9 @@ def user_errors(who: str) -> Iterator[None]:
 
 def described(error: BaseException) -> str:
     """An error in one line: the user's file and line, the type and the message."""
+    if isinstance(error, SystemExit):
+        remedy = 'move what is not of the network under if __name__ == "__main__":'
+        return f"{_place(error)}ends the program; {remedy}"
     text = "".join(c if c.isprintable() else "?" for c in " ".join(str(error).split()))
     text = text.replace("`", "'")  # backticks mark our parameters
     text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."

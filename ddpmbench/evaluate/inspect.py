@@ -269,10 +269,11 @@ def _counted(checkpoint: Checkpoint, size: ImageSize) -> dict[str, Any]:
     if checkpoint.num_classes:
         inputs.append(torch.zeros(1, dtype=torch.int64))
     try:
-        flop = calling(
-            lambda: flop_of_shapes(checkpoint.network, *inputs),
-            "an evaluation could not be counted",
-        )
+        with checkpoint.running():
+            flop = calling(
+                lambda: flop_of_shapes(checkpoint.network, *inputs),
+                "an evaluation could not be counted",
+            )
     except InputError as error:
         return {"channels": channels, "uncounted": str(error)}
     return {"channels": channels, "flop_per_call": flop, "flop_image_size": size}

@@ -109,9 +109,18 @@ def test_what_samples_are_is_a_parameter_where_no_image_says_it():
     assert samples(8, channels=1).images.pixels.shape == (1, 1, 8, 8)
 
 
-def test_a_state_dict_is_no_network():
-    with refused("wrap_network", "OrderedDict"):
-        db.wrap_network(nn.Conv2d(1, 1, 1).state_dict(), schedule=SCHEDULE)
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        (lambda: nn.LazyConv2d(1, 1), ["no numbers yet"]),
+        (lambda: nn.Conv2d(1, 1, 1, device="meta"), ["no numbers yet"]),
+        (lambda: nn.Conv2d, ["takes a torch module", "type"]),
+        (lambda: nn.Conv2d(1, 1, 1).state_dict(), ["OrderedDict"]),
+    ],
+)
+def test_what_is_no_network_with_weights(network, words):
+    with refused("wrap_network", *words):
+        db.wrap_network(network(), schedule=SCHEDULE)
 
 
 def test_other_weights_are_another_model():

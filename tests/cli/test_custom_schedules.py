@@ -5,15 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
+from custom_networks import Own
 
 from ddpmbench.report.nll_text import printed_nll
 
 TOTAL = 10
-NET = """
-import torch
-from torch import nn
-
-class Net(nn.Module):
+CODE = """
+class Shares(nn.Module):
     image_channels, image_size = 1, 8
 
     def __init__(self):
@@ -23,42 +21,38 @@ class Net(nn.Module):
     def forward(self, x, t):
         return self.conv(x) + t[:, None, None, None]
 """
-SAID = "--prediction eps --variance fixed_large --time-input fraction --data-range=-1,1"
 BETAS = (0.02 - 1e-4) * torch.arange(TOTAL + 1) / TOTAL + 1e-4
 PRODUCTS = (1 - BETAS).log().cumsum(0).exp()  # minDiffusion's, with an entry for t = 0
 
 
 @pytest.fixture
-def folder(tmp_path):
-    (tmp_path / "net.py").write_text(NET)
+def own(tmp_path, small_npz):
+    own = Own(tmp_path, CODE, name="Shares", data=small_npz)
     weights = {"conv.weight": torch.full((1, 1, 3, 3), 0.1), "conv.bias": torch.zeros(1)}
     tables = {"alpha_t": 1 - BETAS, "sqrt_beta_t": BETAS.sqrt(), "alphabar_t": PRODUCTS}
     flat = {**weights, **tables, "sqrtab": PRODUCTS.sqrt(), "n_T": torch.tensor(TOTAL)}
-    torch.save({"flat": flat}, tmp_path / "flat.pt")
-    torch.save({"net": weights, "args": {"timesteps": 200}}, tmp_path / "steps.pt")
+    own.save({"flat": flat}, "flat.pt")
+    own.save({"net": weights, "args": {"timesteps": 200}}, "steps.pt")
     np.save(tmp_path / "products.npy", PRODUCTS.double()[1:].numpy())
-    return tmp_path
+    return own
 
 
 @pytest.fixture
-def evaluate(completed, folder, small_npz):
+def evaluate(completed, own):
     def run(schedule):
-        words = ["--ckpt", folder / "flat.pt", "--network", f"{folder / 'net.py'}:Net"]
-        sizes = ["--data", small_npz, "--estimator", "every-pair", "--draws", "1"]
-        out = ["--out", folder / schedule.partition(":")[0], "--format", "json"]
-        printed, message = completed(
-            "nll", *words, *SAID.split(), "--schedule", schedule, *sizes, *out
-        )
+        changed = {"prediction": "eps", "time_input": "fraction", "schedule": schedule}
+        words = own.words("Shares", ckpt="flat.pt", estimator="every-pair", draws=1, **changed)
+        printed, message = completed("nll", *words, "--format", "json")
         return json.loads(printed), message
 
     return run
 
 
-def test_the_tables_are_the_chain_that_was_trained(evaluate, folder):
+def test_the_tables_are_the_chain_that_was_trained(evaluate, own):
     read, message = evaluate("buffers")
     assert read["num_timesteps"] == TOTAL
     assert "the first for t = 0" in message
-    expected, message = evaluate(f"alphas_cumprod:{folder / 'products.npy'}")
+    expected, message = evaluate(f"alphas_cumprod:{own.path / 'products.npy'}")
     assert read["bits_per_dim"] == pytest.approx(expected["bits_per_dim"], rel=1e-4)
     assert "is not that of the tables" not in message
     assert "the file says" not in message
@@ -75,9 +69,10 @@ def test_the_tables_are_the_chain_that_was_trained(evaluate, folder):
 @pytest.mark.parametrize(
     ("file", "schedule"), [("flat.pt", "buffers"), ("steps.pt", "linear:200:START:END")]
 )
-def test_inspect_begins_with_what_the_file_has(completed, folder, file, schedule):
-    network = f"{folder / 'net.py'}:Net"
-    printed, _ = completed("inspect", folder / file, "--network", network, "--format", "json")
+def test_inspect_begins_with_what_the_file_has(completed, own, file, schedule):
+    printed, _ = completed(
+        "inspect", own.path / file, "--network", own.option("Shares"), "--format", "json"
+    )
     summary = json.loads(printed)
     assert summary["missing"]["schedule"] == schedule
     assert schedule in summary["command"]

@@ -4,12 +4,12 @@ import dataclasses
 
 import pytest
 import torch
+from custom_networks import SETTINGS, Own
 from peers import refused
 
 import ddpmbench as db
 from ddpmbench.evaluate.inspect_text import printed_inspect
 
-IMPORTS = "import sys\nimport torch\nfrom torch import nn\n"
 COORDINATES = """
 class Net(nn.Module):
     def __init__(self):
@@ -26,7 +26,7 @@ class Net(nn.Module):
     image_channels = 3
     def __init__(self):
         super().__init__()
-        self.conv = nn.Conv2d(3, {outputs}, 3, padding=1)
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
         self.table = None
 
     def forward(self, x, t):
@@ -35,27 +35,12 @@ class Net(nn.Module):
             self.table = torch.ones(1, device=x.device)
         return self.conv(x) * self.table
 """
-HOW = {
-    "schedule": "cosine:100",
-    "prediction": "v",
-    "variance": "fixed_small",
-    "time_input": "index",
-}
 
 
 @pytest.fixture
 def own(tmp_path):
-    """Gives a look at a network of one's own."""
-
-    def look(code, **changes):
-        (tmp_path / "net.py").write_text(IMPORTS + code)
-        names = {}
-        exec(IMPORTS + code, names)
-        torch.save(names["Net"]().state_dict(), tmp_path / "net.pt")
-        given = {**HOW, "network": f"{tmp_path / 'net.py'}:Net", **changes}
-        return db.inspect_checkpoint(tmp_path / "net.pt", db.CheckpointSettings(**given))
-
-    return look
+    """Inspects the network Net of some code."""
+    return lambda code, **changed: Own(tmp_path, code).inspect(**changed)
 
 
 def printed(found):
@@ -76,28 +61,14 @@ def test_channels_are_what_the_network_says_and_no_guess(own):
     assert "image_channels" not in printed(inspection)
 
 
-@pytest.mark.parametrize(
-    ("first", "told"),
-    [
-        ("sys.exit(3)", "an evaluation could not be counted: net.py, line 13: ends the program"),
-        (
-            "raise KeyError('no')",
-            "an evaluation could not be counted: net.py, line 13: KeyError: 'no'",
-        ),
-        ("print('in the network')", "MFLOP per evaluation"),
-    ],
-)
-def test_what_a_network_does_in_a_call_stays_there(own, capsys, first, told):
-    result = own(PLAIN.format(outputs=3, first=first))
-    assert told in printed(result)
-    assert capsys.readouterr().out == ""
-
-
+@pytest.mark.parametrize("size", [None, 8])
 @pytest.mark.parametrize("first", ["pass", "x.sum().item()"])
-def test_inspection_leaves_the_network_usable(own, first):
-    network = own(PLAIN.format(outputs=3, first=first)).checkpoint.network
+def test_inspection_leaves_the_network_usable(own, first, size):
+    """Counted, and called in the network check where the size of an image is known."""
+    code = PLAIN.format(first=first).replace("channels = 3", f"channels, image_size = 3, {size}")
+    network = own(code).checkpoint.network
     assert network.table is None
-    assert network(torch.ones(1, 3, 4, 4), torch.ones(1)).isfinite().all()
+    assert network(torch.ones(1, 3, 8, 8), torch.ones(1)).isfinite().all()
 
 
 # ---- the call that a run makes first
@@ -147,21 +118,13 @@ def test_what_a_run_takes_is_not_refused(own):
     assert result.summary["refused"] is None
     assert "evaluate ddpmbench nll" in printed(result)
     # of a side that is not known nothing is refused: 32 may not be its own
-    of_eight = PLAIN.format(outputs=3, first="assert x.shape[-1] == 8")
+    of_eight = PLAIN.format(first="assert x.shape[-1] == 8")
     assert own(of_eight).summary["refused"] is None
     assert own(of_eight, time_input=None).summary["refused"] is None
 
 
-def test_the_network_check_leaves_nothing_behind(own):
-    kept = PLAIN.format(outputs=3, first="pass").replace(
-        "def __init__", "image_channels, image_size = 3, 8\n    def __init__"
-    )
-    network = own(kept).checkpoint.network
-    assert network.table is None
-
-
 def test_what_is_not_known_is_a_placeholder(own):
-    result = own(SHARES, **dict.fromkeys(HOW))
+    result = own(SHARES, **dict.fromkeys(SETTINGS))
     assert result.summary["refused"] is None
     command = " ".join(result.summary["command"])
     assert "--schedule linear:T:START:END --prediction PREDICTION" in command
@@ -173,28 +136,27 @@ def test_what_is_not_known_is_a_placeholder(own):
 
 def test_a_process_with_levels_is_named_once(own):
     process = "ve:0.01:50:100"
-    result = own(PLAIN.format(outputs=3, first="pass"), schedule=None, process=process)
+    result = own(PLAIN.format(first="pass"), schedule=None, process=process)
     words = result.summary["command"]
     assert "--schedule" not in words
     assert words.count(process) == 1
 
 
-def test_code_that_loads_its_weights_needs_no_file(own, tmp_path):
-    own(SHARES, time_input="fraction")
-    (tmp_path / "load.py").write_text(
-        f"from net import Net\nimport torch\ndef load():\n    net = Net()\n"
-        f"    net.load_state_dict(torch.load({str(tmp_path / 'net.pt')!r}))\n    return net\n"
-    )
-    option = f"{tmp_path / 'load.py'}:load"
-    settings = db.CheckpointSettings(**{**HOW, "time_input": "fraction"}, network=option)
-    result = db.inspect_checkpoint(settings=settings)
+@pytest.mark.parametrize("changed", [{}, dict.fromkeys(SETTINGS)])
+def test_code_that_loads_its_weights_needs_no_file(tmp_path, changed):
+    own = Own(tmp_path)
+    own.add(f"""
+        def load():
+            net = Net()
+            net.load_state_dict(torch.load({str(tmp_path / "weights.pt")!r}))
+            return net
+    """)
+    result = own.inspect("load", ckpt=None, **changed)
     command = result.summary["command"]
-    assert command[:4] == ["ddpmbench", "nll", "--network", option]
+    assert command[:4] == ["ddpmbench", "nll", "--network", own.option("load")]
     assert "--ckpt" not in command
-    assert result.summary["checkpoint"]["source"] == option
+    assert "--schedule" in command
+    assert result.summary["checkpoint"]["source"] == own.option("load")
     assert result.summary["checkpoint"]["bytes"] is None
     assert result.summary["refused"] is None
-    assert "load.py:load: a diffusion model of 8x8 gray images" in printed(result)
-    open_one = db.inspect_checkpoint(settings=db.CheckpointSettings(network=option))
-    assert "--schedule linear:T:START:END" in " ".join(open_one.summary["command"])
-    assert "--ckpt" not in open_one.summary["command"]
+    assert "load: a diffusion model of 8x8 gray images" in printed(result)
