@@ -8,11 +8,16 @@ import dataclasses
 import hashlib
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
+from ddpmbench.data.images import ImageSet
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.process import Prediction
+from ddpmbench.execution.worker import BatchSize
+from ddpmbench.sanity_check.check import SanityCheck
+from ddpmbench.sanity_check.run import check_parameterization
 
 
 class Adapter(nn.Module):
@@ -89,3 +94,12 @@ def remembering(checkpoint: Checkpoint) -> Checkpoint:
 
     checkpoint.network.forward = forward
     return checkpoint
+
+
+def checked(
+    checkpoint: Checkpoint, images: ImageSet, *, seed: int = 0, batch_size: int | None = None
+) -> SanityCheck:
+    """The sanity check on a CPU."""
+    device, shape = torch.device("cpu"), images.pixels.shape[1:]
+    batch = BatchSize(batch_size, device=device, image_shape=shape, warn=pytest.fail)
+    return check_parameterization(checkpoint, images, seed=seed, device=device, batch=batch)

@@ -29,17 +29,24 @@ from ddpmbench.data.images import ImageSet
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.process import Prediction
 from ddpmbench.sanity_check.candidates import (
-    Candidate,
+    FINE,
+    TimeOffset,
     alternatives,
+    has_twin,
+    is_mistimed,
     is_same,
+    one_timestep_away,
+    one_timestep_off,
     other_lengths,
     other_predictions,
     other_processes,
+    with_best_times,
 )
 from ddpmbench.sanity_check.scores import (
     MIN_BOUND_GAIN,
     NUM_IMAGES,
     SIGNIFICANT,
+    Candidate,
     Comparison,
     Evaluate,
     Fault,
@@ -47,16 +54,6 @@ from ddpmbench.sanity_check.scores import (
     Scorer,
     area_gain,
     is_significant,
-    timesteps_of,
-)
-from ddpmbench.sanity_check.times import (
-    FINE,
-    TimeOffset,
-    has_same_times,
-    is_mistimed,
-    one_timestep_away,
-    one_timestep_off,
-    with_best_times,
 )
 
 _SCREENING = ((1, 0.25), (2, 0.1), (NUM_IMAGES, np.inf))
@@ -185,7 +182,9 @@ class Checker:
             others += pairs
         offset = None
         if best is None and evidence.is_empty:
-            offset = one_timestep_off(self._scorer, self._given, self._neighbors())
+            away = one_timestep_away(self._given)
+            neighbors = [(by, near) for by, near in away if self._can_be_evaluated(near)]
+            offset = one_timestep_off(self._scorer, self._given, neighbors)
         return SanityCheck(
             _outcome(evidence, best, offset, is_likely=is_likely),
             given,
@@ -319,7 +318,9 @@ class Checker:
                     return True
         if not candidate.time_parameters:
             return False
-        if self._has_twin(candidate) or is_mistimed(self._scorer, best.score, FINE):
+        if has_twin(candidate, self._given, self._scorer.channels):
+            return True
+        if is_mistimed(self._scorer, best.score, FINE):
             return True
         # Times one timestep off, which no parameter gives: a schedule with one more entry.
         images = self._scorer.subset(NUM_IMAGES)
@@ -327,19 +328,6 @@ class Checker:
         scores = [score for near in off for score in self._scorer.scores([near], images)]
         pairs = [self._scorer.compared(score, best.score) for score in scores]
         return any(not pair.z_score > SIGNIFICANT / 2 for pair in pairs)
-
-    def _has_twin(self, best: Candidate) -> bool:
-        """Whether another common schedule gives the network nearly the same times."""
-        own, listed = best.parameters.get("schedule"), other_lengths(self._given)
-        if own is None or not listed or not best.has_integer_times:
-            return False
-        listed += alternatives(self._given, self._scorer.channels)
-        others = [o for o in listed if o.parameters.get("schedule") not in (None, own)]
-        return has_same_times(best, others, self._given, timesteps_of(self._given))
-
-    def _neighbors(self) -> list[tuple[int, Candidate]]:
-        """The candidates one timestep off, and by how many timesteps they are later."""
-        return [near for near in one_timestep_away(self._given) if self._can_be_evaluated(near[1])]
 
 
 def _outcome(

@@ -21,9 +21,8 @@ from ddpmbench.execution.folder import RunFolder
 from ddpmbench.execution.session import Session
 from ddpmbench.execution.worker import BatchSize, RunListener
 from ddpmbench.likelihood.terms import TermIndex, TermsPass, TermTable, concatenate
-from ddpmbench.sanity_check.candidates import Candidate
 from ddpmbench.sanity_check.check import Checker, Outcome, SanityCheck
-from ddpmbench.sanity_check.scores import NUM_IMAGES, Fault, Score, furthest_apart
+from ddpmbench.sanity_check.scores import NUM_IMAGES, Candidate, Fault, Score, furthest_apart
 from ddpmbench.user_code import user_errors
 
 MIN_EVALUATIONS = 10_000

@@ -1,5 +1,7 @@
 r"""Scores of candidates: how well each denoises a few images at a few timesteps.
 
+A wrong parameterization raises no error; it only makes the bound worse. Every candidate is a model
+of the same images, and its bound a code length in the same unit, so candidates can be compared.
 At each noise level the network has an eps_mse, whatever its schedule, data range or prediction.
 Half the area under it,
 
@@ -13,24 +15,28 @@ parameterizations that lower the bound are recommended.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Self
+from typing import Self, TypeAlias
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ddpmbench.data.images import ImageSet
-from ddpmbench.diffusion.process import Prediction, Variance
+from ddpmbench.diffusion.model import Checkpoint, TimeInput
+from ddpmbench.diffusion.parameterization import Prediction, Process, Variance
 from ddpmbench.likelihood.terms import TermIndex, TermTable
-from ddpmbench.sanity_check.candidates import Candidate
+from ddpmbench.unet.unet import UNet
 
 Array = NDArray[np.float64]
 Timesteps = NDArray[np.int64]
-Evaluate = Callable[[Sequence[Candidate], TermIndex], "list[TermTable | None]"]
+Evaluate: TypeAlias = "Callable[[Sequence[Candidate], TermIndex], list[TermTable | None]]"
 """Evaluates the same terms for candidates that share the first one's network outputs; None where
 its network cannot be evaluated."""
 
+INTEGER_TIMES = (TimeInput.INDEX, TimeInput.ONE_BASED)
+"""Time inputs that number the timesteps."""
 NUM_IMAGES = 16
 """Images on which a candidate is scored; with fewer there is no check."""
 NUM_TIMESTEPS = 8
@@ -50,6 +56,68 @@ _LOW_NOISE = 100.0  # SNR
 _SOLVED = 0.1
 _PIXELS_ALONE = 0.95  # share of the code length of independent pixels
 _MIN_GAIN = 0.03  # nats per dimension of an area
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Candidate:
+    """A checkpoint under one parameterization.
+
+    Attributes:
+        parameters: differences from the given parameterization, by parameter, in the form of the
+            command's options: `{"prediction": "v"}`; empty for the given one.
+        checkpoint: the weights under this parameterization.
+        is_exact: whether a network can have been trained with exactly this one.
+    """
+
+    parameters: Mapping[str, str]
+    checkpoint: Checkpoint
+    is_exact: bool = True
+
+    @property
+    def name(self) -> str:
+        """The parameters in one line, `data_range=0,1 prediction=v`; empty for the given one."""
+        return " ".join(f"{name}={value}" for name, value in self.parameters.items())
+
+    @property
+    def quoted(self) -> str:
+        """The same for a message, in which the command replaces parameters by its options."""
+        return " ".join(f"`{name}={value}`" for name, value in self.parameters.items())
+
+    @property
+    def is_given(self) -> bool:
+        """Whether it is the given parameterization."""
+        return not self.parameters
+
+    @property
+    def time_parameters(self) -> dict[str, str]:
+        """The parameters that change the network's time at some noise level."""
+        return {k: v for k, v in self.parameters.items() if k in ("time_input", "schedule")}
+
+    @property
+    def output_parameters(self) -> frozenset[tuple[str, str]]:
+        """The parameters that change the network's outputs: all but the prediction."""
+        return frozenset(p for p in self.parameters.items() if p[0] != "prediction")
+
+    @property
+    def is_preserving(self) -> bool:
+        """Whether the process is VP."""
+        return self.checkpoint.schedule.process is Process.VP
+
+    @property
+    def has_integer_times(self) -> bool:
+        """Whether the network's time is the number of the timestep."""
+        return self.checkpoint.time_input in INTEGER_TIMES
+
+    @property
+    def largest_time(self) -> float:
+        """The largest time that the network is given."""
+        last = torch.tensor([self.checkpoint.schedule.num_timesteps])
+        return float(self.checkpoint.network_time(last).item())
+
+    @property
+    def may_index_a_table(self) -> bool:
+        """Whether the time may be the index of an embedding, which is finite."""
+        return self.has_integer_times and not isinstance(self.checkpoint.network, UNet)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

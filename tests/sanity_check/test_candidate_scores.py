@@ -13,8 +13,8 @@ from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.process import Prediction
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.likelihood.terms import TermIndex, TermsPass
-from ddpmbench.sanity_check.candidates import Candidate
 from ddpmbench.sanity_check.scores import (
+    Candidate,
     Score,
     furthest_apart,
     log_snr,

@@ -13,8 +13,15 @@ from ddpmbench.diffusion.data_range import DataRange
 from ddpmbench.diffusion.model import TimeInput
 from ddpmbench.diffusion.process import Prediction
 from ddpmbench.diffusion.schedule import NoiseSchedule
-from ddpmbench.sanity_check.candidates import Candidate, alternatives, other_lengths
-from ddpmbench.sanity_check.times import one_timestep_away, scaled_time, shifted, time_at
+from ddpmbench.sanity_check.candidates import (
+    alternatives,
+    one_timestep_away,
+    other_lengths,
+    scaled_time,
+    shifted,
+    time_at,
+)
+from ddpmbench.sanity_check.scores import Candidate
 
 
 def values(checkpoint, parameter):

@@ -1,4 +1,4 @@
-"""A wrong parameterization is named with its remedy; a right one passes.
+"""What the sanity check evaluates, counts and leaves undecided; its laws stand beside.
 
 The models are the shipped one as if it had been trained with other parameters (`retrained`).
 """
@@ -9,87 +9,25 @@ import numpy as np
 import pytest
 import torch
 from oracles import oracle_checkpoint, oracle_images
-from retrained import Shifted, trained
+from retrained import Shifted, checked, trained
 from torch import nn
 
 from ddpmbench.data.images import ImageSet
-from ddpmbench.diffusion.data_range import UNIT_RANGE, DataRange
-from ddpmbench.diffusion.model import Checkpoint, TimeInput
+from ddpmbench.diffusion.data_range import DataRange
+from ddpmbench.diffusion.model import TimeInput
 from ddpmbench.diffusion.process import Prediction, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.execution.worker import BatchSize
 from ddpmbench.likelihood.terms import TermIndex
-from ddpmbench.sanity_check.candidates import Candidate
-from ddpmbench.sanity_check.check import Checker, Outcome, SanityCheck
-from ddpmbench.sanity_check.run import Evaluator, check_parameterization
-from ddpmbench.sanity_check.scores import NUM_IMAGES
-from ddpmbench.sanity_check.times import is_mistimed
+from ddpmbench.sanity_check.candidates import is_mistimed
+from ddpmbench.sanity_check.check import Checker, Outcome
+from ddpmbench.sanity_check.run import Evaluator
+from ddpmbench.sanity_check.scores import NUM_IMAGES, Candidate
 
 pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
-LINEAR, COSINE = NoiseSchedule.linear(1000), NoiseSchedule.cosine(1000)
 HALF, BYTES = DataRange(-0.5, 0.5), DataRange(0, 255)
-
-
-def checked(
-    checkpoint: Checkpoint, images: ImageSet, *, seed: int = 0, batch_size: int | None = None
-) -> SanityCheck:
-    shape = images.pixels.shape[1:]
-    batch = BatchSize(batch_size, device=CPU, image_shape=shape, warn=pytest.fail)
-    return check_parameterization(checkpoint, images, seed=seed, device=CPU, batch=batch)
-
-
-RIGHT = {
-    "respaced": lambda model: model.respaced(100),
-    "ten timesteps": lambda model: model.respaced(10),
-    "two timesteps": lambda model: model.respaced(2),
-    "one timestep": lambda model: model.respaced(1),
-    "one-based": lambda model: trained(model, time_input=TimeInput.ONE_BASED),
-    "fraction": lambda model: trained(model, time_input=TimeInput.FRACTION),
-    "v": lambda model: trained(model, prediction=Prediction.V),
-    "x_start": lambda model: trained(model, prediction=Prediction.X_START),
-    "cosine": lambda model: trained(model, schedule=COSINE),
-    "half the range": lambda model: trained(model, data_range=HALF),
-}
-
-
-@pytest.mark.parametrize("name", RIGHT)
-def test_a_right_model_passes(name, shipped, images):
-    check = checked(RIGHT[name](shipped), images)
-    assert check.outcome is Outcome.PASSED, (check.better, check.evidence.fault)
-    assert check.num_evaluations < 1000
-
-
-WRONG = [
-    ("time_input=one-based", {"time_input": TimeInput.ONE_BASED}, {"time_input": TimeInput.INDEX}),
-    ("time_input=index", {}, {"time_input": TimeInput.ONE_BASED}),
-    ("time_input=index", {}, {"time_input": TimeInput.FRACTION}),
-    ("time_input=fraction", {"time_input": TimeInput.FRACTION}, {"time_input": TimeInput.INDEX}),
-    ("prediction=v", {"prediction": Prediction.V}, {"prediction": Prediction.EPSILON}),
-    ("prediction=eps", {}, {"prediction": Prediction.V}),
-    ("prediction=eps", {}, {"prediction": Prediction.X_START}),
-    ("prediction=x_start", {"prediction": Prediction.X_START}, {"prediction": Prediction.EPSILON}),
-    ("schedule=cosine:1000", {"schedule": COSINE}, {"schedule": LINEAR}),
-    ("schedule=linear:1000", {}, {"schedule": COSINE}),
-    (
-        "schedule=linear:200:0.0005:0.1",
-        {"schedule": NoiseSchedule.linear(200)},
-        {"schedule": LINEAR},
-    ),
-    ("data_range=-0.5,0.5", {"data_range": HALF}, {"data_range": UNIT_RANGE}),
-    ("data_range=-1,1", {}, {"data_range": DataRange(0, 1)}),
-    ("data_range=-1,1", {}, {"data_range": BYTES}),
-    ("data_range=0,255", {"data_range": BYTES}, {"data_range": UNIT_RANGE}),
-]
-"""The parameters of the training, those that differ from the shipped model, and those given."""
-
-
-@pytest.mark.parametrize(("name", "own", "given"), WRONG, ids=[name for name, _, _ in WRONG])
-def test_the_parameter_that_was_wrong_is_likely(name, own, given, shipped, images):
-    model = trained(shipped, **own) if own else shipped
-    check = checked(dataclasses.replace(model, **given), images)
-    assert check.likely == name, (check.outcome, check.better)
 
 
 def model_of(candidate: Candidate) -> tuple[object, ...]:
@@ -117,7 +55,7 @@ def test_no_model_is_scored_twice_and_no_time_tested_twice(given, shipped, image
 @pytest.mark.parametrize(
     "change",
     [
-        {"schedule": COSINE},
+        {"schedule": NoiseSchedule.cosine(1000)},
         {"prediction": Prediction.V},
         {"variance": Variance.FIXED_SMALL},
         {"clip": False},
@@ -236,19 +174,6 @@ def test_no_index_is_outside_of_an_embedding(time_input):
     checked(given, images)
     # A fraction is no index.
     assert "time_input=fraction" not in {other.score.candidate.name for other in check.others}
-
-
-def test_the_exact_model_of_its_data_passes_under_any_schedule():
-    means, generator = oracle_images(), np.random.default_rng(0)
-    numbers = means.pixels[np.arange(60) % 6] / 127.5 - 1
-    numbers = numbers + generator.normal(0, 0.02**0.5, numbers.shape)
-    pixels = np.rint((numbers.clip(-1, 1) + 1) * 127.5).astype(np.uint8)
-    images = ImageSet(pixels, [str(i) for i in range(60)], "drawn from the model")
-    for schedule in (NoiseSchedule.linear(300), NoiseSchedule.cosine(60), NoiseSchedule.sigmoid(9)):
-        for prediction in ("eps", "v", "x_start", "previous_mean"):
-            exact = oracle_checkpoint(means, schedule, prediction=prediction, spread=0.02)
-            check = checked(exact, images)
-            assert check.outcome is Outcome.PASSED, (schedule.name, prediction, check.better)
 
 
 @pytest.mark.parametrize("num_timesteps", [1, 2, 3, 4])

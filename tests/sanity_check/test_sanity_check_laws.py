@@ -1,9 +1,9 @@
 """Laws of the sanity check: it accuses no right model, recommends nothing that worsens the exact
 bound, and calls likely what the network was trained with alone.
 
-The models are the exact denoiser of normal data (`normal_data`), and the shipped one as if it had
-been trained with other parameters (`retrained`). Exact bounds are summed here over the terms,
-without the check's own estimate.
+The models are the exact denoiser of normal data (`normal_data`), that of a few images with noise
+on them, and the shipped one as if it had been trained with other parameters (`retrained`). Exact
+bounds are summed here over the terms, without the check's own estimate.
 """
 
 import dataclasses
@@ -12,30 +12,22 @@ import numpy as np
 import pytest
 import torch
 from normal_data import normal_images, trained_on_normal_data
-from retrained import trained
+from oracles import oracle_checkpoint, oracle_images
+from retrained import checked, trained
 
 from ddpmbench.checkpoints.schedules import read_schedule
 from ddpmbench.data.images import ImageSet
-from ddpmbench.diffusion.data_range import UNIT_RANGE, DataRange
+from ddpmbench.diffusion.data_range import DataRange
 from ddpmbench.diffusion.model import Checkpoint, TimeInput
 from ddpmbench.diffusion.parameterization import Prediction, Process
 from ddpmbench.diffusion.schedule import NoiseSchedule
-from ddpmbench.execution.worker import BatchSize
 from ddpmbench.likelihood.terms import VALUE_COLUMNS, TermIndex, TermsPass, TermTable
-from ddpmbench.sanity_check.candidates import Candidate
 from ddpmbench.sanity_check.check import Checker, Outcome, SanityCheck
-from ddpmbench.sanity_check.run import check_parameterization, check_record
-from ddpmbench.sanity_check.scores import Comparison, Fault, Score, mean_over_images
+from ddpmbench.sanity_check.run import check_record
+from ddpmbench.sanity_check.scores import Candidate, Comparison, Fault, Score, mean_over_images
 
 pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
-LINEAR = NoiseSchedule.linear(1000)
-NORMALIZED = DataRange(-0.1307 / 0.3081, 0.8693 / 0.3081)
-
-
-def checked(checkpoint: Checkpoint, images: ImageSet) -> SanityCheck:
-    batch = BatchSize(None, device=CPU, image_shape=images.pixels.shape[1:], warn=pytest.fail)
-    return check_parameterization(checkpoint, images, seed=0, device=CPU, batch=batch)
 
 
 def exact_bound(checkpoint: Checkpoint, images: ImageSet) -> float:
@@ -47,13 +39,6 @@ def exact_bound(checkpoint: Checkpoint, images: ImageSet) -> float:
     nats = terms_pass.terms(rows).values["nats"].reshape(2, -1).mean(0)
     kl = np.interp(np.arange(2, total + 1), t[1:], nats[1:]).sum()
     return float(terms_pass.prior(image).mean() + nats[0] + kl)
-
-
-def assert_advice_lowers_the_bound(check: SanityCheck, given: Checkpoint, images: ImageSet) -> None:
-    assert check.num_evaluations < 3500
-    if check.better is not None:
-        bound = exact_bound(check.candidate.checkpoint, images)
-        assert bound < exact_bound(given, images) - 0.01, check.better
 
 
 def one_more_entry(steps: int, end: float) -> NoiseSchedule:
@@ -68,143 +53,184 @@ def cubed_cosine() -> NoiseSchedule:
     return NoiseSchedule.from_alphas_cumprod(np.cos(0.998 * np.pi / 2 * share) ** 3)
 
 
+def square_root() -> NoiseSchedule:
+    return NoiseSchedule.from_alphas_cumprod(
+        NoiseSchedule.linear(1000).alphas_cumprod.sqrt().numpy()
+    )
+
+
+ONE_MORE, CUBED = "one-more-entry", "cubed-cosine"
+SPECIAL = {ONE_MORE: one_more_entry(100, 0.2), CUBED: cubed_cosine(), "square-root": square_root()}
+"""Schedules that no form gives."""
+READ = {
+    "schedule": lambda form: SPECIAL.get(form) or read_schedule(form),
+    "process": lambda name: read_schedule("linear:1000").in_family(Process(name)),
+    "prediction": Prediction,
+    "time_input": TimeInput,
+    "data_range": lambda ends: DataRange(*map(float, ends.split(","))),
+    "clip": "True".__eq__,
+}
+USUAL = {
+    "schedule": "linear:1000", "process": "vp", "prediction": "eps", "data_range": "-1,1",
+    "time_input": "index",
+}  # fmt: skip
+
+
+def words(line: str) -> dict[str, str]:
+    return dict(word.split("=") for word in line.split())
+
+
+def fields(line: str) -> dict[str, object]:
+    """The fields of a checkpoint by the parameters in a line, `data_range=0,1 prediction=v`."""
+    values = {name: READ[name](value) for name, value in words(line).items()}
+    return {"schedule" if name == "process" else name: value for name, value in values.items()}
+
+
+@pytest.fixture
+def trained_on(shipped: Checkpoint, images: ImageSet):
+    """A model as if trained with the parameters in a line, and images; by what it is made of."""
+
+    def made(model: str, line: str) -> tuple[Checkpoint, ImageSet]:
+        own = fields(line)
+        if model == NORMAL:
+            return trained_on_normal_data(**own), normal_images(64)
+        if model == MIXTURE:
+            means = oracle_images()
+            return oracle_checkpoint(means, **own, spread=0.02), noisy(means, 60, spread=0.02)
+        return trained(shipped, **own) if own else shipped, images
+
+    return made
+
+
+def noisy(means: ImageSet, count: int, *, spread: float) -> ImageSet:
+    """Images drawn from the model of `oracle_checkpoint`."""
+    numbers = means.pixels[np.arange(count) % len(means)] / 127.5 - 1
+    numbers = numbers + np.random.default_rng(0).normal(0, spread**0.5, numbers.shape)
+    pixels = np.rint((numbers.clip(-1, 1) + 1) * 127.5).astype(np.uint8)
+    return ImageSet(pixels, [str(i) for i in range(count)], "drawn from the model")
+
+
+NORMAL, SHIPPED, MIXTURE = "normal", "shipped", "mixture"
 SCHEDULES = (
     *("cosine:10", "linear:50:0.002:0.4", "linear:100:0.001:0.2", "linear:200:0.0005:0.1"),
     *("cosine:200", "linear:500:0.0002:0.04", "cosine-betas:1000:0.0001:0.02"),
     *("linear:2000:5e-05:0.01", "linear:4000:2.5e-05:0.005", "geometric:1000:0.0001:0.02"),
     "cosine:4000",
 )
-FRACTION = TimeInput.FRACTION
-TRAINED = {
-    **{f"schedule={form}": ({"schedule": read_schedule(form)}, {}) for form in SCHEDULES},
-    "data_range=-0.424213,2.821487": ({"data_range": NORMALIZED}, {}),
-    "data_range=0,255": ({"data_range": DataRange(0, 255)}, {}),
-    "prediction=x_start": ({"prediction": Prediction.X_START}, {}),
-    "prediction=v": ({"prediction": Prediction.V}, {}),
-    "time_input=fraction": ({"time_input": FRACTION}, {}),
-    "data_range=0,1 prediction=v": (
-        {"data_range": DataRange(0, 1), "prediction": Prediction.V},
-        {},
+EXPLODING = "schedule=ve:0.01:20:300 clip=False"
+RIGHT = [
+    *((SHIPPED, "", steps) for steps in (100, 10, 2, 1)),
+    (SHIPPED, "time_input=one-based", None),
+    (SHIPPED, "time_input=fraction", None),
+    (SHIPPED, "prediction=v", None),
+    (SHIPPED, "prediction=x_start", None),
+    (SHIPPED, "schedule=cosine:1000", None),
+    (SHIPPED, "data_range=-0.5,0.5", None),
+    (NORMAL, f"{EXPLODING} prediction=score time_input=sigma", None),
+    (NORMAL, f"{EXPLODING} prediction=eps time_input=reversed-index", None),
+    (NORMAL, f"{EXPLODING} prediction=score time_input=log-snr", None),
+    *(
+        (NORMAL, f"schedule={schedule} prediction={prediction}", None)
+        for schedule in ("linear:1000", *SCHEDULES)
+        for prediction in ("eps", "v", "x_start")
     ),
-    "process=ve": ({"schedule": LINEAR.in_family(Process.VE)}, {}),
-    "process=vp": ({}, {"schedule": LINEAR.in_family(Process.VE)}),
-    "linear, 2000 timesteps, unscaled": ({"schedule": read_schedule("linear:2000:1e-4:0.02")}, {}),
-    "linear, ten timesteps": ({"schedule": read_schedule("linear:10:0.01:0.9")}, {}),
-    "not listed": ({"schedule": cubed_cosine()}, {}),
-    "one more entry": (
-        {"schedule": one_more_entry(100, 0.2), "time_input": FRACTION},
-        {"schedule": read_schedule("linear:100:1e-4:0.2"), "time_input": FRACTION},
+    *(
+        (MIXTURE, f"schedule={schedule} prediction=previous_mean", None)
+        for schedule in ("linear:300:0.000333333:0.0666667", "cosine:60", "sigmoid:9")
     ),
-}
-"""The parameters of the truth, and those given where they are not linear:1000, eps and [-1, 1]."""
-GIVEN = {
-    "schedule": LINEAR,
-    "prediction": Prediction.EPSILON,
-    "data_range": UNIT_RANGE,
-    "time_input": TimeInput.INDEX,
-}
-LIKELY = {
-    *(f"schedule={form}" for form in SCHEDULES[1:5]),
-    *(name for name in TRAINED if "=" in name and "schedule" not in name),
-}
-"""Of the others the time test or a rival leaves open whether it is another schedule."""
+]
+"""What a model is made of, what it was trained with besides `USUAL`, and a number of timesteps."""
 
 
-EXPLODING = {
-    "schedule": NoiseSchedule.variance_exploding(300, sigma_min=0.01, sigma_max=20.0),
-    "clip": False,
-}
-
-
-@pytest.mark.parametrize(
-    ("prediction", "time_input"),
-    [
-        (Prediction.SCORE, TimeInput.SIGMA),
-        (Prediction.EPSILON, TimeInput.REVERSED_INDEX),
-        (Prediction.SCORE, TimeInput.LOG_SNR),
-    ],
-)
-def test_a_right_model_of_another_process_passes(prediction, time_input):
-    right = trained_on_normal_data(**EXPLODING, prediction=prediction, time_input=time_input)
-    check = checked(right, normal_images(64))
-    assert check.outcome is Outcome.PASSED, check.better
-
-
-@pytest.mark.parametrize("name", TRAINED)
-def test_a_wrong_model_does_not_pass_and_the_advice_lowers_its_bound(name):
-    images = normal_images(64)
-    own, given = TRAINED[name]
-    model = dataclasses.replace(trained_on_normal_data(**own), **GIVEN | given)
-    check = checked(model, images)
-    assert check.outcome is not Outcome.PASSED
-    assert_advice_lowers_the_bound(check, model, images)
-    assert check.likely in (None, name)
-    if name in LIKELY:
-        assert check.likely == name, (check.outcome, check.better)
-    if name == "one more entry":
-        # No parameter gives it.
-        assert check.outcome is Outcome.BETTER
-
-
-@pytest.mark.parametrize(
-    ("own", "given"),
-    [
-        ("cosine:100", "linear:1000"),
-        ("cosine:100", "cosine:1000"),
-        ("cosine:128", "linear:1000"),
-        ("cosine:128", "cosine:1000"),
-        ("cosine:50", "linear:200:0.0005:0.1"),
-        ("linear:300:0.0001:0.02", "linear:1000"),
-        ("linear:300:0.0001:0.02", "linear:200:0.0005:0.1"),
-        ("cosine:100:0.008:3", "linear:1000"),
-        ("linear:150:0.0006:0.13", "cosine:1000"),
-        ("linear:700:0.0001:0.02", "linear:200:0.0005:0.1"),
-        ("geometric:200:0.0005:0.1", "linear:1000"),
-        ("geometric:300:0.0001:0.02", "linear:1000"),
-        ("geometric:600:0.000166667:0.0333333", "linear:1000"),
-    ],
-)
-def test_a_schedule_near_the_truth_is_better_but_not_likely(own, given):
-    images = normal_images(64)
-    model = trained_on_normal_data(schedule=read_schedule(own))
-    model = dataclasses.replace(model, schedule=read_schedule(given))
-    check = checked(model, images)
-    assert check.outcome is Outcome.BETTER
-    assert_advice_lowers_the_bound(check, model, images)
-    warning = check_record(check)["warning"]
-    assert "likely" not in warning
-    is_open = "perhaps trained with a schedule that the check does not try" in warning
-    assert is_open == ("schedule=" in check.better)
-
-
-@pytest.mark.parametrize("schedule", ["linear:1000", *SCHEDULES])
-@pytest.mark.parametrize("prediction", ["eps", "v", "x_start"])
-def test_a_right_model_passes_under_any_schedule(schedule, prediction):
-    schedule, prediction = read_schedule(schedule), Prediction(prediction)
-    right = trained_on_normal_data(schedule=schedule, prediction=prediction)
-    check = checked(right, normal_images(64))
+@pytest.mark.parametrize(("model", "own", "timesteps"), RIGHT)
+def test_a_right_model_passes(model, own, timesteps, trained_on):
+    right, images = trained_on(model, own)
+    check = checked(right if timesteps is None else right.respaced(timesteps), images)
     assert check.outcome is Outcome.PASSED, (check.better, check.evidence)
+    assert model != SHIPPED or check.num_evaluations < 1000
 
 
-def square_root(schedule: NoiseSchedule) -> NoiseSchedule:
-    return NoiseSchedule.from_alphas_cumprod(schedule.alphas_cumprod.sqrt().numpy())
+LIKELY, BETTER = Outcome.LIKELY, Outcome.BETTER
+WRONG = [
+    (SHIPPED, "time_input=one-based", "", LIKELY),
+    (SHIPPED, "", "time_input=one-based", LIKELY),
+    (SHIPPED, "", "time_input=fraction", LIKELY),
+    (SHIPPED, "time_input=fraction", "", LIKELY),
+    (SHIPPED, "prediction=v", "", LIKELY),
+    (SHIPPED, "", "prediction=v", LIKELY),
+    (SHIPPED, "", "prediction=x_start", LIKELY),
+    (SHIPPED, "prediction=x_start", "", LIKELY),
+    (SHIPPED, "schedule=cosine:1000", "", LIKELY),
+    (SHIPPED, "", "schedule=cosine:1000", LIKELY),
+    (SHIPPED, "schedule=linear:200:0.0005:0.1", "", LIKELY),
+    (SHIPPED, "data_range=-0.5,0.5", "", LIKELY),
+    (SHIPPED, "", "data_range=0,1", LIKELY),
+    (SHIPPED, "", "data_range=0,255", LIKELY),
+    (SHIPPED, "data_range=0,255", "", LIKELY),
+    (SHIPPED, "data_range=-0.424213,2.821487", "", LIKELY),
+    (SHIPPED, "", "schedule=square-root", None),
+    (SHIPPED, "schedule=linear:2000:5e-05:0.01", "", None),
+    *((NORMAL, f"schedule={form}", "", LIKELY) for form in SCHEDULES[1:5]),
+    # The time test or a rival leaves open whether it is another schedule.
+    *((NORMAL, f"schedule={form}", "", None) for form in (SCHEDULES[0], *SCHEDULES[5:])),
+    (NORMAL, "data_range=-0.424213,2.821487", "", LIKELY),
+    (NORMAL, "data_range=0,255", "", LIKELY),
+    (NORMAL, "prediction=x_start", "", LIKELY),
+    (NORMAL, "prediction=v", "", LIKELY),
+    (NORMAL, "time_input=fraction", "", LIKELY),
+    (NORMAL, "data_range=0,1 prediction=v", "", LIKELY),
+    (NORMAL, "process=ve", "", LIKELY),
+    (NORMAL, "", "process=ve", LIKELY),
+    (NORMAL, "schedule=linear:2000:1e-4:0.02", "", None),
+    (NORMAL, "schedule=linear:10:0.01:0.9", "", None),
+    (NORMAL, f"schedule={CUBED}", "", None),
+    # No parameter gives it.
+    (
+        *(NORMAL, f"schedule={ONE_MORE} time_input=fraction"),
+        *("schedule=linear:100:1e-4:0.2 time_input=fraction", BETTER),
+    ),
+    # A schedule that the check does not try, and one near it.
+    (NORMAL, "schedule=cosine:100", "", BETTER),
+    (NORMAL, "schedule=cosine:100", "schedule=cosine:1000", BETTER),
+    (NORMAL, "schedule=cosine:128", "", BETTER),
+    (NORMAL, "schedule=cosine:128", "schedule=cosine:1000", BETTER),
+    (NORMAL, "schedule=cosine:50", "schedule=linear:200:0.0005:0.1", BETTER),
+    (NORMAL, "schedule=linear:300:0.0001:0.02", "", BETTER),
+    (NORMAL, "schedule=linear:300:0.0001:0.02", "schedule=linear:200:0.0005:0.1", BETTER),
+    (NORMAL, "schedule=cosine:100:0.008:3", "", BETTER),
+    (NORMAL, "schedule=linear:150:0.0006:0.13", "schedule=cosine:1000", BETTER),
+    (NORMAL, "schedule=linear:700:0.0001:0.02", "schedule=linear:200:0.0005:0.1", BETTER),
+    (NORMAL, "schedule=geometric:200:0.0005:0.1", "", BETTER),
+    (NORMAL, "schedule=geometric:300:0.0001:0.02", "", BETTER),
+    (NORMAL, "schedule=geometric:600:0.000166667:0.0333333", "", BETTER),
+]
+"""What a model is made of, what it was trained with and what is given, each besides `USUAL`, and
+the outcome; None where it may be likely or not."""
 
 
-@pytest.mark.parametrize(
-    ("own", "given", "likely"),
-    [
-        ({}, {"schedule": square_root(LINEAR)}, None),
-        ({"schedule": NoiseSchedule.linear(2000)}, {"schedule": LINEAR}, None),
-        ({"data_range": NORMALIZED}, {"data_range": UNIT_RANGE}, "data_range=-0.424213,2.821487"),
-    ],
-    ids=["square root", "2000 timesteps", "normalized"],
-)
-def test_so_it_is_with_a_trained_network(own, given, likely, shipped, images):
-    model = dataclasses.replace(trained(shipped, **own) if own else shipped, **given)
-    check = checked(model, images)
+@pytest.mark.parametrize(("model", "own", "given", "outcome"), WRONG)
+def test_a_wrong_model_does_not_pass_and_the_advice_lowers_its_bound(
+    model, own, given, outcome, trained_on
+):
+    right, images = trained_on(model, own)
+    usual = " ".join(f"{name}={value}" for name, value in USUAL.items() if name != "process")
+    wrong = dataclasses.replace(right, **fields(usual) | fields(given))
+    check = checked(wrong, images)
     assert check.outcome is not Outcome.PASSED
-    assert_advice_lowers_the_bound(check, model, images)
-    assert check.likely == likely
+    assert check.num_evaluations < 3500
+    # One timestep off, a trained network loses less than the noise of two images.
+    if check.better is not None and (model == NORMAL or check.best is not None):
+        bound = exact_bound(check.candidate.checkpoint, images)
+        assert bound < exact_bound(wrong, images) - 0.01, check.better
+    truth = own or " ".join(f"{name}={USUAL[name]}" for name in words(given))
+    assert check.likely in (None, truth)
+    if outcome is not None:
+        assert check.outcome is outcome, check.better
+    if outcome is BETTER:
+        warning = check_record(check)["warning"]
+        assert "likely" not in warning
+        is_open = "perhaps trained with a schedule that the check does not try" in warning
+        assert is_open == ("schedule=" in (check.better or ""))
 
 
 def test_draws_of_an_image_are_no_further_evidence():
