@@ -76,6 +76,19 @@ def restored_process_state() -> Iterator[None]:
             os.chdir(folder)
 
 
+_OTHER_SEED = 7919
+
+
+@contextlib.contextmanager
+def other_random_numbers() -> Iterator[None]:
+    """Context in which the generators have another seed; see `restored_process_state`."""
+    with restored_process_state():
+        torch.manual_seed(_OTHER_SEED)
+        np.random.seed(_OTHER_SEED)
+        random.seed(_OTHER_SEED)
+        yield
+
+
 class RandomNumbersAreNaN(TorchFunctionMode):
     """Context in which torch's random numbers are NaN, except from an explicit generator.
 
@@ -161,10 +174,6 @@ class UserModules:
             sys.path[:] = path_before
             sys.modules.update({n: m for n, m in before.items() if n not in sys.modules})
 
-    def namespaces(self) -> dict[str, dict[str, object]]:
-        """The namespaces of the modules imported so far."""
-        return {name: vars(module) for name, module in self._modules.items()}
-
     def sha256(self) -> str:
         """SHA-256, in hexadecimal, of the names and sources of the modules imported so far."""
         digest = hashlib.sha256()
@@ -233,10 +242,6 @@ class UserFile:
     def value(self) -> object:
         """The value of NAME in the file."""
         return getattr(self.module, self.code.builder)
-
-    def namespaces(self) -> dict[str, dict[str, object]]:
-        """The namespaces of the file and the modules beside it, by name."""
-        return {self.path.name: vars(self.module), **self.modules.namespaces()}
 
     @property
     def who(self) -> str:

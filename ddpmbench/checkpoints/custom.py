@@ -4,21 +4,20 @@ import contextlib
 import dataclasses
 import inspect
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from ddpmbench.checkpoints.network_weights import ALL_ZERO, NOT_FINITE, all_zero
-from ddpmbench.checkpoints.own_weights import (
+from ddpmbench.checkpoints.network_weights import (
+    ALL_ZERO,
+    BATCH_COUNT,
+    NOT_FINITE,
+    all_zero,
     load_into,
     not_finite,
-    other_weights,
-    refuse_random,
-    refuse_untrained,
-    weights_in_file,
 )
 from ddpmbench.checkpoints.schedule_tables import NO_TABLES, ScheduleTables
 from ddpmbench.checkpoints.schedules import notes_on, read_schedule
@@ -29,8 +28,8 @@ from ddpmbench.checkpoints.settings import (
     MissingSettingsError,
     parameters,
 )
-from ddpmbench.checkpoints.state_dicts import StateDict, network_digest
-from ddpmbench.checkpoints.weights import tensors_in
+from ddpmbench.checkpoints.state_dicts import StateDict, find_state, network_digest
+from ddpmbench.checkpoints.weights import FileError, tensors_in
 from ddpmbench.diffusion.data_range import UNIT_RANGE, DataRange
 from ddpmbench.diffusion.model import WRAPPED, Checkpoint, ImageSize, TimeInput
 from ddpmbench.diffusion.process import Prediction, Variance
@@ -62,6 +61,12 @@ _PLACEHOLDERS = {
 
 
 def read_own(file: CheckpointFile) -> Checkpoint:
+    """The network of `read_again`, in which what torch draws at random while it is built is NaN."""
+    with RandomNumbersAreNaN():
+        return read_again(file)
+
+
+def read_again(file: CheckpointFile) -> Checkpoint:
     """The network that the user's code builds, with the weights of a file or those it loads itself.
 
     NAME without parameters returns a torch module, which must take exactly the weights of the file.
@@ -88,31 +93,12 @@ def read_own(file: CheckpointFile) -> Checkpoint:
             "leave out `weights`"
         )
 
-    def build(code: UserFile) -> tuple[nn.Module, StateDict | None]:
-        takes_content = _takes_state(code)
-        if takes_content and not has_file:
-            raise InputError(
-                f"{code.who}: takes the content of a file of weights; pass `ckpt=FILE`"
-            )
-        if takes_content and settings.weights is not None:
-            raise InputError(
-                f"`weights={settings.weights}`: the function of {code.who} receives the whole "
-                "file and chooses itself; leave out `weights`"
-            )
-        network = _network(code, *([_copied(file.content)] if takes_content else []))
-        if takes_content or not has_file:
-            return network, None
-        state = weights_in_file(code, network, file.content, file.path, settings.weights)
-        load_into(code, network, state, file.path)
-        return network, state
-
-    with RandomNumbersAreNaN(), user_file(str(settings.network)) as code:
-        network, state = build(code)
+    with user_file(str(settings.network)) as code:
+        network, state = _built(code, file)
         if not has_file:
             _require(settings, code.path, network.state_dict(), NO_TABLES)
-        refuse_untrained(code, network, file.path if state is not None else None)
+        _refuse_untrained(code, network, file.path if state is not None else None)
         checkpoint = _checkpoint(code, network, settings, file.tables)
-    refuse_random(code, network, lambda again: build(again)[0])
     checkpoint = dataclasses.replace(
         checkpoint,
         code=dataclasses.replace(code.code, imported=code.modules.sha256()),
@@ -125,7 +111,7 @@ def read_own(file: CheckpointFile) -> Checkpoint:
     if state is None:
         return checkpoint
     notes = [*state.notes]
-    if state.alone and (other := other_weights(state)):
+    if state.alone and (other := _other_weights(state)):
         them = f"{len(other)} tensors" if other[1:] else "1 tensor"
         more = ", ..." if other[1:] else ""
         notes.append(f"weights: {them} beside them ({other[0]}{more}) are not read")
@@ -207,6 +193,24 @@ def signature_of(network: nn.Module) -> Mapping[str, inspect.Parameter] | None:
 # ---- what the code builds
 
 
+def _built(code: UserFile, file: CheckpointFile) -> tuple[nn.Module, StateDict | None]:
+    """The network with its weights, and those of the file if it takes no more of it."""
+    takes_content, weights = _takes_state(code), file.settings.weights
+    if takes_content and not file.sha256:
+        raise InputError(f"{code.who}: takes the content of a file of weights; pass `ckpt=FILE`")
+    if takes_content and weights is not None:
+        raise InputError(
+            f"`weights={weights}`: the function of {code.who} receives the whole file and chooses "
+            "itself; leave out `weights`"
+        )
+    network = _network(code, *([_copied(file.content)] if takes_content else []))
+    if takes_content or not file.sha256:
+        return network, None
+    state = _weights_in_file(code, network, file.content, file.path, weights)
+    load_into(code, network, state, file.path)
+    return network, state
+
+
 def _takes_state(file: UserFile) -> bool:
     """Whether NAME takes the content of the file of weights."""
     value, name = file.value, file.code.builder
@@ -283,6 +287,101 @@ def _whole(value: object) -> int | None:
     except TypeError:
         return None
     return number if number >= 0 else None
+
+
+# ---- its weights
+
+
+def _weights_in_file(
+    file: UserFile,
+    network: nn.Module,
+    content: Mapping[str, object],
+    path: Path,
+    weights: str | None,
+) -> StateDict:
+    """The state dict in a file that has the network's names."""
+    names = list(network.state_dict())
+    if not names:
+        raise InputError(
+            f"{file.who}: gives a network without weights to load, as a frozen one is; if its code "
+            f"loads them, leave out `ckpt={path}`"
+        )
+    needed = [n for n, _ in network.named_parameters()] or [
+        name for name in names if not name.endswith(BATCH_COUNT)
+    ]
+    # Otherwise the first: loading it reports the missing weights.
+    for known in (needed, needed[:1]):
+        match = _find(needed, known, content, path, weights) if known else None
+        if match is not None:
+            return match
+    return StateDict(dict(content), kind=weights)
+
+
+def _find(
+    names: Sequence[str],
+    needed: Sequence[str],
+    content: Mapping[str, object],
+    path: Path,
+    weights: str | None,
+) -> StateDict | None:
+    """The weights with the network's names, or with these minus a common prefix.
+
+    An adapter that holds the trained network as `self.net` has names `net.x` for the file's x.
+    """
+    for prefix in ("", *_common_prefixes(names)):
+        known = [name.removeprefix(prefix) for name in needed]
+        match = find_state(content, path=path, known=[known], weights=weights)
+        if match is None:
+            continue
+        if not prefix:
+            return match
+        if other := _other_weights(match):
+            raise InputError(
+                f"{path}: {other[0]} is beside the network's weights, and so its names are not "
+                f"those of the network without {prefix}; a function of `network` that takes the "
+                "content of the file, NAME(state), can choose them"
+            )
+        named = {prefix + name: value for name, value in match.weights.items()}
+        return dataclasses.replace(match, weights=named, added=prefix)
+    return None
+
+
+def _common_prefixes(names: Sequence[str]) -> Iterator[str]:
+    """Common prefixes of the names, of whole parts, the shortest first."""
+    first, *others = names
+    parts = first.split(".")[:-1]
+    for count in range(1, len(parts) + 1):
+        prefix = ".".join(parts[:count]) + "."
+        if not all(name.startswith(prefix) for name in others):
+            return
+        yield prefix
+
+
+def _other_weights(state: StateDict) -> list[str]:
+    """Names of other tensors that may be a network's: neither tables nor single numbers."""
+    tables = ScheduleTables.within(state.beside).names
+    return [name for name, t in state.beside.items() if t.numel() > 1 and name not in tables]
+
+
+def _refuse_untrained(file: UserFile, network: nn.Module, path: Path | None = None) -> None:
+    """Refuse weights or buffers that are random, not finite, or all zero."""
+    if all_zero(network.parameters()):
+        raise FileError(path or file.who, ALL_ZERO)
+    if (name := not_finite(network)) is None:
+        return
+    if path is None:
+        raise InputError(
+            f"{file.who}: {name} holds NaN or infinite weights, or random ones that its code does "
+            "not load; pass the file of its weights as `ckpt=FILE`, or load all of them in the "
+            "function"
+        )
+    if name in network.state_dict():
+        raise FileError(path, f"{name} {NOT_FINITE}")
+    raise InputError(
+        f"{file.who}: {name} is random and in no file, and so it is not what was trained; "
+        "register it as a buffer that is saved, or draw it with "
+        "generator=torch.Generator().manual_seed(SEED)"
+    )
 
 
 # ---- a module in memory

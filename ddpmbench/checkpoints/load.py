@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ddpmbench import assets
-from ddpmbench.checkpoints.custom import OWN_NETWORK
+from ddpmbench.checkpoints.custom import OWN_NETWORK, read_again
 from ddpmbench.checkpoints.diffusers import DIFFUSERS
 from ddpmbench.checkpoints.diffusers_files import (
     BESIDE,
@@ -111,7 +111,10 @@ def _load(source: str | Path, settings: CheckpointSettings) -> Checkpoint:
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise FileError(source, "a pipe, socket or device; write it to a file first")
     if settings.network is not None:
-        return _read(OWN_NETWORK, _own_file(path, source, settings))
+        return dataclasses.replace(
+            _read(OWN_NETWORK, _own_file(path, source, settings)),
+            again=lambda: read_again(_own_file(path, source, settings)),
+        )
     family, place = _family_of(path)
     if family is None and not path.exists():
         if not isinstance(source, str) or not _is_hub_id(source):

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ddpmbench.checkpoints.diffusers_files import NETWORKS, is_model
-from ddpmbench.checkpoints.network_weights import build_unet, check_outputs
+from ddpmbench.checkpoints.network_weights import build_unet, check_outputs, only_tensors
 from ddpmbench.checkpoints.settings import WEIGHTS, Family
 from ddpmbench.checkpoints.weights import FileError, naming, rounding_notes
 from ddpmbench.diffusion.data_range import UNIT_RANGE, DataRange
@@ -119,7 +119,8 @@ def read_native(path: Path) -> Checkpoint:
     if fields.image_size is not None and min(sides_of(fields.image_size)) < 1:
         raise FileError(path, f"its image_size is {fields.image_size}, below 1; copy it again")
     check_outputs(config, fields.variance, source=path)
-    weights = {name.removeprefix(_NETWORK): tensor for name, tensor in tensors.items()}
+    named = {name.removeprefix(_NETWORK): tensor for name, tensor in tensors.items()}
+    weights = only_tensors(named, source=str(path))
     return Checkpoint(
         network=build_unet(config, weights, source=str(path)),
         schedule=schedule,

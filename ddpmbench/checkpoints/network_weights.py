@@ -10,33 +10,36 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ddpmbench.checkpoints.schedule_tables import ScheduleTables
+from ddpmbench.checkpoints.state_dicts import StateDict
 from ddpmbench.checkpoints.weights import (
     AGAIN,
     OWN,
     FileError,
     first_line,
-    is_plain,
+    kind_of,
     naming,
     numbers_held,
+    why_not_dense,
     why_not_plain,
 )
 from ddpmbench.diffusion.process import Variance
+from ddpmbench.errors import InputError
 from ddpmbench.unet.unet import UNet, UNetConfig
+from ddpmbench.user_code import UserFile, calling
 
 
 def only_tensors(state: Mapping[str, object], *, source: str) -> dict[str, Tensor]:
-    """A state dict that holds only tensors.
+    """A state dict that holds only dense floating-point tensors, and single numbers of any type.
 
     Raises:
-        InputError: an item is not a tensor, or declares more numbers than the file holds.
+        InputError: an item is something else, or declares more numbers than the file holds.
     """
     tensors = {}
     for name, value in state.items():
         if not isinstance(value, Tensor):
-            raise FileError(
-                source,
-                f"{name} is a {type(value).__name__}, not a tensor; save the state dict alone",
-            )
+            kind = type(value).__name__
+            raise FileError(source, f"{name} is a {kind}, not a tensor; save the state dict alone")
         held = numbers_held(value)
         if held is not None and value.numel() > held:
             raise FileError(
@@ -44,6 +47,8 @@ def only_tensors(state: Mapping[str, object], *, source: str) -> dict[str, Tenso
                 f"{name} is {list(value.shape)}, but the file holds {held} numbers for it; it is "
                 "no checkpoint",
             )
+        if value.ndim and (why := why_not_plain(value)) is not None:
+            raise FileError(source, f"{name} {why}")
         tensors[name] = value
     return tensors
 
@@ -87,7 +92,7 @@ def load_weights(
 
     Args:
         network: receives the weights, as float32; may be on the meta device.
-        weights: a tensor for every parameter and buffer of the network, and no others.
+        weights: of `only_tensors`, one for every parameter and buffer, and no others.
         source: the file to name in an error.
         names: from the network's names to those in `weights`; None if they are equal.
 
@@ -102,22 +107,82 @@ def load_weights(
         raise FileError(source, f"{some_weights(extra)} left over; it holds another network")
     state = {}
     for name, wanted in expected.items():
-        tensor, problem = weights[theirs[name]], None
+        tensor = weights[theirs[name]]
         if tensor.shape != wanted.shape:
-            problem = f"is {list(tensor.shape)}, the network takes {list(wanted.shape)}"
-        elif not is_plain(tensor):
-            problem = why_not_plain(tensor)
-        else:
-            state[name] = tensor.float().contiguous()  # torch has no isfinite for 8-bit floats
-            if not bool(state[name].isfinite().all()):
-                problem = NOT_FINITE
-        if problem is not None:
-            raise FileError(source, f"{theirs[name]} {problem}")
+            shapes = f"is {list(tensor.shape)}, the network takes {list(wanted.shape)}"
+            raise FileError(source, f"{theirs[name]} {shapes}")
+        state[name] = tensor.float().contiguous()  # torch has no isfinite for 8-bit floats
+        if not bool(state[name].isfinite().all()):
+            raise FileError(source, f"{theirs[name]} {NOT_FINITE}")
     if all_zero(state[name] for name, _ in network.named_parameters()):
         raise FileError(source, ALL_ZERO)
     network.load_state_dict(state, assign=any(w.is_meta for w in expected.values()))
 
 
+def load_into(file: UserFile, network: nn.Module, state: StateDict, path: Path) -> None:
+    """Load weights into the network, as float32: one for each parameter and buffer, and no others.
+
+    Tables of a schedule beside them do not count as weights.
+
+    Raises:
+        InputError: one is missing, left over, of another shape, or of another kind of number.
+    """
+    tensors = {n: value for n, value in state.weights.items() if isinstance(value, Tensor)}
+    # A module's extra state may be anything.
+    expected = {n: t for n, t in network.state_dict().items() if isinstance(t, Tensor)}
+    tables = ScheduleTables.within({n: t for n, t in tensors.items() if n not in expected})
+    weights = {name: tensor for name, tensor in tensors.items() if name not in tables.names}
+    for name, wanted in expected.items():
+        if name not in weights:
+            continue
+        if name.endswith(BATCH_COUNT):
+            weights[name] = _batch_count(weights[name], wanted)
+        # A weight of another shape may declare more than fits into memory.
+        if weights[name].shape == wanted.shape:
+            weights[name] = _as_wanted(weights[name], wanted, f"{path}: {name}", file.who)
+    # Tensors from torch.inference_mode cannot be written to.
+    assign = any(p.is_meta or p.is_inference() for p in network.parameters())
+    missing, unexpected = calling(
+        lambda: list(network.load_state_dict(weights, strict=False, assign=assign)),
+        f"{file.who}: {path} does not fit",
+    )
+    if not missing and not unexpected:
+        return
+    sides = (("missing", missing), ("left over", unexpected))
+    mismatch = "; ".join(f"{some_weights(names)} {side}" for side, names in sides if names)
+    kind = {"ema": "averaged weights", "raw": "last weights", None: "weights"}[state.kind]
+    where = f" ({state.where})" if state.where else ""
+    other = ", or pass `weights=raw`" if state.kind == "ema" and not state.alone else ""
+    raise InputError(
+        f"{path}: {mismatch}; its {kind}{where} are not the weights of {file.who}: register "
+        "buffers that the code computes with persistent=False; a function of `network` that takes "
+        f"the content of the file, NAME(state), can choose and join weights{other}"
+    )
+
+
+def _batch_count(count: Tensor, wanted: Tensor) -> Tensor:
+    """Zero in place of a batch count that is averaged, cast, or of shape (1,)."""
+    is_other = count.is_floating_point() or count.shape != wanted.shape
+    return torch.zeros_like(wanted) if is_other and count.numel() == wanted.numel() == 1 else count
+
+
+def _as_wanted(tensor: Tensor, wanted: Tensor, named: str, who: str) -> Tensor:
+    """A weight in the network's type, which must be the same kind of number.
+
+    Copying would silently convert integers to floats, and drop imaginary parts.
+    """
+    kinds = [(t.is_floating_point(), t.is_complex()) for t in (tensor, wanted)]
+    why = why_not_dense(tensor)
+    if why is None and kinds[0] != kinds[1]:
+        theirs = kind_of(wanted)
+        why = f"is {kind_of(tensor)}, and {who} has {theirs} there; save it as {theirs}"
+    if why is not None:
+        raise InputError(f"{named} {why}")
+    return tensor.float() if wanted.is_floating_point() else tensor
+
+
+BATCH_COUNT = "num_batches_tracked"
+"""The buffer of a batch normalization that has no effect in evaluation."""
 ALL_ZERO = "all weights are zero; take trained ones"
 NOT_FINITE = (
     "holds NaN or infinite weights; take those of an earlier step, or save them again as float32"
@@ -130,6 +195,20 @@ def all_zero(tensors: Iterable[Tensor]) -> bool:
     if any(nn.parameter.is_lazy(tensor) or tensor.is_meta for tensor in known):
         return False
     return bool(known) and not any(bool(tensor.any()) for tensor in known)
+
+
+def not_finite(network: nn.Module) -> str | None:
+    """The first parameter or buffer with NaN or infinite numbers; a mask's may be -inf."""
+    parameters, saved = dict(network.named_parameters()), network.state_dict()
+    for name, tensor in {**saved, **parameters, **dict(network.named_buffers())}.items():
+        if not isinstance(tensor, Tensor) or nn.parameter.is_lazy(tensor) or tensor.is_meta:
+            continue
+        allowed = tensor.detach().isfinite()
+        if name not in parameters:
+            allowed |= tensor == -torch.inf if name in saved else tensor.isinf()
+        if not bool(allowed.all()):
+            return name
+    return None
 
 
 def some_weights(names: list[str]) -> str:
@@ -195,9 +274,6 @@ def build_unet(
 
 def _joined(parts: Mapping[str, Tensor], source: object) -> Tensor:
     """Queries, keys and values in one tensor; a 1x1 convolution as a matrix."""
-    for name, rows in parts.items():
-        if not is_plain(rows):
-            raise FileError(source, f"{name} {why_not_plain(rows)}")
     matrices = [rows.flatten(1) if rows.ndim > 2 else rows for rows in parts.values()]
     try:
         return torch.cat(matrices) if len(matrices) > 1 else matrices[0]

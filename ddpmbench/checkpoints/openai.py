@@ -12,7 +12,7 @@ from torch import Tensor
 from ddpmbench.checkpoints.flags import MODELS, ModelFlags, flag_error, parse_flags
 from ddpmbench.checkpoints.network_weights import Renames, build_unet, shape_of
 from ddpmbench.checkpoints.settings import CheckpointFile, Family, MissingSettingsError
-from ddpmbench.checkpoints.weights import OWN, FileError, is_plain, naming, why_not_plain
+from ddpmbench.checkpoints.weights import OWN, FileError, naming
 from ddpmbench.diffusion.model import Checkpoint, TimeInput
 from ddpmbench.diffusion.process import Prediction
 from ddpmbench.unet.unet import Resampling, UNetConfig
@@ -220,8 +220,6 @@ def _check(flags: ModelFlags, shapes: UNetConfig, path: Path) -> None:
 
 def _queries_first(rows: Tensor, config: UNetConfig, source: str) -> Tensor:
     """Rows reordered from head, then query, key, value to ours: query, key, value, then head."""
-    if not is_plain(rows):
-        raise FileError(source, why_not_plain(rows))
     heads = config.heads(sum(rows.shape[:1]) // 3)
     try:
         return rows.reshape(heads, 3, -1, *rows.shape[1:]).transpose(0, 1).flatten(0, 2)

@@ -21,7 +21,7 @@ from ddpmbench.checkpoints.schedule_files import (
     betas_schedule,
     products_schedule,
 )
-from ddpmbench.checkpoints.weights import is_plain, leaves_in, numbers_held
+from ddpmbench.checkpoints.weights import leaves_in, numbers_held, why_not_plain
 from ddpmbench.diffusion.model import betas_apart
 from ddpmbench.diffusion.named_schedules import MAX_TIMESTEPS
 from ddpmbench.diffusion.schedule import NoiseSchedule
@@ -426,7 +426,7 @@ def _is_table(tensor: Tensor, *, is_named: bool) -> bool:
     Under a name of betas or products the numbers are in (0, 1), unlike a normalization's beta,
     except for an entry 0 that may be t = 0; under other names they may be roots or inverses.
     """
-    if not is_plain(tensor) or tensor.ndim != 1 or not 2 <= len(tensor) <= MAX_TIMESTEPS:
+    if why_not_plain(tensor) or tensor.ndim != 1 or not 2 <= len(tensor) <= MAX_TIMESTEPS:
         return False
     if len(tensor) > (numbers_held(tensor) or 0):
         return False

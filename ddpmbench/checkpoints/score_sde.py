@@ -12,7 +12,7 @@ from torch import Tensor
 from ddpmbench.checkpoints.flags import CONFIGURATIONS, EXAMPLE, Config, parse_config
 from ddpmbench.checkpoints.network_weights import Renames, build_unet, only_tensors, shape_of
 from ddpmbench.checkpoints.settings import CheckpointFile, Family, MissingSettingsError
-from ddpmbench.checkpoints.weights import OWN, FileError, is_plain, naming, why_not_plain
+from ddpmbench.checkpoints.weights import OWN, FileError, naming
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.parameterization import Prediction, Variance
 from ddpmbench.unet.unet import Resampling, UNetConfig
@@ -41,7 +41,7 @@ def read_score_sde(file: CheckpointFile) -> Checkpoint:
     Source: Song et al. 2021 and the project's models and configurations.
     """
     path, model_flags = file.path, file.settings.model_flags
-    weights = _plain(file.weights, path)
+    weights = file.weights
     if (part := _not_ours(weights)) is not None:
         raise FileError(path, f"a network of score_sde with {part}, which is not read; {OWN}")
     (num_scales,) = shape_of(weights, "sigmas", 1, source=path)
@@ -87,14 +87,6 @@ def read_score_sde(file: CheckpointFile) -> Checkpoint:
         size_multiple=config.size_multiple,
         notes=(*notes, "variance fixed_large and no clipping: as the project samples"),
     )
-
-
-def _plain(state: Mapping[str, object], path: Path, where: str = "") -> dict[str, Tensor]:
-    """A state dict that holds only dense floating-point tensors."""
-    for name, tensor in state.items():
-        if isinstance(tensor, Tensor) and not is_plain(tensor):
-            raise FileError(path, f"{where}{name} {why_not_plain(tensor)}")
-    return only_tensors(state, source=str(path))
 
 
 # ---- the network
@@ -292,8 +284,10 @@ def with_named_average(
     elif len(shadow) != len(names):
         problem = f"are {len(shadow)} tensors, the network has {len(names)}"
     else:
-        averaged = _plain(dict(zip(names, shadow, strict=True)), path, "ema/shadow_params, ")
-        last = _plain({name: model[name] for name in names}, path)
+        averaged = dict(zip(names, shadow, strict=True))
+        last = {name: model[name] for name in names}
+        placed = {f"ema/shadow_params, {name}": value for name, value in averaged.items()}
+        only_tensors({**placed, **last}, source=str(path))
         problem = _other_order(averaged, last)
     if problem is not None:
         raise FileError(

@@ -26,26 +26,24 @@ _PACKED = {getattr(torch, "float4_e2m1fn_x2", None)}
 """Types with several numbers per element, which torch does not convert."""
 
 
-def is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor is dense and of a floating-point type of any precision."""
-    return (
-        tensor.layout == torch.strided
-        and not tensor.is_meta
-        and not tensor.is_quantized
-        and tensor.is_floating_point()
-        and tensor.dtype not in _PACKED
-    )
+def why_not_plain(tensor: Tensor) -> str | None:
+    """Why a tensor is not dense and of a floating-point type, with the remedy; None if it is."""
+    if (why := why_not_dense(tensor)) is not None or tensor.is_floating_point():
+        return why
+    return f"is no floating-point tensor ({kind_of(tensor)}); save the weights as float32"
 
 
-def why_not_plain(tensor: Tensor) -> str:
-    """The kind of a tensor that is not plain, and the remedy."""
+def why_not_dense(tensor: Tensor) -> str | None:
+    """Why a tensor does not hold a number per element, with the remedy; None if it does."""
     if tensor.is_meta:
         return "has no numbers (meta device); save the weights of a network that is on a real one"
     if tensor.layout != torch.strided:
         return f"is sparse ({kind_of(tensor)}); save it with .to_dense()"
     if tensor.is_quantized:
         return f"is quantized ({kind_of(tensor)}); save it with .dequantize()"
-    return f"is no floating-point tensor ({kind_of(tensor)}); save the weights as float32"
+    if tensor.dtype in _PACKED:
+        return f"is packed ({kind_of(tensor)}); save the weights as float32"
+    return None
 
 
 def numbers_held(tensor: Tensor) -> int | None:

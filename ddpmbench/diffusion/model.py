@@ -99,6 +99,7 @@ class Checkpoint:
         null_class: the label for no class, if any.
         code: the user's code that builds the network; None for other families.
         modules: the modules that this code imports from its folders.
+        again: reads the checkpoint again by running this code again.
         output_numbers: a few numbers that identify the output of the network check; see
             `check_network`. Empty before the check, without the memory for it, and for the U-Net of
             this package.
@@ -129,6 +130,7 @@ class Checkpoint:
     null_class: int | None = None
     code: UserCode | None = None
     modules: UserModules | None = None
+    again: "Callable[[], Checkpoint] | None" = None
     output_numbers: tuple[float, ...] = ()
     training: dict[str, object] | None = None
     notes: tuple[str, ...] = ()

@@ -1,8 +1,9 @@
 """The checks of a network before a run: evaluations of two images, for all but our own U-Net.
 
 The bound and the samples assume that the output is a finite tensor of the right shape, a
-deterministic function of each image alone, and that the input is left unchanged. A bound in
-continuous time assumes that the network takes any time between the timesteps of its training.
+deterministic function of each image alone, that the input is left unchanged, and that what a user's
+code draws at random does not reach the output. A bound in continuous time assumes that the network
+takes any time between the timesteps of its training.
 """
 
 import contextlib
@@ -20,7 +21,13 @@ from ddpmbench.errors import InputError
 from ddpmbench.execution.devices import evaluating_checkpoint, is_out_of_memory, strict_float32
 from ddpmbench.execution.distributed import Ranks
 from ddpmbench.unet.unet import UNet
-from ddpmbench.user_code import calling, changed_default, described_value, torch_defaults
+from ddpmbench.user_code import (
+    calling,
+    changed_default,
+    described_value,
+    other_random_numbers,
+    torch_defaults,
+)
 
 _BATCH_TOLERANCE = 1e-2
 """Relative to the largest output: far more than the rounding that a batch size changes."""
@@ -67,13 +74,43 @@ def check_network(
     if isinstance(checkpoint.network, UNet):
         return checkpoint
 
-    def check() -> tuple[float, ...]:
+    def output_of(checkpoint: Checkpoint) -> Tensor | None:
         with _quietly(checkpoint), contextlib.suppress(torch.OutOfMemoryError, MemoryError):
-            return _NetworkCheck(checkpoint, shape, device).run()
-        return ()
+            return _NetworkCheck(checkpoint.to(device), shape, device).run()
+        return None
+
+    def check() -> tuple[float, ...]:
+        if (output := output_of(checkpoint)) is None:
+            return ()
+        with other_random_numbers():
+            again = _built_again(checkpoint)
+            other = None if again is None else output_of(again)
+        if other is not None and not _alike(output, other, _REPEAT_TOLERANCE):
+            raise InputError(
+                f"{checkpoint.network_name}: gives another output when its code is run again with "
+                "other random numbers, so that it is not what was trained; save what is random in "
+                "it as a buffer, or draw it with a seed"
+            )
+        return _numbers_of(output[:2])
 
     numbers = check() if ranks is None else ranks.once(check)
     return dataclasses.replace(checkpoint, output_numbers=numbers)
+
+
+def _built_again(checkpoint: Checkpoint) -> Checkpoint | None:
+    """The checkpoint with the network that the user's code now builds.
+
+    None without such code, or if its files are not those that were loaded any more.
+    """
+    if checkpoint.again is None:
+        return None
+    try:
+        built = checkpoint.again()
+    except InputError:
+        return None
+    if built.code != checkpoint.code or (built.files and built.sha256 != checkpoint.sha256):
+        return None
+    return dataclasses.replace(checkpoint, network=built.network, modules=built.modules)
 
 
 @contextlib.contextmanager
@@ -94,7 +131,7 @@ def _noise(count: int, shape: tuple[int, ...]) -> Tensor:
 
 
 class _NetworkCheck:
-    """Two images at the first and the last timestep, together, one alone, and one behind another.
+    """Two images at the first, last and middle timestep, together, one alone, one behind another.
 
     The other is of another mean and scale. An output may depend on those, or on the image or the
     time that stands first or last in the batch.
@@ -106,11 +143,11 @@ class _NetworkCheck:
         self._checkpoint = checkpoint
         self._name = checkpoint.network_name
         numbers = _noise(2, shape)
-        steps = torch.tensor([1, checkpoint.schedule.num_timesteps], device=device)
-        last = max(checkpoint.num_classes - 1, 0)
-        labels = [0, last if checkpoint.null_class is None else checkpoint.null_class]
+        total, last = checkpoint.schedule.num_timesteps, max(checkpoint.num_classes - 1, 0)
+        steps = torch.tensor([1, total, (total + 1) // 2], device=device)
+        labels = [0, last if checkpoint.null_class is None else checkpoint.null_class, last]
         self._inputs = {
-            "x_t": numbers.to(device),
+            "x_t": numbers[[0, 1, 1]].to(device),
             "time": checkpoint.network_time(steps),
             "labels": torch.tensor(labels, device=device),
         }
@@ -118,26 +155,27 @@ class _NetworkCheck:
         if not checkpoint.num_classes:
             del self._inputs["labels"]
 
-    def run(self) -> tuple[float, ...]:
+    def run(self) -> Tensor:
+        """The output for the images together, (3, C, H, W) or (3, 2C, H, W)."""
         checkpoint = self._checkpoint
         has_classes, wrapped = bool(checkpoint.num_classes), checkpoint.code is None
         if why := refused_call(checkpoint.network, has_classes=has_classes, wrapped=wrapped):
             raise InputError(f"{self._name}: {why}")
-        both, again, alone = self._output(0, 1), self._output(0, 1), self._output(0)
-        if not _alike(both, again, _REPEAT_TOLERANCE):
+        every, again, alone = self._output(0, 1, 2), self._output(0, 1, 2), self._output(0)
+        if not _alike(every, again, _REPEAT_TOLERANCE):
             raise InputError(
                 f"{self._name}: gives another output for the same input each time; turn off what "
                 "is random in evaluation, such as F.dropout without training=self.training, and "
                 "what a call leaves behind for the next"
             )
         behind = self._output(1, 0, x_t=self._other)
-        if not all(_alike(one[-1:], both[:1], _BATCH_TOLERANCE) for one in (alone, behind)):
+        if not all(_alike(one[-1:], every[:1], _BATCH_TOLERANCE) for one in (alone, behind)):
             raise InputError(
                 f"{self._name}: an image's output depends on the other images of its batch, as of "
                 "a batch normalization that ignores eval(); reduce over the dimensions of each "
                 "image alone"
             )
-        return _numbers_of(both)
+        return every
 
     def _output(self, *rows: int, x_t: Tensor | None = None) -> Tensor:
         given = self._inputs | ({} if x_t is None else {"x_t": x_t})
@@ -188,7 +226,7 @@ class _NetworkCheck:
 
     def _shown(self, inputs: Mapping[str, Tensor]) -> str:
         shown = [f"{name} {tuple(t.shape)} {_dtype(t)}" for name, t in inputs.items()]
-        low, high = self._inputs["time"].tolist()
+        low, high, _ = self._inputs["time"].tolist()
         time = f"`time_input={self._checkpoint.time_input}`: {low:g} to {high:g}"
         return f"{', '.join(shown)} ({time})"
 

@@ -94,35 +94,59 @@ def checked(checkpoint):
 
 
 RANDOM = {
-    "of torch": BUFFER.format("torch.randn(1)"),
-    "mask": BUFFER.format("(torch.rand(1, 1, 6, 6) > 0.5).float()"),
-    "permutation": BUFFER.format("torch.randperm(36).reshape(1, 1, 6, 6) / 36"),
-    "whole": BUFFER.format("torch.randint(9, (1, 1, 6, 6)).float()"),
-    "NumPy's": BUFFER.format("torch.tensor(np.random.randn(1, 1, 6, 6)).float()"),
-    "a generator's": BUFFER.format("torch.tensor(np.random.default_rng().normal(size=1))"),
-    "Python's": BUFFER.format("torch.tensor(random.random())"),
-    "attribute": ATTRIBUTE.format("torch.randperm(36)"),
-    "number": ATTRIBUTE.format("random.random()"),
-    "list": ATTRIBUTE.format("[torch.randperm(36)]"),
-    "dict": ATTRIBUTE.format("{'first': (torch.randperm(36), 1)}"),
-    "class": "t = torch.randperm(36)",
-    "the file": "pass\nMASK = (torch.rand(1, 1, 6, 6) > 0.5).float()",
-    "a module beside it": "pass\nfrom helper import MASK",
+    "mask": "(torch.rand(6, 6) > 0.5).float()",
+    "order": "torch.rand(36).argsort().reshape(6, 6)",
+    "permutation": "torch.randperm(36).reshape(6, 6)",
+    "whole": "torch.randint(9, (6, 6))",
+    "NumPy's": "torch.tensor(np.random.randn(6, 6)).float()",
+    "a generator's": "torch.tensor(np.random.default_rng().normal(size=(6, 6)))",
+    "Python's": "random.random()",
+    "the file's": "MASK",
+    "a module's beside it": "helper.MASK",
 }
+DRAWN = """
+import random
+import helper
+import numpy as np
+MASK = torch.randperm(36).reshape(6, 6)
+class Random(Net):
+    def __init__(self):
+        super().__init__()
+        self.kept = {}
+    def forward(self, x, t):
+        return super().forward(x, t) + (t == {})[:, None, None, None] * self.kept
+"""
 
 
-@pytest.mark.parametrize("body", RANDOM.values(), ids=RANDOM)
-def test_what_is_random_and_in_no_file_is_refused(folder, body):
-    folder.code("import torch; MASK = torch.randperm(36)", "helper.py")
-    folder.add(f"import random\nimport numpy as np\nclass Random(Net):\n    {body}\n")
-    with refused("MASK" if "MASK" in body else "t is", "random and in no file"):
-        folder.load("Random")
+@pytest.mark.parametrize("index", [0, 9, 19])
+@pytest.mark.parametrize("drawn", RANDOM.values(), ids=RANDOM)
+def test_what_is_random_is_refused_by_its_output(folder, drawn, index):
+    """At the first, the middle or the last timestep."""
+    folder.code("import torch; MASK = torch.randperm(36).reshape(6, 6)", "helper.py")
+    folder.add(DRAWN.format(drawn, index))
+    with refused("net.py:Random", "another output", "other random numbers", "draw it with a seed"):
+        checked(folder.load("Random"))
 
 
-def test_a_random_number_that_only_a_call_shows_is_refused_by_its_output(folder):
-    body = ATTRIBUTE.format("torch.randn(1)")
+def test_what_the_first_call_draws_is_refused(folder):
+    folder.add("""
+        import functools
+        class Random(Net):
+            @functools.cached_property
+            def kept(self): return torch.randn(6, 6)
+            def forward(self, x, t): return super().forward(x, t) + self.kept
+    """)
+    with refused("net.py:Random", "other random numbers"):
+        checked(folder.load("Random"))
+
+
+def test_random_numbers_of_torch_are_nan(folder):
+    """Those of a buffer are refused at once, others by the output."""
     call = "def forward(self, x, t): return super().forward(x, t) + self.t"
-    folder.add(f"class Random(Net):\n    {body}\n    {call}\n")
+    folder.add(f"class Random(Net):\n    {BUFFER.format('torch.randn(1)')}\n")
+    with refused("net.py:Random", "t is random and in no file", "manual_seed"):
+        folder.load("Random")
+    folder.add(f"class Random(Net):\n    {ATTRIBUTE.format('torch.randn(1)')}\n    {call}\n")
     with refused("net.py:Random", "t is NaN, or random and in no file", "manual_seed"):
         checked(folder.load("Random"))
 
@@ -130,11 +154,11 @@ def test_a_random_number_that_only_a_call_shows_is_refused_by_its_output(folder)
 @pytest.mark.parametrize(
     "body",
     [
-        ATTRIBUTE.format("torch.randn(3)"),  # and used nowhere
+        ATTRIBUTE.format("torch.randn(3), torch.randperm(36)"),  # and used nowhere
         ATTRIBUTE.format("len(np.random.rand(3))"),
         ATTRIBUTE.format(SEEDED),
         BUFFER.format(SEEDED),
-        ATTRIBUTE.format("LOOP") + "\nLOOP = {}\nLOOP['loop'] = [LOOP]",
+        "pass\nUNUSED = torch.randperm(36)",
     ],
 )
 def test_what_is_random_but_in_no_output_or_from_a_seed_is_fine(folder, net, body):

@@ -86,14 +86,22 @@ class Net(nn.Module):
         return self.conv(x) * self.linear(t[:, None])[:, :, None, None]
 """
 LABELLED = SHARES.replace("def forward(self, x, t):", "def forward(self, x, t, y):")
+DRAWN = SHARES.replace("return ", "return self.kept * ").replace(
+    "super().__init__()", "super().__init__(); import random; self.kept = random.random()"
+)
 CHANCE = SHARES.replace("return ", "return torch.rand(1) * ").replace("(t[", "(t.float()[")
 
 
 @pytest.mark.parametrize(
     ("code", "said", "words"),
     [
-        (SHARES, {}, ["time (2,) int64", "index"]),
+        (SHARES, {}, ["time (3,) int64", "index"]),
         (CHANCE, {}, ["gives another output for the same input each time"]),
+        (
+            DRAWN,
+            {"time_input": "fraction"},
+            ["other random numbers"],
+        ),
         (LABELLED, {"time_input": "fraction"}, ["needs y too", "num_classes = 10"]),
         (LABELLED.replace("image_channels, image_size = 1, 8", ""), {}, ["needs y too"]),
         (LABELLED, {"time_input": None}, ["needs y too"]),

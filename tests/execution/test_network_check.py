@@ -122,12 +122,12 @@ WRONG = {
     "another shape": (
         lambda net, x, t: x[..., 1:],
         {},
-        ["(2, 1, 8, 7)", "(2, 1, 8, 8)", "let forward return the prediction alone"],
+        ["(3, 1, 8, 7)", "(3, 1, 8, 8)", "let forward return the prediction alone"],
     ),
     "a variance that is not said": (
         lambda net, x, t: torch.cat([x, x], 1),
         {},
-        ["(2, 2, 8, 8)", "`variance=learned_range`"],
+        ["(3, 2, 8, 8)", "`variance=learned_range`"],
     ),
     "no variance": (
         lambda net, x, t: x,
@@ -162,7 +162,7 @@ WRONG = {
     "another number of channels": (
         lambda net, x, t: net.rgb(x),
         {"rgb": nn.Conv2d(3, 1, 1)},
-        ["test_network_check.py, line ", "3 channels", "x_t (2, 1, 8, 8) float32"],
+        ["test_network_check.py, line ", "3 channels", "x_t (3, 1, 8, 8) float32"],
     ),
     "one row too few": (
         look_up,
@@ -172,7 +172,7 @@ WRONG = {
     "a share for an embedding": (
         look_up,
         {**embedding(30), "time_input": "fraction"},
-        ["indices", "time (2,) float32", "`time_input=fraction`"],
+        ["indices", "time (3,) float32", "`time_input=fraction`"],
     ),
     "a row too many, by name": (
         lambda net, x, t: x + net.steps(input=t)[:, :, None, None],
@@ -187,7 +187,7 @@ WRONG = {
     "labels that it does not take": (
         lambda net, x, t: x,
         {"num_classes": 2},
-        ["TypeError", "labels (2,) int64"],
+        ["TypeError", "labels (3,) int64"],
     ),
 }
 
