@@ -7,29 +7,29 @@ last field. A csv has no such place; `summary.json`, written after the tables, h
 checksums.
 """
 
+import contextlib
 import functools
 import hashlib
 import io
 import json
 import os
-import re
 import stat
 import zipfile
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpmbench.errors import damaged
+
 CHECKSUMS = "checksums"
 """Last field of a JSON file: checksums of other files by name, then its own."""
 _DIGITS = 64
 _MARK = b"ddpmbench sha256 "
 _NONE = _MARK + b"0" * _DIGITS  # placeholder for the digits
-_TRACE = re.compile(rb"ddpmbench sh|a256 ")
-"""One of these remains in a mark with one changed bit."""
 _JSON_END = b'"\n  }\n}\n'
 _CHUNK = 1 << 20
 
@@ -40,6 +40,19 @@ class DamageError(Exception):
 
 class UnreadableError(DamageError):
     """A file cannot be opened, so its content is unknown."""
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Name a file of a run whose content is damaged, or is not what this version writes.
+
+    Raises:
+        InputError: a `DamageError`, or an error of a value that is missing or of another type.
+    """
+    try:
+        yield
+    except (DamageError, LookupError, TypeError, ValueError, AttributeError) as error:
+        raise damaged(path) from error
 
 
 def seal(path: Path) -> None:
@@ -60,8 +73,8 @@ def seal(path: Path) -> None:
         file.write(digest)
 
 
-def is_whole(path: Path) -> bool | None:
-    """Whether a file matches its checksum; None if it has none.
+def is_whole(path: Path) -> bool:
+    """Whether a file matches its checksum; one that has none is damaged.
 
     The result is cached until the file changes.
 
@@ -95,19 +108,13 @@ def _reason(error: OSError) -> str:
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def _is_whole(path: Path, inode: int, size: int, changed: int) -> bool | None:
+def _is_whole(path: Path, inode: int, size: int, changed: int) -> bool:
     with path.open("rb") as file:
         place = _place(file)
-        if place >= 0:
-            file.seek(place)
-            if file.read(_DIGITS) == _digest(file, place):
-                return True
-        length = len(_NONE) + len(_JSON_END)
-        for begin in (place - len(_MARK), size - length):
-            file.seek(max(0, begin))
-            if _TRACE.search(file.read(length)):
-                return False
-        return None
+        if place < 0:
+            return False
+        file.seek(place)
+        return file.read(_DIGITS) == _digest(file, place)
 
 
 def _place(file: IO[bytes]) -> int:
@@ -189,15 +196,25 @@ def write_json(
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The record of a JSON file, verified against its checksum if it has one.
+    """The record of a JSON file whose checksum holds.
 
     Its field `CHECKSUMS` holds the checksums of other files.
 
     Raises:
         DamageError: the file is missing or damaged, or holds no record.
     """
-    if is_whole(path) is False:
+    if not is_whole(path):
         raise DamageError("its checksum does not hold")
+    return unverified_json(path)
+
+
+def unverified_json(path: Path) -> dict[str, Any]:
+    """The record of a JSON file, whether or not its checksum holds.
+
+    Raises:
+        DamageError: the file is missing, or holds no record.
+    """
+    status_of(path)
     try:
         record = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_record)
     except (OSError, ValueError, RecursionError) as error:
@@ -232,20 +249,17 @@ _UNREADABLE = (
 """Errors of numpy and zipfile for damaged archives."""
 
 
-def read_npz(
-    path: Path, names: Collection[str] | None = None, *, must_be_sealed: bool = False
-) -> dict[str, NDArray[Any]]:
-    """The arrays of an npz file, verified against its checksum if it has one.
+def read_npz(path: Path, names: Collection[str] | None = None) -> dict[str, NDArray[Any]]:
+    """The arrays of an npz file whose checksum holds.
 
     Args:
         path: of the file.
         names: of the arrays that are needed; None for all.
-        must_be_sealed: whether a file without a checksum counts as damaged.
 
     Raises:
         DamageError: the file is missing or damaged, or lacks an array.
     """
-    if not is_whole(path) and (must_be_sealed or is_whole(path) is False):
+    if not is_whole(path):
         raise DamageError("its checksum does not hold")
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:

@@ -44,8 +44,10 @@ class ProcessLostError(Exception):
 
 
 def damaged(path: Path) -> InputError:
-    """The error for a file of a run that is missing or damaged."""
-    return InputError(f"{path}: missing or damaged; run the command of its folder again")
+    """The error for a file of a run that is missing, or does not hold what was written."""
+    return InputError(
+        f"{path}: missing or damaged, or changed by hand; run the command of its folder again"
+    )
 
 
 _MOST_LISTED = 3

@@ -1,12 +1,13 @@
 """Folders as a run of `fid` leaves them, of seeded numbers and the shipped images."""
 
 import copy
-import json
 
 import numpy as np
 import pandas as pd
 
+from ddpmbench.checksums import checksum, write_json, write_npz
 from ddpmbench.data.load import load_images
+from ddpmbench.execution.samples import write_samples
 from ddpmbench.execution.stored_images import NearestImages
 from ddpmbench.report.fid import SCHEMA
 from ddpmbench.version import __version__
@@ -130,9 +131,7 @@ def fidelity_folder(folder, whole=None, *, influences=None, environment=True):
     pixels = np.asarray(images.pixels)
     draw = np.random.default_rng(0)
     folder.mkdir(parents=True)
-    (folder / "summary.json").write_text(json.dumps(whole, indent=2) + "\n")
-    identity = {"schema": SCHEMA, "ddpmbench": __version__}
-    (folder / "run.json").write_text(json.dumps(identity) + "\n")
+    write_json(folder / "run.json", {"schema": SCHEMA, "ddpmbench": __version__})
     distance = draw.gamma(9.0, 0.4, num)
     pd.DataFrame(
         {
@@ -143,10 +142,12 @@ def fidelity_folder(folder, whole=None, *, influences=None, environment=True):
         }
     ).to_csv(folder / "per_image.csv", index=False)
     against_n(whole).to_csv(folder / "fid_against_n.csv", index=False)
+    tables = {path.name: checksum(path) for path in folder.glob("*.csv")}
+    write_json(folder / "summary.json", whole, tables)
     nearest(pixels, num).write(folder / "nearest.npz")
-    np.savez(folder / "samples.npz", arr_0=pixels[:num].transpose(0, 2, 3, 1))
+    write_samples(folder / "samples.npz", pixels[:num], None)
     if influences is not None:
-        np.savez(folder / "influence.npz", **influences)
+        write_npz(folder / "influence.npz", influences)
     if environment:
         record = {
             "versions": {"ddpmbench": __version__, "torch": "2.9.0"},
@@ -158,7 +159,7 @@ def fidelity_folder(folder, whole=None, *, influences=None, environment=True):
                 "resolved": {"protocol": "clean", "num_generated": num},
             },
         }
-        (folder / "environment.json").write_text(json.dumps(record) + "\n")
+        write_json(folder / "environment.json", record)
     return folder
 
 

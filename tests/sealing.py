@@ -30,10 +30,16 @@ def write_text(path, text):
     seal_again(path)
 
 
+def write_record(path, record):
+    """Another record; the checksums of tables stay."""
+    tables = json.loads(path.read_text())[CHECKSUMS]
+    path.write_text(json.dumps({**record, CHECKSUMS: tables}))
+    seal_again(path)
+
+
 def edit(path, **changes):
     """Other values in a record."""
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    seal_again(path)
+    write_record(path, read_record(path) | changes)
 
 
 def write_frame(path, frame):

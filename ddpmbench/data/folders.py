@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpmbench.checksums import DamageError, read_json
+from ddpmbench.checksums import DamageError, unverified_json
 from ddpmbench.data.arrays import pixels_of
 from ddpmbench.data.file_kinds import (
     ARCHIVE_SUFFIXES,
@@ -127,7 +127,7 @@ class FolderOptions:
 def _refuse_run(record: Path) -> None:
     """Refuse a run folder by its record, because its figures are images, too."""
     try:
-        schema = read_json(record).get("schema")
+        schema = unverified_json(record).get("schema")
     except DamageError:
         return
     if str(schema).startswith("ddpmbench."):

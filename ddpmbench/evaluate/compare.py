@@ -9,14 +9,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ddpmbench.checksums import DamageError, read_npz
+from ddpmbench.checksums import DamageError, read_npz, reading
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.diffusion.parameterization import Process
 from ddpmbench.errors import InputError, damaged, path_of, shown_value
-from ddpmbench.evaluate.evaluation import finished_run
+from ddpmbench.evaluate.nll_report import finished_nll
 from ddpmbench.evaluate.page import write_page
-from ddpmbench.execution.estimators import kind_of, refuse_missing_shards
-from ddpmbench.execution.finished_runs import FinishedRun, num_steps
+from ddpmbench.execution.estimators import kind_of
+from ddpmbench.execution.finished_runs import SUMMARY, FinishedRun, num_steps, schema_of
 from ddpmbench.execution.folder import RunFolder
 from ddpmbench.execution.terms import checked, correction_store, read_terms
 from ddpmbench.files import named_path
@@ -26,11 +26,10 @@ from ddpmbench.likelihood.precision import (
     differences,
     estimate_correction,
 )
-from ddpmbench.report import compare_fid, compare_nll, fid, tables
+from ddpmbench.report import compare_fid, compare_nll, fid
 from ddpmbench.report.display import Card, Draw, PageReport
 from ddpmbench.report.fid import AGAINST_REFERENCE, INFLUENCE, METRICS, WITHOUT_REFERENCE
 from ddpmbench.report.figures import NORMAL
-from ddpmbench.report.folder_contents import schema_of
 from ddpmbench.report.tables import STRICT
 from ddpmbench.report.text import with_data_range
 
@@ -43,7 +42,11 @@ def _check_comparable(
     without: Collection[str] = (),
 ) -> None:
     """Raise InputError if a fact of the run, unless in `without`, differs from the baseline's."""
-    ours, theirs = facts(run), facts(baseline)
+    known = []
+    for one in (run, baseline):
+        with reading(one.path / SUMMARY):
+            known.append(facts(one))
+    ours, theirs = known
     for name in {**ours, **theirs}:
         if name not in without and ours.get(name) != theirs.get(name):
             raise InputError(
@@ -83,7 +86,10 @@ class FidelityComparison(PageReport):
 
 
 def _compare_fidelity(runs: Sequence[str | Path], out: str | Path | None) -> FidelityComparison:
-    opened = [finished_run(Path(run), fid.SCHEMA, fid.Fidelity) for run in runs]
+    opened = [FinishedRun.open(Path(run), schema=fid.SCHEMA) for run in runs]
+    for run in opened:
+        with reading(run.path / SUMMARY):  # all that a comparison takes from it
+            fid.fid_card(run.summary, run.path)
     baseline, *others = opened
     for run in others:
         _check_comparable(run, baseline, _fidelity_facts)
@@ -260,9 +266,7 @@ def compare(
         raise InputError("compare: a run is named twice; name each that is compared once")
     if schema_of(folders[0]) == fid.SCHEMA:
         return _compare_fidelity(folders, out)
-    opened = [finished_run(folder, tables.SCHEMA, tables.Run) for folder in folders]
-    for run in opened:
-        refuse_missing_shards(run, option="", reads_terms=True)
+    opened = [finished_nll(folder, reads_terms=True) for folder in folders]
     baseline, *others = opened
     for run in others:
         _check_comparable(run, baseline, _facts, without=_not_compared(run, baseline))

@@ -4,11 +4,9 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from msgspec import Struct
 
 from ddpmbench.data.images import ImageSet, refuse_reduced
 from ddpmbench.diffusion.model import Checkpoint
@@ -16,14 +14,13 @@ from ddpmbench.diffusion.parameterization import Process
 from ddpmbench.errors import LARGEST_SEED, instance_of, whole_number
 from ddpmbench.execution.engine import Engine
 from ddpmbench.execution.engine_choice import NetworkUse, settled_engine
-from ddpmbench.execution.finished_runs import ENVIRONMENT, SUMMARY, FinishedRun
+from ddpmbench.execution.finished_runs import ENVIRONMENT
 from ddpmbench.execution.folder import RunFolder
 from ddpmbench.execution.session import Session
 from ddpmbench.execution.store import Store
 from ddpmbench.execution.worker import RunListener, Worker
 from ddpmbench.likelihood.continuous import terms_pass_of
 from ddpmbench.likelihood.terms import TermsPass
-from ddpmbench.report.folder_contents import check
 from ddpmbench.sanity_check.run import CheckRecord, PreliminaryCheck
 from ddpmbench.unet.timed_unet import Precision
 from ddpmbench.version import __version__
@@ -263,10 +260,3 @@ def labels_sha256(checkpoint: Checkpoint, images: ImageSet) -> str | None:
     if not checkpoint.num_classes or images.labels is None:
         return None
     return hashlib.sha256(images.labels.tobytes()).hexdigest()
-
-
-def finished_run(path: Path, schema: str, kind: type[Struct]) -> FinishedRun:
-    """A finished run whose summary is complete; see `FinishedRun.open`."""
-    run = FinishedRun.open(path, option="", schema=schema)
-    check(run.summary, kind, path / SUMMARY)
-    return run

@@ -15,7 +15,7 @@ from ddpmbench.evaluate.fid_scores import FidScores
 from ddpmbench.evaluate.progress import reported_session
 from ddpmbench.evaluate.sample import MadeBy
 from ddpmbench.execution.features import FidelityRun, Reference
-from ddpmbench.execution.finished_runs import ENVIRONMENT
+from ddpmbench.execution.finished_runs import ENVIRONMENT, read_environment
 from ddpmbench.execution.folder import RunFolder
 from ddpmbench.execution.samples import Generation, SampleSettings
 from ddpmbench.execution.store import recomputed
@@ -25,7 +25,6 @@ from ddpmbench.metrics.scores import PUBLISHED_AT, Protocol
 from ddpmbench.metrics.statistics import ReferenceStatistics, is_statistics, read_statistics
 from ddpmbench.report.display import Card, Draw, PageReport
 from ddpmbench.report.fid import SCHEMA, fid_card, fid_page
-from ddpmbench.report.folder_contents import read_environment
 from ddpmbench.report.text import cost_lines
 from ddpmbench.sanity_check.run import PreliminaryCheck
 from ddpmbench.unet.timed_unet import Precision

@@ -6,16 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from msgspec import Struct
-
-from ddpmbench.checksums import DamageError, read_json
-from ddpmbench.data.array_files import read_npz
+from ddpmbench.checksums import DamageError, is_whole, read_json, reading
 from ddpmbench.data.images import ImageSet, PositionIds
 from ddpmbench.errors import InputError, damaged, path_of
 from ddpmbench.evaluate import ode
 from ddpmbench.evaluate.compare import Comparison, FidelityComparison
-from ddpmbench.evaluate.evaluation import finished_run
 from ddpmbench.evaluate.fid import FidReport
 from ddpmbench.evaluate.likelihoods import TABLE, LikelihoodsReport
 from ddpmbench.evaluate.nll_report import PER_TIMESTEP, NllReport, load_nll
@@ -27,14 +22,13 @@ from ddpmbench.evaluate.speed import SpeedReport
 from ddpmbench.execution.finished_runs import (
     PER_IMAGE,
     SUMMARY,
-    num_steps,
-    read_summary,
+    FinishedRun,
     refuse_later,
     result_kind,
-    texts_of,
+    schema_of,
 )
 from ddpmbench.execution.folder import IDENTITY
-from ddpmbench.execution.samples import SAMPLES
+from ddpmbench.execution.samples import SAMPLES, read_samples
 from ddpmbench.report import (
     compare_fid,
     compare_nll,
@@ -46,9 +40,7 @@ from ddpmbench.report import (
     tables,
 )
 from ddpmbench.report.display import PageReport
-from ddpmbench.report.fid import AGAINST_N, reference_name
-from ddpmbench.report.folder_contents import check, json_rows, read_table, schema_of
-from ddpmbench.report.ode import OdeRun
+from ddpmbench.report.fid import AGAINST_N
 
 Report = (
     NllReport
@@ -105,14 +97,17 @@ def load_report(folder: str | Path) -> Report:
     for schema, read in _READERS.items():
         refuse_later(run_schema, schema, named=str(path))
         if run_schema == schema:
-            return read(path)
-    if run_schema is not None:
+            with reading(path / SUMMARY):
+                report = read(path)
+                report._card()  # all of it that the summary lacks is missed here
+            return report
+    if run_schema is not None and is_whole(path / SUMMARY):
         raise InputError(
             f"{path}: is {result_kind(run_schema)}, which has no report to load; give "
             "the folder of a run of nll, rd, ode, likelihoods, score, fid, sample or speed, or of "
             "a comparison"
         )
-    return load_nll(path)  # which says what is missing
+    return load_nll(path)  # which says what is missing or damaged
 
 
 def write_report(run: str | Path, *, progress: bool = True) -> Path:
@@ -145,91 +140,63 @@ def write_report(run: str | Path, *, progress: bool = True) -> Path:
         )
     report = load_report(path)
     assert isinstance(report, PageReport)
-    return write_page(report, progress=progress)
+    with reading(path / SUMMARY):
+        return write_page(report, progress=progress)
 
 
 def _load_ode(path: Path) -> OdeReport:
-    run = finished_run(path, ode.SCHEMA, OdeRun)
+    run = FinishedRun.open(path, schema=ode.SCHEMA)
     columns = {"image_id": "str", **dict.fromkeys(ode.PER_IMAGE_COLUMNS, "float64")}
-    per_image = read_table(path / PER_IMAGE, columns, rows=run.summary["num_ode_images"])
-    return OdeReport(run.summary, per_image, path)
+    return OdeReport(run.summary, run.table(PER_IMAGE, columns), path)
 
 
 def _load_likelihoods(path: Path) -> LikelihoodsReport:
-    run = finished_run(path, likelihoods.SCHEMA, likelihoods.LikelihoodsRun)
-    frame = read_table(path / TABLE, likelihoods.COLUMNS)
-    if likelihoods.rows_of(frame) != run.summary["likelihoods"]:
-        raise damaged(path / TABLE)
-    return LikelihoodsReport(run.summary, frame, path)
+    run = FinishedRun.open(path, schema=likelihoods.SCHEMA)
+    return LikelihoodsReport(run.summary, run.table(TABLE, likelihoods.COLUMNS), path)
 
 
 def _load_scores(path: Path) -> ScoreReport:
-    run = finished_run(path, score.SCHEMA, score.ScoreRun)
-    optional, columns_present = score.OPTIONAL_COLUMNS.items(), texts_of(path / PER_IMAGE)
-    columns = score.PER_IMAGE_COLUMNS | {
-        name: kind for name, kind in optional if name in columns_present
-    }
-    rows = sum(image_set["num_images"] for image_set in run.summary["sets"])
-    return ScoreReport(run.summary, read_table(path / PER_IMAGE, columns, rows=rows), path)
+    run = FinishedRun.open(path, schema=score.SCHEMA)
+    optional = score.OPTIONAL_COLUMNS
+    columns = score.PER_IMAGE_COLUMNS | optional
+    return ScoreReport(run.summary, run.table(PER_IMAGE, columns, optional=optional), path)
 
 
 def _load_fid(path: Path) -> FidReport:
-    run = finished_run(path, fid.SCHEMA, fid.Fidelity)
-    summary, per_image_path, against_n_path = run.summary, path / PER_IMAGE, path / AGAINST_N
-    rows = summary["num_generated"]
-    per_image = read_table(per_image_path, fid.PER_IMAGE_COLUMNS, rows=rows, least=1)
-    against_n = read_table(against_n_path, fid.AGAINST_N_COLUMNS)
-    references = summary["references"]
-    names = {name for one in references for name in (reference_name(one), one["source"])}
-    is_needed = any(one["fid_infinity"] is not None for one in references)
-    is_whole = set(against_n.reference) <= names and (against_n.num_generated > 0).all()
-    if not is_whole or (is_needed and against_n.empty) or not np.isfinite(against_n.fid).all():
-        raise damaged(against_n_path)
-    return FidReport(summary, per_image, against_n, path)
+    run = FinishedRun.open(path, schema=fid.SCHEMA)
+    per_image = run.table(PER_IMAGE, fid.PER_IMAGE_COLUMNS)
+    return FidReport(run.summary, per_image, run.table(AGAINST_N, fid.AGAINST_N_COLUMNS), path)
 
 
 def _load_samples(path: Path) -> SampleReport:
-    summary = _summary(path, sample.SampleRun)
-    try:
-        data = read_npz(path / SAMPLES, None)
-    except InputError as error:
-        raise damaged(path / SAMPLES) from error
+    run = FinishedRun.open(path, schema=sample.SCHEMA)
+    data = read_samples(path / SAMPLES)
     images = ImageSet(data.pixels, PositionIds(range(len(data.pixels))), SAMPLES, data.labels)
-    if images.sha256 != summary["sha256"]:
+    if images.sha256 != run.summary["sha256"]:
         raise damaged(path / SAMPLES)
-    return SampleReport(summary, images, path)
+    return SampleReport(run.summary, images, path)
 
 
 def _load_speed(path: Path) -> SpeedReport:
-    summary = _summary(path, speed.SpeedRun)
+    run = FinishedRun.open(path, schema=speed.SCHEMA)
     calls, parts, predictions = (
-        read_table(path / f"{name}.csv", _columns_of(summary[name]), rows=len(summary[name]))
+        run.table(f"{name}.csv", _columns_of(run.summary[name]))
         for name in ("calls", "parts", "predictions")
     )
-    return SpeedReport(summary, calls, parts, predictions, path)
+    return SpeedReport(run.summary, calls, parts, predictions, path)
 
 
 def _load_comparison(path: Path) -> Comparison:
-    summary = _summary(path, compare_nll.Comparison)
-    runs = read_table(path / "runs.csv", _RUNS)
-    if json_rows(runs) != [summary["baseline"], *summary["runs"]]:
-        raise damaged(path / "runs.csv")
-    columns = {"run": "str", **PER_TIMESTEP, **_RATE}
-    rows = len(summary["runs"]) * num_steps(summary)
-    return Comparison(
-        summary, runs, read_table(path / "per_timestep.csv", columns, rows=rows), path
-    )
+    run = FinishedRun.open(path, schema=compare_nll.SCHEMA)
+    per_timestep = run.table("per_timestep.csv", {"run": "str", **PER_TIMESTEP, **_RATE})
+    return Comparison(run.summary, run.table("runs.csv", _RUNS), per_timestep, path)
 
 
 def _load_fidelity_comparison(path: Path) -> FidelityComparison:
-    summary = _summary(path, compare_fid.FidelityComparison)
+    summary = FinishedRun.open(path, schema=compare_fid.SCHEMA).summary
+    if any(run["differences"][0]["measure"] != "fid" for run in summary["runs"]):
+        raise damaged(path / SUMMARY)
     return FidelityComparison(summary, compare_fid.differences_frame(summary), path)
-
-
-def _summary(path: Path, kind: type[Struct]) -> dict[str, Any]:
-    summary = read_summary(path)
-    check(summary, kind, path / SUMMARY)
-    return summary
 
 
 def _columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:

@@ -20,6 +20,7 @@ from ddpmbench.evaluate.nll_report import NllReport
 from ddpmbench.evaluate.ode import BOUND, STORE, OdeReport, evaluate_ode, why_no_ode
 from ddpmbench.evaluate.progress import PartListener, reported_session
 from ddpmbench.execution.devices import evaluating_checkpoint, is_out_of_memory, strict_float32
+from ddpmbench.execution.finished_runs import read_environment
 from ddpmbench.execution.folder import run_store
 from ddpmbench.execution.network_check import CONTINUOUS_FROM, why_left_out
 from ddpmbench.execution.store import MemoryStore, num_missing
@@ -28,7 +29,6 @@ from ddpmbench.likelihood.importance_estimator import initial_terms
 from ddpmbench.likelihood.ode import OdeSettings, evaluations_per_image
 from ddpmbench.report.conventions import CONTINUOUS_TIME
 from ddpmbench.report.display import Card, Draw, PageReport
-from ddpmbench.report.folder_contents import read_environment
 from ddpmbench.report.likelihoods import (
     ODE,
     SCHEMA,

@@ -6,13 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from ddpmbench.checksums import CHECKSUMS, DamageError, checksum, is_whole, read_json
-from ddpmbench.errors import InputError, damaged
-from ddpmbench.evaluate.evaluation import finished_run
-from ddpmbench.execution.estimators import kind_of, refuse_missing_shards
+from ddpmbench.checksums import CHECKSUMS, DamageError, checksum, is_whole, read_json, reading
+from ddpmbench.errors import InputError
+from ddpmbench.execution.estimators import ESTIMATORS, kind_of, refuse_missing_shards
 from ddpmbench.execution.finished_runs import (
     CONTINUOUS_TABLE,
     ENVIRONMENT,
@@ -20,8 +18,7 @@ from ddpmbench.execution.finished_runs import (
     RATE_DISTORTION,
     SUMMARY,
     FinishedRun,
-    num_steps,
-    texts_of,
+    read_environment,
 )
 from ddpmbench.execution.folder import run_store
 from ddpmbench.execution.stored_images import EXTREMES
@@ -29,7 +26,7 @@ from ddpmbench.execution.terms import paired_terms
 from ddpmbench.report import tables
 from ddpmbench.report.conventions import CONVENTION_COLUMNS, SUB_SCHEDULE_COLUMNS
 from ddpmbench.report.display import Card, Draw, PageReport
-from ddpmbench.report.folder_contents import read_environment, read_table
+from ddpmbench.report.nll_text import bound_card
 from ddpmbench.report.tables import PLACE_COLUMNS, RATE_DISTORTION_COLUMNS
 
 PER_TIMESTEP = {
@@ -70,8 +67,6 @@ class NllReport(PageReport):
     continuous: pd.DataFrame | None = None
 
     def _card(self) -> Card:
-        from ddpmbench.report.nll_text import bound_card
-
         return bound_card(self.summary, self.folder)
 
     def _figures(self) -> Mapping[str, Draw]:
@@ -85,21 +80,50 @@ class NllReport(PageReport):
         return run_page(self, read_environment(folder), svgs)
 
 
+def finished_nll(path: Path, *, option: str = "", reads_terms: bool = False) -> FinishedRun:
+    """A finished run of `nll` or `rd` whose shards are whole.
+
+    Args:
+        path: the folder.
+        option: how the user named the folder, for messages.
+        reads_terms: see `refuse_missing_shards`.
+
+    Raises:
+        InputError: it holds none; its estimator is unknown, or its correction is not one of its
+            precision; or shards are missing or damaged.
+    """
+    run = FinishedRun.open(path, option=option, schema=tables.SCHEMA)
+    summary, named = run.summary, f"{option} {path}".strip()
+    with reading(path / SUMMARY):
+        if summary["estimator"] not in ESTIMATORS:
+            raise InputError(
+                f"{named}: estimator: {summary['estimator']} is unknown; upgrade ddpmbench"
+            )
+        is_corrected = summary.get("precision_correction") is not None
+        if is_corrected == (summary["precision"] == tables.STRICT):
+            raise InputError(
+                f"{named}: precision_correction: does not belong to {summary['precision']}; run "
+                "its command again"
+            )
+        bound_card(summary, path)  # whatever it shows that the summary lacks is missed here
+        refuse_missing_shards(run, option=option, reads_terms=reads_terms)
+    return run
+
+
 def load_nll(path: Path) -> NllReport:
     """The report in the folder of a finished run of `nll` or `rd`.
 
     Raises:
         InputError: it holds none, or a file is missing or damaged; the message names it.
     """
-    run = finished_run(path, tables.SCHEMA, tables.Run)
-    refuse_missing_shards(run, option="")
+    run = finished_nll(path)
     return NllReport(
         summary=run.summary,
         per_timestep=_steps(run),
         rate_distortion=run.table(RATE_DISTORTION, RATE_DISTORTION_COLUMNS),
-        conventions=_conventions(path / "conventions.csv"),
-        sub_schedules=read_table(path / "sub_schedules.csv", SUB_SCHEDULE_COLUMNS),
-        per_image=read_table(path / PER_IMAGE, _PER_IMAGE, rows=run.summary["num_images"]),
+        conventions=_conventions(run),
+        sub_schedules=run.table("sub_schedules.csv", SUB_SCHEDULE_COLUMNS),
+        per_image=run.table(PER_IMAGE, _PER_IMAGE),
         folder=path,
         continuous=_continuous(run),
     )
@@ -164,27 +188,23 @@ def _as_read(record: Mapping[str, Any]) -> dict[str, Any]:
     return dict(json.loads(json.dumps(record)))
 
 
-def _conventions(path: Path) -> pd.DataFrame:
+def _conventions(run: FinishedRun) -> pd.DataFrame:
     """The table; results of earlier versions have no intervals of differences."""
-    left_out = {"difference_half_width"} - {*texts_of(path)}
-    columns = {name: kind for name, kind in CONVENTION_COLUMNS.items() if name not in left_out}
-    return read_table(path, columns, least=1).reindex(columns=list(CONVENTION_COLUMNS))
+    optional = ("difference_half_width",)
+    table = run.table("conventions.csv", CONVENTION_COLUMNS, optional=optional)
+    return table.reindex(columns=list(CONVENTION_COLUMNS))
 
 
 def _continuous(run: FinishedRun) -> pd.DataFrame | None:
-    count = run.summary.get("continuous_num_evaluations", 0) // 2
-    if not count:
+    if not run.summary.get("continuous_num_evaluations"):
         return None
-    return read_table(run.path / CONTINUOUS_TABLE, tables.CONTINUOUS_COLUMNS, rows=count)
+    return run.table(CONTINUOUS_TABLE, tables.CONTINUOUS_COLUMNS)
 
 
 def _steps(run: FinishedRun) -> pd.DataFrame:
     """The table with one row per timestep."""
-    columns, path = dict(PER_TIMESTEP), run.path / "per_timestep.csv"
+    columns = dict(PER_TIMESTEP)
     if run.summary.get("num_parts") is not None:
         places = dict.fromkeys(PLACE_COLUMNS, "float64")
         columns = {"t": columns.pop("t"), **places, **columns}
-    table = read_table(path, columns)
-    if not np.array_equal(table.t, np.arange(1, num_steps(run.summary) + 1)):
-        raise damaged(path)
-    return table
+    return run.table("per_timestep.csv", columns)

@@ -26,7 +26,7 @@ from ddpmbench.evaluate.nll import evaluate_nll
 from ddpmbench.evaluate.nll_report import NllReport
 from ddpmbench.evaluate.progress import PartListener, reported_session
 from ddpmbench.execution.devices import evaluating_checkpoint, strict_float32
-from ddpmbench.execution.finished_runs import PER_IMAGE
+from ddpmbench.execution.finished_runs import PER_IMAGE, read_environment
 from ddpmbench.execution.network_check import why_not_continuous
 from ddpmbench.execution.store import Arrays, Store, gathered, num_missing
 from ddpmbench.execution.worker import RunListener
@@ -41,7 +41,6 @@ from ddpmbench.likelihood.ode import (
     evaluations_per_image,
 )
 from ddpmbench.report.display import Card, Draw, PageReport
-from ddpmbench.report.folder_contents import read_environment
 from ddpmbench.report.ode import ode_card, ode_page
 from ddpmbench.report.text import raw_pixels_warning
 from ddpmbench.unet.timed_unet import Precision

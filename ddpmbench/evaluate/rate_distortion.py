@@ -12,18 +12,16 @@ from ddpmbench.data.images import ImageSet
 from ddpmbench.data.load import ImageSource, load_images
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError, one_of, path_of
-from ddpmbench.evaluate.nll_report import NllReport
+from ddpmbench.evaluate.nll_report import NllReport, finished_nll
 from ddpmbench.evaluate.progress import listening
 from ddpmbench.execution.devices import evaluating_checkpoint, resolve_device, strict_float32
-from ddpmbench.execution.estimators import refuse_missing_shards
-from ddpmbench.execution.finished_runs import RATE_DISTORTION, SUMMARY, FinishedRun
+from ddpmbench.execution.finished_runs import RATE_DISTORTION
 from ddpmbench.execution.store import recomputed
 from ddpmbench.execution.stored_images import PICTURES, DamagedPicturesError, Pictures
 from ddpmbench.execution.worker import BatchSize, RunListener, RunProgress
 from ddpmbench.report.display import Card, Draw, Shown
-from ddpmbench.report.folder_contents import check
 from ddpmbench.report.rate_distortion import curve_summary
-from ddpmbench.report.tables import RATE_DISTORTION_COLUMNS, SCHEMA, Run
+from ddpmbench.report.tables import RATE_DISTORTION_COLUMNS
 from ddpmbench.report.text import with_data_range
 from ddpmbench.samples.progressive import (
     WEIGHTS,
@@ -74,9 +72,7 @@ def rate_distortion(run: NllReport | str | Path) -> RateDistortion:
     if isinstance(run, NllReport):
         summary, curve, folder = run.summary, run.rate_distortion, run.folder
     else:
-        finished = FinishedRun.open(path_of("run", run), option="`run`", schema=SCHEMA)
-        check(finished.summary, Run, finished.path / SUMMARY)
-        refuse_missing_shards(finished, option="`run`")
+        finished = finished_nll(path_of("run", run), option="`run`")
         summary, folder = finished.summary, finished.path
         curve = finished.table(RATE_DISTORTION, RATE_DISTORTION_COLUMNS)
     return RateDistortion(curve_summary(curve, summary), curve, folder)

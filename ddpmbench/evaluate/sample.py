@@ -5,13 +5,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ddpmbench.checksums import reading
 from ddpmbench.data.images import ImageSet
 from ddpmbench.data.load import load_images
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError, instance_of, whole_number
 from ddpmbench.evaluate.progress import reported_session
 from ddpmbench.execution.engine import EngineChoice
-from ddpmbench.execution.finished_runs import ENVIRONMENT, SUMMARY, FinishedRun, result_kind
+from ddpmbench.execution.finished_runs import (
+    ENVIRONMENT,
+    SUMMARY,
+    FinishedRun,
+    result_kind,
+    schema_of,
+)
 from ddpmbench.execution.folder import IDENTITY, write_figure
 from ddpmbench.execution.samples import (
     SAMPLES,
@@ -26,9 +33,7 @@ from ddpmbench.execution.store import Store
 from ddpmbench.execution.worker import RunListener
 from ddpmbench.report import fid
 from ddpmbench.report.display import Card, Draw, Shown
-from ddpmbench.report.fid import Fidelity
-from ddpmbench.report.folder_contents import check, schema_of
-from ddpmbench.report.sample import SCHEMA, Sampled, SampleRun, samples_card, samples_figure
+from ddpmbench.report.sample import SCHEMA, samples_card, samples_figure
 from ddpmbench.version import __version__
 
 
@@ -96,21 +101,21 @@ def load_samples(
 
 
 def _made_by(run: FinishedRun, images: ImageSet) -> MadeBy:
-    summary, place = run.summary, run.path / SUMMARY
-    if summary["schema"] == SCHEMA:
-        check(summary, SampleRun, place)
-        sha256, eight_bit, precision = summary["sha256"], summary["eight_bit"], summary["precision"]
-    else:
-        check(summary, Sampled, place)
-        check(summary, Fidelity, place)
-        sha256, eight_bit = summary["samples"]["sha256"], summary["protocol"]["eight_bit"]
-        precision = summary["compute_precision"]
+    summary = run.summary
+    with reading(run.path / SUMMARY):
+        if summary["schema"] == SCHEMA:
+            sha256, eight_bit = summary["sha256"], summary["eight_bit"]
+            precision = summary["precision"]
+        else:
+            sha256, eight_bit = summary["samples"]["sha256"], summary["protocol"]["eight_bit"]
+            precision = summary["compute_precision"]
+        made_by = summary["checkpoint"], summary["sampler"], summary["seed"]
     if images.sha256 != sha256:
         raise InputError(
             f"{run.path}: {SAMPLES} does not hold the samples of its {SUMMARY}; run its "
             "command again"
         )
-    return MadeBy(summary["checkpoint"], summary["sampler"], summary["seed"], eight_bit, precision)
+    return MadeBy(*made_by, eight_bit, precision)
 
 
 PNGS = "png"

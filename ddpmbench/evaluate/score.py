@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ddpmbench.checksums import reading
 from ddpmbench.data.images import ImageSet
 from ddpmbench.data.load import ImageSource, load_images
 from ddpmbench.diffusion.data_range import DataRange
@@ -31,6 +32,7 @@ from ddpmbench.execution.finished_runs import (
     DENSITY,
     PER_IMAGE,
     PILOT,
+    SUMMARY,
     TERMS,
     FinishedRun,
     density_frame,
@@ -348,7 +350,9 @@ def _check_sets(checkpoint: Checkpoint, sets: list[ImageSet]) -> None:
 
 def _density_of(path: Path, checkpoint: Checkpoint) -> NDArray[np.float64]:
     other = FinishedRun.open(path, option="`terms_of`", schema=SCHEMA)
-    theirs, ours = other.summary["num_timesteps"], checkpoint.schedule.num_timesteps
+    with reading(path / SUMMARY):
+        theirs = other.summary["num_timesteps"]
+    ours = checkpoint.schedule.num_timesteps
     if theirs != ours:
         raise InputError(
             f"`timesteps`: the proposal of {path} is for {theirs}, this run is for {ours}; make "

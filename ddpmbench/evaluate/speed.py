@@ -24,8 +24,8 @@ from ddpmbench.execution.speed import MeasuredSpeed, Workload, fitting_probe, me
 from ddpmbench.execution.timing import CallSpeed, Probe, gray_images
 from ddpmbench.files import named_path
 from ddpmbench.report.display import Card, Draw, Shown
-from ddpmbench.report.folder_contents import json_rows
 from ddpmbench.report.speed import SCHEMA, batch_figure, parts_figure, speed_card
+from ddpmbench.report.text import json_rows
 from ddpmbench.unet.timed_unet import Precision
 from ddpmbench.version import __version__
 

@@ -2,9 +2,8 @@
 
 import contextlib
 import dataclasses
-import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,18 @@ import pandas as pd
 from numpy.typing import NDArray
 from packaging.version import InvalidVersion, Version
 
-from ddpmbench.checksums import CHECKSUMS, DamageError, checksum, read_json, read_npz, write_npz
-from ddpmbench.errors import InputError, damaged
+from ddpmbench.checksums import (
+    CHECKSUMS,
+    DamageError,
+    checksum,
+    is_whole,
+    read_json,
+    read_npz,
+    reading,
+    unverified_json,
+    write_npz,
+)
+from ddpmbench.errors import InputError
 from ddpmbench.execution.folder import IDENTITY, SHARDS, run_store
 from ddpmbench.execution.store import FolderStore
 from ddpmbench.likelihood.designs import ImportanceDesign
@@ -26,16 +35,10 @@ SUMMARY, RATE_DISTORTION = "summary.json", "rate_distortion.csv"
 CONTINUOUS_TABLE = "continuous.csv"
 PER_IMAGE, ENVIRONMENT = "per_image.csv", "environment.json"
 DENSITY, PREDICTIONS = "proposal.csv", "predictions.npz"
-_MOST = 2**31
 _PARTS = ("terms", "totals", "timesteps")
 _IMAGES = "image_features"
 TERMS, PILOT = "terms", "pilot"
 """The names of the shards that hold the terms of a result, and those of its pilot."""
-_NEEDED = {
-    "ddpmbench.nll": ("num_images", "num_timesteps", "estimator", "sampling", "data", "seed"),
-    "ddpmbench.score": ("num_timesteps",),
-}
-"""Fields of summaries that are read before validation, by the kind of schema."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,13 +54,13 @@ class FinishedRun:
     summary: dict[str, Any]
 
     @classmethod
-    def open(cls, path: Path, *, option: str, schema: str) -> "FinishedRun":
+    def open(cls, path: Path, *, schema: str, option: str = "") -> "FinishedRun":
         """Open the run in a folder.
 
         Args:
             path: the folder.
-            option: how the user named the folder, for messages.
             schema: the expected schema of its summary.
+            option: how the user named the folder, for messages.
 
         Raises:
             InputError: the folder holds no such run, an unfinished one, or one of a newer version.
@@ -71,24 +74,25 @@ class FinishedRun:
             raise InputError(
                 f"{named}: holds no run of ddpmbench; name the folder of a finished run"
             )
+        damage = InputError(
+            f"{named}: {SUMMARY} is damaged or was changed by hand; run its command again"
+        )
         try:
-            summary = read_json(path / SUMMARY)
+            # Before the checksum, which a newer version may have written elsewhere.
+            summary = unverified_json(path / SUMMARY)
             kind = summary["schema"]
+            refuse_later(kind, schema, named=named)
+            run = cls(path, summary)
+            refuse_later(run.identity.get("schema"), schema, named=named)
+            run._refuse_newer(named)
+            if not is_whole(path / SUMMARY):
+                raise damage
         except (DamageError, KeyError) as error:
-            raise InputError(f"{named}: {SUMMARY} is damaged; run its command again") from error
-        refuse_later(kind, schema, named=named)
+            raise damage from error
         if kind != schema:
             wanted = result_kind(schema)
             raise InputError(f"{named}: is {result_kind(kind)}, not {wanted}; name {wanted}")
-        summary.pop(CHECKSUMS, None)
-        run = cls(path, summary)
-        refuse_later(run.identity.get("schema"), schema, named=named)
-        run._refuse_newer(named)
-        needed = _NEEDED.get(schema.partition("/")[0], ())
-        if not set(needed) <= set(summary) or not _has_plausible_counts(summary):
-            raise InputError(
-                f"{named}: {SUMMARY} is damaged or of another version; run its command again"
-            )
+        summary.pop(CHECKSUMS)
         return run
 
     def _refuse_newer(self, named: str) -> None:
@@ -142,24 +146,28 @@ class FinishedRun:
             )
         return run_store(self.path, name)
 
-    def table(self, name: str, columns: Mapping[str, str]) -> pd.DataFrame:
-        """A table of the folder with one row per timestep.
+    def table(
+        self, name: str, columns: Mapping[str, str], *, optional: Collection[str] = ()
+    ) -> pd.DataFrame:
+        """A table of the folder, with every digit of its numbers.
 
         Args:
             name: the name of the file.
-            columns: names, `t` among them, and types of the columns.
+            columns: types of the columns by name.
+            optional: columns that a table may lack.
 
         Raises:
-            InputError: the table does not exist, or is damaged.
+            InputError: it does not exist, is damaged, or does not belong to `summary.json`.
         """
         path = self.path / name
-        try:
-            frame = texts_of(path).map(float).astype(columns)[list(columns)]
-        except (ValueError, KeyError) as error:
-            raise damaged(path) from error
-        if not np.array_equal(frame.t, np.arange(1, num_steps(self.summary) + 1)):
-            raise damaged(path)
-        return frame
+        with reading(path):
+            known = read_json(self.path / SUMMARY)[CHECKSUMS]
+            if known[name] != checksum(path):
+                raise DamageError("it is not the table of this summary")
+            # As text, because pandas rounds the last digit of numbers by default.
+            texts = pd.read_csv(path, dtype=str)
+            kept = (name for name in columns if name in texts or name not in optional)
+            return pd.DataFrame({name: _column(texts[name], columns[name]) for name in kept})
 
     def density(self) -> NDArray[np.float64]:
         """(T - 1,) the proposal density of the importance estimator over t = 2..T.
@@ -167,39 +175,34 @@ class FinishedRun:
         Raises:
             InputError: the run has none, or it is damaged.
         """
-        path = self.path / DENSITY
-        if not path.exists():
+        if not (self.path / DENSITY).exists():
             raise InputError(
                 f"{self.path}: has no {DENSITY}: it is no run of the importance estimator or of "
                 "score, or it is damaged; name a whole one"
             )
-        try:
-            density = texts_of(path)["density"].map(float).to_numpy()
-        except (ValueError, KeyError) as error:
-            raise damaged(path) from error
-        is_whole = len(density) == num_steps(self.summary) - 1
-        if not is_whole or not (density > 0).all() or abs(density.sum() - 1) > 1e-9:
-            raise damaged(path)
-        return density
+        return self.table(DENSITY, {"density": "float64"}).density.to_numpy()
 
     def predictions(self, design: ImportanceDesign) -> tuple[Predictions, ImageSample]:
         """The predictions subtracted from the terms of a design, and the images sampled.
 
         Raises:
-            InputError: they do not exist, or are damaged.
+            InputError: they do not exist, are damaged, or are of another design.
         """
-        path = self.path / PREDICTIONS
-        try:
-            parts = read_npz(path, (*_PARTS, _IMAGES))
-        except DamageError as error:
-            raise damaged(path) from error
-        images = parts.pop(_IMAGES)
-        by_image = (design.num_replicates, design.num_sampled)
-        by_timestep = (design.num_replicates, design.num_timesteps - 1)
-        is_whole = [parts[name].shape for name in _PARTS] == [by_image, by_image, by_timestep]
-        if not is_whole or images.ndim != 2 or len(images) != design.num_sampled:
-            raise damaged(path)
-        return Predictions(**parts), ImageSample.of(design, images)
+        with reading(self.path / PREDICTIONS):
+            parts = read_npz(self.path / PREDICTIONS, (*_PARTS, _IMAGES))
+            images = parts.pop(_IMAGES)
+            # A command that was stopped may have left those of another design.
+            if parts["terms"].shape != (design.num_replicates, design.num_sampled):
+                raise DamageError("they are of another design")
+            return Predictions(**parts), ImageSample.of(design, images)
+
+
+def _column(texts: Any, kind: str) -> Any:  # noqa: ANN401
+    if kind == "str":
+        return texts.astype(object).where(texts.notna(), "").astype("str")
+    if kind == "bool":
+        return texts.map({"True": True, "False": False}).astype(kind)
+    return texts.map(float).astype(kind)
 
 
 def num_steps(summary: Mapping[str, Any]) -> int:
@@ -209,19 +212,6 @@ def num_steps(summary: Mapping[str, Any]) -> int:
         summary: the summary of a run of `nll`, or of a comparison of such runs.
     """
     return int(summary.get("num_parts") or summary["num_timesteps"])
-
-
-def _has_plausible_counts(summary: Mapping[str, Any]) -> bool:
-    """Whether the counts in a summary are plausible, since tables are allocated by them."""
-    names = ("num_images", "num_timesteps", "num_generated", "num_samples")
-    counts = [summary[name] for name in names if name in summary]
-    counts += [] if summary.get("num_parts") is None else [summary["num_parts"]]
-    if isinstance(sampling := summary.get("sampling"), dict):
-        count_names = ("draws", "num_replicates", "num_blocks")
-        counts += [sampling[name] for name in count_names if name in sampling]
-    return all(type(count) is int and 0 < count < _MOST for count in counts) and (
-        math.prod(counts) < _MOST**2
-    )
 
 
 def result_kind(schema: object) -> str:
@@ -252,35 +242,25 @@ def refuse_later(kind: object, schema: str, *, named: str) -> None:
         )
 
 
-def read_summary(folder: Path) -> dict[str, Any]:
-    """The object of a folder's `summary.json`, without its checksums.
+def schema_of(folder: Path) -> str | None:
+    """The schema that a folder's `summary.json` states, whole or not; None if it states none."""
+    try:
+        return str(unverified_json(folder / SUMMARY)["schema"])
+    except (DamageError, KeyError):
+        return None
+
+
+def read_environment(folder: Path) -> dict[str, Any] | None:
+    """The object of a folder's `environment.json`; None if there is none.
 
     Raises:
-        InputError: the file does not exist, or is damaged.
+        InputError: it is damaged.
     """
-    try:
-        summary = read_json(folder / SUMMARY)
-    except DamageError as error:
-        raise damaged(folder / SUMMARY) from error
-    summary.pop(CHECKSUMS, None)
-    return summary
-
-
-def texts_of(path: Path) -> pd.DataFrame:
-    """A csv of a run folder as text, with all digits of every number.
-
-    Raises:
-        InputError: the file does not exist, is damaged, or does not belong to `summary.json`.
-    """
-    try:
-        digest = checksum(path)
-        checksums = read_json(path.parent / SUMMARY).get(CHECKSUMS)
-        if checksums is not None and checksums.get(path.name) != digest:
-            raise damaged(path)
-        # As text, because pandas rounds the last digit of numbers by default.
-        return pd.read_csv(path, dtype=str)
-    except (DamageError, OSError, ValueError) as error:
-        raise damaged(path) from error
+    path = folder / ENVIRONMENT
+    if not path.exists():
+        return None
+    with reading(path):
+        return read_json(path)
 
 
 def write_predictions(path: Path, predictions: Predictions, sample: ImageSample) -> None:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpmbench.checksums import reading
 from ddpmbench.data.images import ImageSet
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.diffusion.model import Checkpoint
@@ -28,6 +29,7 @@ from ddpmbench.execution.finished_runs import (
     DENSITY,
     PILOT,
     PREDICTIONS,
+    SUMMARY,
     TERMS,
     FinishedRun,
     density_frame,
@@ -165,7 +167,8 @@ class Importance(Estimator):
             return self.half_width
         if self._other_run is None or self._density is None:
             return HALF_WIDTH
-        return float(self._other_run.summary["sampling"]["half_width_goal"])
+        with reading(self._other_run.path / SUMMARY):
+            return float(self._other_run.summary["sampling"]["half_width_goal"])
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -202,12 +205,14 @@ class Importance(Estimator):
         if self._other_run is None:
             return
         summary = self._other_run.summary
-        for parameter, theirs, ours in (
-            ("num_images", summary["num_images"], len(images)),
-            ("data", summary["data"]["sha256"][:12], images.sha256[:12]),
-            ("timesteps", num_steps(summary), num_timesteps),
-            ("seed", summary["seed"], seed),
-        ):
+        with reading(self._other_run.path / SUMMARY):
+            compared = (
+                ("num_images", summary["num_images"], len(images)),
+                ("data", summary["data"]["sha256"][:12], images.sha256[:12]),
+                ("timesteps", num_steps(summary), num_timesteps),
+                ("seed", summary["seed"], seed),
+            )
+        for parameter, theirs, ours in compared:
             if theirs != ours:
                 raise InputError(
                     f"`{parameter}`: the terms of {self._other_run.path} are for {theirs}, this "

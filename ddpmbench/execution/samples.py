@@ -15,7 +15,8 @@ import torch
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from ddpmbench.checksums import seal
+from ddpmbench.checksums import DamageError, is_whole, reading, seal
+from ddpmbench.data import array_files
 from ddpmbench.data.images import ImageSet, PositionIds
 from ddpmbench.diffusion.data_range import EightBit
 from ddpmbench.diffusion.model import Checkpoint
@@ -65,6 +66,18 @@ def write_samples(path: Path, pixels: Pixels, labels: NDArray[np.int64] | None) 
                 with archive.open(zipfile.ZipInfo("arr_1.npy"), "w", force_zip64=True) as file:
                     npy.write_array(file, labels, allow_pickle=False)
         seal(temporary)
+
+
+def read_samples(path: Path, num_images: int | None = None) -> ImageSet:
+    """The samples in a file of `write_samples`, or the first of them.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
+    with reading(path):
+        if not is_whole(path):
+            raise DamageError("its checksum does not hold")
+        return array_files.read_npz(path, num_images)
 
 
 def write_pngs(folder: Path, pixels: Pixels) -> None:

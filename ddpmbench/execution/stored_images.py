@@ -7,9 +7,9 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpmbench.checksums import DamageError, read_npz, write_npz
+from ddpmbench.checksums import DamageError, read_npz, reading, write_npz
 from ddpmbench.diffusion.data_range import DataRange
-from ddpmbench.errors import InputError, damaged
+from ddpmbench.errors import InputError
 from ddpmbench.files import replacing, writing_to
 from ddpmbench.records import short_repr
 from ddpmbench.samples.progressive import Interpolation, ProgressiveDecoding, ProgressiveGeneration
@@ -68,7 +68,7 @@ class Pictures:
         if not path.exists():
             return cls()
         try:
-            arrays = read_npz(path, must_be_sealed=True)
+            arrays = read_npz(path)
             pictures = cls(
                 _record(ProgressiveDecoding, "decoding", arrays),
                 _record(ProgressiveGeneration, "generation", arrays),
@@ -125,22 +125,12 @@ class _Arrays:
         Raises:
             InputError: the file does not exist, or is damaged.
         """
-        names = [field.name for field in dataclasses.fields(cls)]
-        try:
-            arrays = cls(**read_npz(path, names))
-        except DamageError as error:
-            raise damaged(path) from error
-        if not arrays._is_whole():
-            raise damaged(path)
-        return arrays
+        with reading(path):
+            return cls(**read_npz(path, [field.name for field in dataclasses.fields(cls)]))
 
     def write(self, path: Path) -> None:
         """Write the file that `read` reads."""
         write_npz(path, dataclasses.asdict(self), compressed=True)
-
-    def _is_whole(self) -> bool:
-        """Whether types and shapes go together."""
-        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -186,10 +176,19 @@ class Extremes(_Arrays):
             ("most", self.worst_index, self.worst_pixels),
         ]
 
-    def _is_whole(self) -> bool:
-        pixels = (self.best_pixels, self.worst_pixels)
-        sizes = {len(array) for array in (self.best_index, self.worst_index, *pixels)}
-        return len(sizes) == 1 and all(one.dtype == np.uint8 and one.ndim == 4 for one in pixels)
+
+def read_extremes(path: Path) -> Extremes | None:
+    """The images with the fewest and the most bits; None if none can be drawn.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    if not path.exists():
+        return None
+    extremes = Extremes.read(path)
+    # A single image has no extremes, and images with other channels cannot be drawn.
+    is_shown = len(extremes.best_index) > 0 and extremes.best_pixels.shape[1] in (1, 3)
+    return extremes if is_shown else None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -209,19 +208,3 @@ class NearestImages(_Arrays):
     references: NDArray[np.uint8]
     reference_id: NDArray[np.str_]
     distance: NDArray[np.float64]
-
-    def _is_whole(self) -> bool:
-        kinds = {"samples": "u", "sample": "i", "references": "u", "distance": "f"}
-        if any(getattr(self, name).dtype.kind != kind for name, kind in kinds.items()):
-            return False
-        if self.references.ndim != 5 or self.reference_id.dtype.kind != "U":
-            return False
-        k, m, *shape = self.references.shape
-        return (
-            {self.samples.dtype, self.references.dtype} == {np.dtype(np.uint8)}
-            and self.samples.shape == (k, *shape)
-            and self.sample.shape == (k,)
-            and self.reference_id.shape == self.distance.shape == (k, m)
-            and min(k, m, *shape) > 0
-            and bool(np.isfinite(self.distance).all())
-        )

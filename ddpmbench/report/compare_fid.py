@@ -12,8 +12,6 @@ from msgspec import Meta, Struct, structs
 from ddpmbench.report.display import Card
 from ddpmbench.report.fid import (
     METRICS,
-    ComparedReference,
-    Protocol,
     Score,
     comparable_only,
     half_width_of,
@@ -86,8 +84,8 @@ class FidelityComparison(Struct):
     runs: Annotated[list[FidelityRun], Meta(min_length=1)]
     name: str
     num_generated: int
-    protocol: Protocol
-    references: Annotated[list[ComparedReference], Meta(min_length=1)]
+    protocol: dict[str, Any]
+    references: Annotated[list[dict[str, Any]], Meta(min_length=1)]
 
 
 def difference(

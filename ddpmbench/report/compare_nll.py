@@ -29,7 +29,6 @@ from ddpmbench.report.figures import (
     points,
     shortened,
 )
-from ddpmbench.report.folder_contents import Conventions, Data, json_rows
 from ddpmbench.report.html import drawn, rendered
 from ddpmbench.report.nll_figures import by_group
 from ddpmbench.report.tables import NO_CORRECTION, STRICT, in_bits, per_timestep, rate, widened
@@ -38,6 +37,7 @@ from ddpmbench.report.text import (
     digits_by,
     fact_lines,
     images_line,
+    json_rows,
     printed,
     process_line,
     with_interval,
@@ -70,8 +70,8 @@ class Comparison(Struct):
     num_images: int
     num_timesteps: int
     estimator: str
-    conventions: Conventions
-    data: Data
+    conventions: dict[str, Any]
+    data: dict[str, Any]
     seed: int
 
 

@@ -3,16 +3,13 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import msgspec
 import pandas as pd
-from msgspec import Meta, Struct
 
 from ddpmbench.report.display import Card, in_folder
-from ddpmbench.report.folder_contents import Checkpoint, Data, SanityCheck, sanity_check_warning
 from ddpmbench.report.html import drawn, rendered
-from ddpmbench.report.sample import Sampler, sampler_line
+from ddpmbench.report.sample import sampler_line
 from ddpmbench.report.text import (
     aligned,
     checkpoint_line,
@@ -21,6 +18,7 @@ from ddpmbench.report.text import (
     fact_lines,
     joined,
     printed,
+    sanity_check_warning,
 )
 
 SCHEMA = "ddpmbench.fid/1"
@@ -179,80 +177,6 @@ def label(metric: str, name: str) -> str:
     is_fid = name == "FID"
     network, kind = ("", "inception") if is_fid else (f" {name.removeprefix('FD')}", "class")
     return METRICS[metric].label.format(name=name, network=network, kind=kind)
-
-
-# ---- the record
-
-
-class FeatureNetwork(Struct):
-    """The network of a protocol."""
-
-    name: str
-    sha256: str
-    num_features: int
-
-
-class Protocol(Struct):
-    """The settings that comparable scores share."""
-
-    id: str
-    resize: str
-    eight_bit: str
-    channels: str
-    feature_network: FeatureNetwork
-    inception_splits: int | None
-    inception_order: str | None
-    kid_subsets: int
-    kid_subset_size: int
-    neighbors: int
-    num_generated: int
-    dtype: str
-
-
-def _scores(*metrics: str, base: type[Struct] = Struct) -> Any:  # noqa: ANN401
-    """A record with metrics and their half widths; None where unknown."""
-    names = [name for metric in metrics for name in (metric, half_width_of(metric))]
-    fields = [(name, float | None) for name in names]
-    return msgspec.defstruct("Scores", fields, bases=(base,), kw_only=True)
-
-
-class ComparedReference(Data):
-    """A reference: an image set, or moments of features, whose number of images is unknown."""
-
-    num_reference: int | None
-
-
-class Reference(_scores(*AGAINST_REFERENCE, base=ComparedReference)):  # type: ignore[misc]
-    """A reference of a run of `fid`, and the scores against it."""
-
-
-class Samples(Struct):
-    """The samples that were scored."""
-
-    source: str
-    sha256: str
-    num_images: int
-    skipped: int
-
-
-class Fidelity(_scores(*METRICS)):  # type: ignore[misc]
-    """`summary.json` of a run of `fid`; for given samples the checkpoint may be unknown."""
-
-    name: str
-    num_generated: int
-    num_reference: int | None
-    protocol: Protocol
-    references: Annotated[list[Reference], Meta(min_length=1)]
-    samples: Samples
-    checkpoint: Checkpoint | None
-    sampler: Sampler | None
-    num_evaluations: int | None
-    seed: int | None
-    device: str
-    compute_precision: str
-    seconds: float
-    warnings: list[str]
-    check: SanityCheck | None = None
 
 
 # ---- text

@@ -11,11 +11,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from ddpmbench.checksums import DamageError, is_whole
-from ddpmbench.data import array_files
 from ddpmbench.data.images import ImageSet
-from ddpmbench.errors import InputError, damaged
-from ddpmbench.execution.samples import SAMPLES
+from ddpmbench.execution.samples import SAMPLES, read_samples
 from ddpmbench.execution.stored_images import NEAREST, NearestImages
 from ddpmbench.report.display import Draw
 from ddpmbench.report.fid import reference_name
@@ -85,26 +82,12 @@ def pictures_of(
     if folder is not None and (folder / NEAREST).exists():
         nearest = NearestImages.read(folder / NEAREST)
     if folder is not None and (folder / SAMPLES).exists():
-        samples = first_samples(folder / SAMPLES, num_samples)
+        samples = read_samples(folder / SAMPLES, min(NUM_SHOWN, num_samples))
     # Images with other channels cannot be drawn.
     return (
         nearest if nearest is not None and nearest.samples.shape[1] in (1, 3) else None,
         samples if samples is not None and samples.pixels.shape[1] in (1, 3) else None,
     )
-
-
-def first_samples(path: Path, num_samples: int) -> ImageSet:
-    """The first of the samples in an npz file as `sample` writes it, which holds `num_samples`.
-
-    Raises:
-        InputError: it is damaged.
-    """
-    try:
-        if is_whole(path) is False:
-            raise damaged(path)
-        return array_files.read_npz(path, min(NUM_SHOWN, num_samples))
-    except (DamageError, InputError) as error:
-        raise damaged(path) from error
 
 
 Ends = Mapping[str, tuple[float | None, float | None]]

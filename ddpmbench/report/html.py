@@ -174,7 +174,10 @@ def rendered(
     css = (Path(__file__).parent / "templates" / "page.css").read_text(encoding="utf-8")
     shared = {"css": Markup(css), "version": __version__, "notes": [note for note in notes if note]}
     page = loader.get_template(template)
-    return page.render({**shared, **_reproducibility(environment), **values})
+    try:
+        return page.render({**shared, **_reproducibility(environment), **values})
+    except jinja2.UndefinedError as error:
+        raise LookupError(str(error)) from error
 
 
 def panels(svg: str, name: str, label: str) -> list[Markup]:

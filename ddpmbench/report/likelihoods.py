@@ -11,7 +11,6 @@ from ddpmbench.diffusion.parameterization import Process
 from ddpmbench.report.conventions import ALL_STEPS, BEST_CONSTANT, CONTINUOUS_TIME
 from ddpmbench.report.display import Card, in_folder
 from ddpmbench.report.figures import INK, Drawn, axes_panels, drawing, finish, interval
-from ddpmbench.report.folder_contents import Data, NetworkRun, sanity_check_warning
 from ddpmbench.report.html import drawn, rendered
 from ddpmbench.report.ode import cost_line, solver_line, trained_at
 from ddpmbench.report.text import (
@@ -24,6 +23,7 @@ from ddpmbench.report.text import (
     heading,
     images_line,
     printed,
+    sanity_check_warning,
     with_interval,
 )
 
@@ -42,17 +42,6 @@ FIGURES = {"likelihoods": "95 % intervals for these images (thick) and for their
 """Captions of the figures, by name."""
 _PUBLISHED = {"google/ddpm-cifar10-32": "<= 3.75 (Ho et al. 2020, table 1, L_simple)"}
 """Published bounds on all of CIFAR-10's test images at T = 1000, by hub id."""
-
-
-class LikelihoodsRun(NetworkRun, kw_only=True):
-    """`summary.json` of a run of `likelihoods`; its list holds the rows of the csv file."""
-
-    likelihoods: list[dict[str, Any]]
-    num_images: int
-    num_ode_images: int | None
-    num_vjps: int
-    ode: dict[str, Any] | None
-    data: Data
 
 
 def published_bound(hub_id: str, bound: Mapping[str, Any]) -> str:

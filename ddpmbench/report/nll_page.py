@@ -12,10 +12,9 @@ from markupsafe import Markup, escape
 
 from ddpmbench.execution.estimators import kind_of
 from ddpmbench.execution.finished_runs import DENSITY, FinishedRun, density_frame, num_steps
-from ddpmbench.execution.stored_images import EXTREMES, Pictures
+from ddpmbench.execution.stored_images import EXTREMES, Pictures, read_extremes
 from ddpmbench.report.display import Draw
 from ddpmbench.report.figures import shown
-from ddpmbench.report.folder_contents import read_extremes, sanity_check_warning
 from ddpmbench.report.html import drawn, rendered
 from ddpmbench.report.nll_figures import (
     TALLEST,
@@ -34,7 +33,13 @@ from ddpmbench.report.rate_distortion import (
     rate_distortion_figure,
 )
 from ddpmbench.report.tables import bits_of_images, uncorrected_note
-from ddpmbench.report.text import counted, digits_by, heading, raw_pixels_warning
+from ddpmbench.report.text import (
+    counted,
+    digits_by,
+    heading,
+    raw_pixels_warning,
+    sanity_check_warning,
+)
 
 FIGURES = {
     "bound": "Bits per timestep, and cumulative bits from T, over t",
@@ -106,7 +111,7 @@ def run_figures(tables: RunTables, folder: Path | None) -> dict[str, Draw]:
     summary, curve = tables.summary, tables.rate_distortion
     extremes, pictures = None, Pictures()
     if folder is not None:
-        extremes = read_extremes(folder / EXTREMES, summary["num_images"])
+        extremes = read_extremes(folder / EXTREMES)
         pictures = Pictures.read(folder, summary["num_timesteps"])
     is_continuous = summary.get("num_parts") is not None
     steps = {"steps": "parts of continuous time"} if is_continuous else {}

@@ -17,7 +17,6 @@ from ddpmbench.report.figures import (
     finish,
     histogram,
 )
-from ddpmbench.report.folder_contents import Data, NetworkRun, sanity_check_warning
 from ddpmbench.report.html import drawn, rendered
 from ddpmbench.report.text import (
     counted,
@@ -29,6 +28,7 @@ from ddpmbench.report.text import (
     model_facts,
     plus_minus,
     printed,
+    sanity_check_warning,
     with_interval,
 )
 
@@ -36,24 +36,6 @@ FIGURES = {
     "pairs": "Bits per image of the ODE over those of the variational bound, and their differences"
 }
 """Captions of the figures, by name."""
-
-
-class OdeRun(NetworkRun, kw_only=True):
-    """`summary.json` of a run of `ode`."""
-
-    bits_per_dim: float
-    half_width: float | None
-    half_width_population: float | None
-    difference_from_bound: float
-    difference_half_width: float | None
-    solver_error: float
-    probe_error_per_image: float | None
-    num_images: int
-    num_ode_images: int
-    num_vjps: int
-    ode: dict[str, Any]
-    bound: dict[str, Any] | None
-    data: Data
 
 
 def printed_ode(summary: dict[str, Any], output_format: str) -> str:

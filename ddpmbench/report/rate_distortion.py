@@ -23,9 +23,14 @@ from ddpmbench.report.figures import (
     finish,
     shown,
 )
-from ddpmbench.report.folder_contents import json_rows
 from ddpmbench.report.nll_text import comparability
-from ddpmbench.report.text import checkpoint_line, images_line, printed, with_data_range
+from ddpmbench.report.text import (
+    checkpoint_line,
+    images_line,
+    json_rows,
+    printed,
+    with_data_range,
+)
 from ddpmbench.samples.progressive import Interpolation, ProgressiveDecoding, ProgressiveGeneration
 
 SCHEMA = "ddpmbench.rd/1"

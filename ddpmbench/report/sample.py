@@ -6,12 +6,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from msgspec import Struct
 from numpy.typing import NDArray
 
 from ddpmbench.report.display import Card, in_folder
 from ddpmbench.report.figures import GAP, Drawn, Pixels, Sheet
-from ddpmbench.report.folder_contents import Checkpoint, Range
 from ddpmbench.report.text import (
     checkpoint_line,
     counted,
@@ -27,42 +25,6 @@ SCHEMA = "ddpmbench.sample/1"
 NUM_SHOWN = 96
 """Samples on a contact sheet."""
 _COLUMNS = 12
-
-
-class Sampler(Range):
-    """The sampler and its settings."""
-
-    method: str
-    variance: str | None
-    clip: bool
-    num_timesteps: int
-    num_original_timesteps: int
-    eta: float | None
-    added_noise: str | None
-    labels: str | None
-    num_evaluations: int | None = None
-    langevin_steps: int | None = None
-    step_size: float | None = None
-    snr: float | None = None
-    solver: str | None = None
-    solver_steps: int | None = None
-
-
-class Sampled(Struct, kw_only=True):
-    """The common part of the summaries of runs that sample a checkpoint."""
-
-    checkpoint: Checkpoint
-    sampler: Sampler
-    seed: int
-
-
-class SampleRun(Sampled, kw_only=True):
-    """`summary.json` of a run of `sample`."""
-
-    num_samples: int
-    sha256: str
-    eight_bit: str
-    precision: str
 
 
 def printed_samples(summary: dict[str, Any], path: Path, output_format: str) -> str:

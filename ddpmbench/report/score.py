@@ -5,17 +5,17 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
-from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
 from ddpmbench.data.images import ImageSet
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
-from ddpmbench.execution.stored_images import Extremes
+from ddpmbench.execution.finished_runs import read_environment
+from ddpmbench.execution.stored_images import Extremes, read_extremes
 from ddpmbench.likelihood.image_scores import (
     Auroc,
     ImageScores,
@@ -35,13 +35,6 @@ from ddpmbench.report.figures import (
     legend_below,
     panels,
 )
-from ddpmbench.report.folder_contents import (
-    Data,
-    NetworkRun,
-    read_environment,
-    read_extremes,
-    sanity_check_warning,
-)
 from ddpmbench.report.html import drawn, rendered
 from ddpmbench.report.text import (
     aligned,
@@ -55,6 +48,7 @@ from ddpmbench.report.text import (
     plus_minus,
     printed,
     raw_pixels_warning,
+    sanity_check_warning,
     with_interval,
 )
 
@@ -79,60 +73,6 @@ SIMPLE_IMAGES = (
     "raw bits/dim rank simple images as likely, even those of other data (Nalisnick et al. 2019); "
     "subtracting the code length reduces that (Serra et al. 2020)"
 )
-
-
-# ---- the record
-
-
-class ScoredSet(Struct, kw_only=True):
-    """An image set in `summary.json` of `score`: means over its images.
-
-    `nearest_distance` is None in a run of one set, and where the first set has one image.
-    """
-
-    bits_per_dim: float
-    half_width: float
-    half_width_population: float | None
-    prior: float
-    kl: float
-    decoder: float
-    image_standard_error: float
-    code_length: float
-    nearest_distance: float | None
-    num_images: int
-    data: Data
-
-
-class SetComparison(Struct):
-    """The scores of a second image set (B) compared to those of the first (A).
-
-    `difference`, `half_width` and `p_value` are of the bits per dimension, as in `corrected`, where
-    the code length is subtracted. The areas under the ROC curve are those of B against A;
-    `auroc_nearest`, by the distance to the nearest other image of A, is None if A has one image.
-    `copies` are images of B that are also in A.
-    """
-
-    name: Literal["generalization gap", "difference"]
-    difference: float
-    half_width: float | None
-    p_value: float | None
-    corrected: MeanDifference
-    auroc: Auroc
-    auroc_corrected: Auroc
-    auroc_nearest: Auroc | None
-    copies: int
-
-
-class ScoreRun(NetworkRun, kw_only=True):
-    """`summary.json` of a run of `score`; the number without a name is that of the first set."""
-
-    schema: str
-    bits_per_dim: float
-    sets: Annotated[list[ScoredSet], Meta(min_length=1, max_length=2)]
-    comparison: SetComparison | None
-    evaluations_per_image: int
-    pilot_evaluations: int
-    engine: str
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -175,7 +115,10 @@ def per_image_frame(sets: Sequence[Scored]) -> pd.DataFrame:
 
 
 def set_record(scored: Scored) -> dict[str, Any]:
-    """An image set in `summary.json`; see `schema.ScoredSet`."""
+    """An image set in `summary.json`: means over its images.
+
+    `nearest_distance` is None in a run of one set, and where the first set has one image.
+    """
     scores, nearest = scored.scores, scored.nearest_distance
     population = scores.half_width_population
     return {
@@ -195,12 +138,16 @@ def set_record(scored: Scored) -> dict[str, Any]:
 
 
 def comparison_record(per_image: pd.DataFrame, *, is_gap: bool, copies: int) -> dict[str, Any]:
-    """`comparison` in `summary.json`: the second set compared to the first.
+    """`comparison` in `summary.json`: the scores of the second set (B) compared to the first (A).
+
+    `difference`, `half_width` and `p_value` are of the bits per dimension, as in `corrected`, where
+    the code length is subtracted. The areas under the ROC curve are those of B against A;
+    `auroc_nearest`, by the distance to the nearest other image of A, is None if A has one image.
 
     Args:
         per_image: one row per image.
         is_gap: whether the model was trained on the first set, and the second is of the same kind.
-        copies: images of the second set that are also in the first.
+        copies: images of B that are also in A.
     """
 
     def compare(
@@ -389,7 +336,7 @@ def score_figures(
     if folder is None:
         return figures
     extremes = {
-        name: read_extremes(folder / file, scored["num_images"])
+        name: read_extremes(folder / file)
         for name, file, scored in zip(SETS, EXTREMES, summary["sets"], strict=False)
     }
     if shown := {name: pictures for name, pictures in extremes.items() if pictures is not None}:

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from msgspec import Struct
 
 from ddpmbench.report.display import Card, in_folder
 from ddpmbench.report.figures import (
@@ -39,14 +38,6 @@ BAR = 0.4
 """Height of a bar, of the distance between two."""
 
 _NAME = 30
-
-
-class SpeedRun(Struct):
-    """`summary.json` of `speed`; its lists hold the rows of the csv files."""
-
-    calls: list[dict[str, Any]]
-    parts: list[dict[str, Any]]
-    predictions: list[dict[str, Any]]
 
 
 def printed_speed(summary: dict[str, Any], output_format: str) -> str:

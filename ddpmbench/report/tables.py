@@ -14,12 +14,10 @@ from ddpmbench.diffusion.data_range import NATS_PER_BIT, UNIT_RANGE, DataRange
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.execution.estimator import SCHEMA as SCHEMA
 from ddpmbench.execution.estimator import LikelihoodRun
-from ddpmbench.execution.estimators import ESTIMATORS
 from ddpmbench.likelihood.bound import Bound
 from ddpmbench.likelihood.continuous import ContinuousDifference
 from ddpmbench.likelihood.precision import Correction
 from ddpmbench.likelihood.rate_distortion import Distortion
-from ddpmbench.report.folder_contents import Checkpoint, Conventions, Data, SanityCheck
 from ddpmbench.report.text import counted, is_worse_than_raw_pixels, unpadded
 
 STRICT = "fp32"
@@ -55,40 +53,16 @@ class Comparability(Struct, kw_only=True):
     num_evaluations: int
     estimator: str
     sampling: dict[str, Any]
-    conventions: Conventions
-    checkpoint: Checkpoint
-    data: Data
+    conventions: dict[str, Any]
+    checkpoint: dict[str, Any]
+    data: dict[str, Any]
     seed: int
     device: str
     precision: str
     engine: str | None = None
     precision_correction: PrecisionCorrection | None = None
     seconds: float
-    check: SanityCheck | None = None
-
-
-class Run(Comparability, kw_only=True):
-    """`summary.json` of a run of `nll`."""
-
-    bits_per_dim: float
-    half_width: float | None
-    half_width_population: float | None
-    prior: float
-    kl: float
-    decoder: float
-    continuous_bits_per_dim: float | None = None
-    continuous_half_width: float | None = None
-    continuous_num_evaluations: int = 0
-    continuous_absent: str | None = None
-
-    def __post_init__(self) -> None:
-        if (self.precision == STRICT) != (self.precision_correction is None):
-            raise ValueError(f"precision_correction: does not belong to {self.precision}")
-        if self.estimator not in ESTIMATORS:
-            raise ValueError(f"estimator: {self.estimator} is unknown")
-        count = ESTIMATORS[self.estimator].counts[0]
-        if not isinstance(self.sampling.get(count), int):
-            raise ValueError(f"sampling.{count}: missing, or not an integer")
+    check: dict[str, Any] | None = None
 
 
 NO_CORRECTION = PrecisionCorrection(0.0, 0.0, 0, math.nan, 0.0, 0.0)

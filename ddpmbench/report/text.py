@@ -114,6 +114,11 @@ def printed(
     return "\n".join(table)
 
 
+def json_rows(table: "pd.DataFrame") -> list[dict[Any, Any]]:
+    """The rows of a table as JSON values, null where unknown."""
+    return table.astype(object).where(table.notna(), None).to_dict("records")
+
+
 def fact(name: str, value: str, width: int) -> list[str]:
     """A name and its value, with further lines aligned below the first."""
     return textwrap.wrap(
@@ -276,6 +281,12 @@ def raw_pixels_warning(summary: Mapping[str, Any]) -> str | None:
 
 def _raw_bits_per_dim(summary: Mapping[str, Any]) -> float:
     return math.log2(with_data_range(summary["conventions"])["levels"])
+
+
+def sanity_check_warning(summary: Mapping[str, Any]) -> str | None:
+    """The warning of the sanity check in a summary, if any."""
+    record = summary.get("check")
+    return None if record is None else record["warning"]
 
 
 # ---- the cost of a run of fid

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ddpmbench.checksums import CHECKSUMS, DamageError, is_whole, read_json
+from ddpmbench.checksums import CHECKSUMS, DamageError, read_json
 from ddpmbench.data.images import ImageSet
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.diffusion.model import Checkpoint
@@ -361,7 +361,7 @@ class PreliminaryCheck:
 def recorded_check(folder: Path) -> CheckRecord | None:
     """The record in a run folder; None where it is missing or damaged."""
     try:
-        record = read_json(folder / RECORD) if is_whole(folder / RECORD) else {}
+        record = read_json(folder / RECORD)
     except DamageError:
         return None
     extra = (CHECKSUMS, _TABLE_CHECKSUM)

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from damage import remove, truncate
-from sealing import read_record, write_text
+from sealing import edit_npz, read_record
 from unet_configs import TINY_CONFIG
 
 import ddpmbench as db
@@ -247,33 +247,27 @@ def test_an_out_that_holds_something_else(refused, baseline, tmp_path):
         assert sorted(out.rglob("*")) == before
 
 
-def edit_summary(**changes):
-    def change(path):
-        summary = json.loads(path.read_text())
-        summary |= changes
-        kept = {name: value for name, value in summary.items() if value is not ...}
-        write_text(path, json.dumps(kept))
-
-    return change
-
-
 def another_density(path):
     frame = pd.read_csv(path)
     frame.loc[3, "density"] *= 2
     frame.to_csv(path, index=False)
 
 
+def of_another_design(path):
+    """Whole, as a command leaves them that was stopped before it wrote its summary."""
+    edit_npz(path, terms=np.zeros((9, 2)))
+
+
 DAMAGES = [
     ("pairs", "summary.json", remove, "unfinished"),
     ("pairs", "summary.json", lambda path: path.write_text("[]"), "summary.json is damaged"),
-    ("pairs", "summary.json", edit_summary(sampling=...), "another version"),
-    ("pairs", "summary.json", edit_summary(conventions=None), "missing or damaged: conventions"),
     ("pairs", "run.json", truncate, "run.json: damaged"),
     ("pairs", "shards", shutil.rmtree, "shards"),
     ("importance", "proposal.csv", remove, "proposal.csv"),
     ("importance", "proposal.csv", another_density, "proposal.csv"),
     ("importance", "predictions.npz", remove, "predictions.npz"),
     ("importance", "predictions.npz", truncate, "predictions.npz"),
+    ("importance", "predictions.npz", of_another_design, "predictions.npz"),
 ]
 
 

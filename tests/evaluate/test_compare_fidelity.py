@@ -19,6 +19,7 @@ from fidelity_folders import (
 from run_folders import run_folder
 
 import ddpmbench as db
+from ddpmbench.checksums import write_json, write_npz
 from ddpmbench.report.compare_nll import printed_comparison
 
 PAIRED = ("fid", "kid", "precision", "inception_score")
@@ -28,9 +29,9 @@ NOTHING = object()
 def folder(path, whole, influences):
     """A run with no more than is compared."""
     path.mkdir(parents=True)
-    (path / "summary.json").write_text(json.dumps(whole))
+    write_json(path / "summary.json", whole)
     if influences is not NOTHING:
-        np.savez(path / "influence.npz", **influences)
+        write_npz(path / "influence.npz", influences)
     return path
 
 
@@ -247,7 +248,8 @@ def test_influences_of_other_samples_are_refused(pair, size):
         (second / "influence.npz").write_bytes(b"damaged")
     else:
         number = NUM_GENERATED if size == "nan" else size
-        np.savez(second / "influence.npz", fid=np.full(number, np.nan if size == "nan" else 1.0))
+        of_each = np.full(number, np.nan if size == "nan" else 1.0)
+        write_npz(second / "influence.npz", {"fid": of_each})
     with pytest.raises(db.InputError, match=re.escape(f"{second / 'influence.npz'}: missing")):
         db.compare([first, second])
 

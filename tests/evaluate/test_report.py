@@ -13,6 +13,7 @@ from run_folders import OPTIONS, run_folder
 from sealing import edit, write_text
 
 import ddpmbench as db
+from ddpmbench.checksums import write_npz
 from ddpmbench.evaluate import nll_report
 from ddpmbench.execution.stored_images import Extremes, Pictures
 
@@ -131,7 +132,7 @@ def test_a_single_image_is_neither_the_best_nor_the_worst(small_model, small_ima
     run_folder("every-pair", small_model, small_images.subset(1), tmp_path / "run")
     none = {"best_index": [], "best_pixels": np.zeros((0, 1, 8, 8), np.uint8)}
     none |= {name.replace("best", "worst"): value for name, value in none.items()}
-    np.savez(tmp_path / "run" / "extremes.npz", **none)
+    write_npz(tmp_path / "run" / "extremes.npz", none)
     page = db.write_report(tmp_path / "run").read_text()
     assert "Bits per image" in page
     assert "Fewest bits" not in page
@@ -140,10 +141,7 @@ def test_a_single_image_is_neither_the_best_nor_the_worst(small_model, small_ima
 def test_of_large_pictures_the_page_is_still_small(copied):
     pixels = np.random.default_rng(0).integers(0, 256, (8, 3, 256, 256), dtype=np.uint8)
     index = np.arange(8) % 6
-    np.savez(
-        copied / "extremes.npz",
-        best_index=index, best_pixels=pixels, worst_index=index, worst_pixels=pixels,
-    )  # fmt: skip
+    Extremes(index, pixels, index, pixels).write(copied / "extremes.npz")
     assert db.write_report(copied).stat().st_size < 1_500_000
 
 
@@ -171,7 +169,7 @@ def test_a_damaged_file_is_named_and_the_old_page_stays(copied, name):
     before = (copied / "report.html").read_bytes()
     with pytest.raises(db.InputError) as refused:
         db.write_report(copied)
-    assert f"{name}: missing or damaged; run the command" in str(refused.value)
+    assert f"{name}: missing or damaged" in str(refused.value)
     assert "\n" not in str(refused.value)
     assert (copied / "report.html").read_bytes() == before
     assert not list(copied.rglob("*.tmp"))
@@ -179,8 +177,7 @@ def test_a_damaged_file_is_named_and_the_old_page_stays(copied, name):
 
 @pytest.mark.parametrize("name", ["per_timestep.csv", "conventions.csv", "sub_schedules.csv"])
 def test_a_table_of_another_kind_is_named(copied, name):
-    head = (copied / name).read_text().splitlines()[0] + "\n"
-    for content in ("", "a,b\n1,2\n", *([head] if name != "sub_schedules.csv" else [])):
+    for content in ("", "a,b\n1,2\n"):
         write_text(copied / name, content)
         with pytest.raises(db.InputError, match=f"{name}: missing or damaged"):
             db.write_report(copied)

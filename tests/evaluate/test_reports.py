@@ -13,6 +13,7 @@ from run_folders import HOSTILE, KINDS
 from sealing import edit, read_record
 
 import ddpmbench as db
+from ddpmbench.checksums import write_json
 from ddpmbench.report.display import Shown
 
 LONGEST = 500
@@ -199,6 +200,6 @@ def test_what_is_no_run_is_one_line(tmp_path, runs):
 
 
 def test_what_has_no_report_is_one_line(tmp_path):
-    (tmp_path / "summary.json").write_text('{"schema": "ddpmbench.inspect/1"}')
+    write_json(tmp_path / "summary.json", {"schema": "ddpmbench.inspect/1"})
     with pytest.raises(db.InputError, match="is a run of inspect, which has no"):
         db.load_report(tmp_path)

@@ -16,9 +16,9 @@ import ddpmbench as db
 from ddpmbench import checksums
 from ddpmbench.evaluate.sample import load_samples
 from ddpmbench.execution import worker
+from ddpmbench.execution.finished_runs import read_environment
 from ddpmbench.metrics.scores import PROTOCOLS
 from ddpmbench.report.fid_figures import pictures_of
-from ddpmbench.report.folder_contents import read_environment
 from ddpmbench.report.nll_page import run_figures
 
 FLIPS = {"importance": 1, "pairs": 4, "sample": 4, "fid": 4}

@@ -1,139 +1,150 @@
-"""Records of a folder: without a field, or with one of another type, they are refused by name."""
+"""Records of a folder: one that was changed, or lacks a field, is refused in one line."""
 
-import copy
-from typing import get_args
+import json
+from functools import partial
+from pathlib import Path
 
-import msgspec
 import pytest
-from fidelity_folders import reference, summary
-from test_nll_text import LOW, RECORD
-from test_page import SUMMARY, compared
+from run_folders import KINDS
+from sealing import edit, read_record, write_record
 
-from ddpmbench.errors import InputError
-from ddpmbench.report import compare_fid, compare_nll
-from ddpmbench.report.fid import AGAINST_REFERENCE, Fidelity
-from ddpmbench.report.folder_contents import Environment, check
-from ddpmbench.report.tables import Run
+import ddpmbench as db
+from ddpmbench import checksums
+from ddpmbench.evaluate import page
+from ddpmbench.evaluate.sample import load_samples
+from ddpmbench.report.display import PageReport
 
-
-def run(**changes):
-    conventions = {**SUMMARY["conventions"], "labels": None}
-    return {**copy.deepcopy(SUMMARY), "conventions": conventions, **changes}
+RESULTS = Path(__file__).parents[2] / "results"
+NEEDED = {"schema", "conventions", "checkpoint", "num_images", "data", "seed", "protocol", "calls"}
+SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"><path d="M 0 0 L 9 9"/></svg>'
 
 
-def comparison():
-    unknown = dict.fromkeys(compare_nll.Compared.__struct_fields__)
-    whole = run(**compared())
-    baseline = {**unknown, **whole["baseline"]}
-    return {**whole, "conventions": run()["conventions"], "baseline": baseline}
+@pytest.fixture(autouse=True)
+def _undrawn(monkeypatch):
+    """Pages are written, and their figures are not drawn."""
+
+    def figures(report, *_, **__):
+        return dict.fromkeys(report._figures(), SVG)
+
+    monkeypatch.setattr(page, "_drawn_figures", figures)
 
 
-def fidelity_of_two():
-    one, other = summary(), summary([reference(fid=14.0)])
-    differences = [
-        compare_fid.difference(name, other["references"][0], one["references"][0], paired=None)
-        for name in AGAINST_REFERENCE
-    ]
-    return compare_fid.summary(["a", "b"], [one, other], [differences])
+def shown(folder):
+    """All that a report shows."""
+    report = db.load_report(folder)
+    texts = repr(report) + report._repr_html_()
+    return db.write_report(folder, progress=False) if isinstance(report, PageReport) else texts
 
 
-CHECKED = {"warning": None, "likely": None, "num_evaluations": 8}
-RECORDS = {
-    "run": (Run, run(**LOW, check=CHECKED)),
-    "comparison": (compare_nll.Comparison, comparison()),
-    "fidelity": (Fidelity, summary(check=CHECKED)),
-    "fidelity comparison": (compare_fid.FidelityComparison, fidelity_of_two()),
-    "environment": (Environment, {"versions": {}, "arguments": {"resolved": {}}}),
+def line_of(call, folder):
+    """What a call refuses with; None where it refuses nothing."""
+    try:
+        call(folder)
+    except db.InputError as error:
+        line = str(error)
+    else:
+        return None
+    assert str(folder) in line
+    assert "\n" not in line
+    return line
+
+
+def lacking(folder):
+    """Each field of a summary, while the summary lacks it."""
+    path = folder / "summary.json"
+    whole = read_record(path)
+    for field in whole:
+        write_record(path, {name: value for name, value in whole.items() if name != field})
+        yield field
+    write_record(path, whole)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_summary_that_lacks_a_field_is_shown_without_it_or_is_one_line(runs, kind, tmp_path):
+    folder = runs.copied(kind, tmp_path)
+    fields, refused = set(), set()
+    for field in lacking(folder):
+        fields.add(field)
+        if line := line_of(shown, folder):
+            assert "damaged" in line
+            refused.add(field)
+    assert refused >= NEEDED & fields - ({"seed", "conventions"} if "compare" in kind else set())
+    assert line_of(shown, folder) is None
+
+
+COMPARED = (
+    lambda run, runs, kind: db.compare([runs[kind].folder, run]),
+    lambda run, runs, kind: db.compare([run, runs[kind].folder]),
+)
+BOUNDS = (*COMPARED, lambda run, runs, kind: db.rate_distortion(run))
+READERS = {
+    "every-pair": BOUNDS,
+    "importance": (
+        *BOUNDS,
+        lambda run, runs, kind: db.evaluate_nll(runs.model, runs.images, terms_of=run),
+    ),
+    "fid": (*COMPARED, lambda run, runs, kind: load_samples(run)),
+    "sample": (lambda run, runs, kind: load_samples(run),),
+    "score": (lambda run, runs, kind: db.score_images(runs.model, runs.images, terms_of=run),),
 }
 
 
-def structs_in(kind):
-    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-        return [kind]
-    return [found for inner in get_args(kind) for found in structs_in(inner)]
+@pytest.mark.parametrize("kind", READERS)
+def test_so_it_is_where_another_command_reads_it(runs, kind, tmp_path):
+    folder = runs.copied(kind, tmp_path)
+    for read in READERS[kind]:
+        reader = partial(read, runs=runs, kind=kind)
+        lines = {field: line_of(reader, folder) for field in lacking(folder)}
+        assert lines["schema"]
+        assert not all(lines.values())
 
 
-def fields(record, kind, path=()):
-    """Each field that a record has, those of records within too, and where it is."""
-    for field in msgspec.structs.fields(kind):
-        if field.name not in record:
-            continue
-        place, value = (*path, field.name), record[field.name]
-        yield place, field
-        within = [*place, 0] if isinstance(value, list) else place
-        inner = value[0] if isinstance(value, list) and value else value
-        if isinstance(inner, dict):
-            for struct in structs_in(field.type):
-                yield from fields(inner, struct, tuple(within))
-
-
-def parent(record, place):
-    for key in place[:-1]:
-        record = record[key]
-    return record
-
-
-@pytest.mark.parametrize("name", RECORDS)
-def test_every_field_that_is_missing_or_of_another_type_is_named(tmp_path, name):
-    kind, whole = RECORDS[name]
-    check(whole, kind, tmp_path)
-    places = list(fields(whole, kind))
-    assert len(places) >= len(kind.__struct_fields__) - 1
-    for place, field in places:
-        for is_missing in (True, False):
-            damaged = copy.deepcopy(whole)
-            if is_missing:
-                del parent(damaged, place)[place[-1]]
-                if not field.required:
-                    continue
-            else:
-                parent(damaged, place)[place[-1]] = [[]]
-            with pytest.raises(InputError, match="missing or damaged") as refused:
-                check(damaged, kind, tmp_path)
-            text = str(refused.value)
-            assert text.startswith(str(tmp_path))
-            assert place[-1] in text
-            assert "\n" not in text
-            assert "`" not in text  # a command would take it for a parameter
-
-
-def first_differences(of):
-    return of["runs"][0]["differences"]
+@pytest.mark.parametrize("name", ["summary.json", "environment.json"])
+@pytest.mark.parametrize("kind", ["importance", "fid", "likelihoods"])
+def test_what_is_changed_by_hand_is_one_line(runs, kind, name, tmp_path):
+    path = runs.copied(kind, tmp_path) / name
+    text = path.read_text()
+    unsealed = read_record(path)
+    for changed in (
+        text.replace('"cpu', '"my cpu'),
+        json.dumps(unsealed),
+        json.dumps({**unsealed, "checksums": {}}),
+        text + " ",
+        "[]",
+    ):
+        path.write_text(changed)
+        assert name in line_of(db.write_report, path.parent)
 
 
 @pytest.mark.parametrize(
-    ("name", "change", "field"),
+    ("changes", "words"),
     [
-        ("run", lambda of: of.update(prior=True), "prior"),
-        ("run", lambda of: of.update(bits_per_dim="3.6"), "bits_per_dim"),
-        ("run", lambda of: of["sampling"].clear(), "sampling.num_replicates"),
-        ("run", lambda of: of.update(precision_correction=None), "precision_correction"),
-        ("run", lambda of: of.update(precision="fp32"), "precision_correction"),
-        ("comparison", lambda of: of.update(runs=[]), "runs"),
-        ("comparison", lambda of: of["runs"].append(3), "runs[1]"),
-        ("fidelity", lambda of: of.update(references=[]), "references"),
-        ("fidelity", lambda of: of.update(warnings=[1]), "warnings[0]"),
-        ("fidelity comparison", lambda of: first_differences(of).pop(0), "differences"),
-        ("fidelity comparison", lambda of: first_differences(of).clear(), "differences"),
-        (
-            "fidelity comparison",
-            lambda of: first_differences(of)[0].update(measure="other"),
-            "measure",
-        ),
-        ("environment", lambda of: of["arguments"].update(given=3), "arguments.given"),
+        ({"precision": "bf16"}, "precision_correction: does not belong to bf16"),
+        ({"precision_correction": {"bits_per_dim": 0.1}}, "does not belong to fp32"),
+        ({"estimator": "rotated-warp"}, "estimator: rotated-warp is unknown"),
     ],
 )
-def test_what_cannot_be_is_named(tmp_path, name, change, field):
-    kind, whole = RECORDS[name]
-    damaged = copy.deepcopy(whole)
-    change(damaged)
-    with pytest.raises(InputError) as refused:
-        check(damaged, kind, tmp_path)
-    assert f"{tmp_path}: missing or damaged: " in str(refused.value)
-    assert field in str(refused.value)
+def test_what_does_not_go_together_is_named(runs, changes, words, tmp_path):
+    folder = runs.copied("importance", tmp_path)
+    edit(folder / "summary.json", **changes)
+    for call in (db.load_report, db.rate_distortion, lambda run: db.compare([run, RESULTS])):
+        assert words in line_of(call, folder)
 
 
-@pytest.mark.parametrize("changes", [{}, {"precision_correction": None}, LOW])
-def test_a_correction_belongs_to_low_precision_alone(tmp_path, changes):
-    check(run(**changes), Run, tmp_path)
-    assert ("precision" in changes) == (changes.get("precision_correction") is RECORD)
+def test_a_comparison_of_fid_begins_with_fid(runs, tmp_path):
+    folder = runs.copied("compare-fid", tmp_path)
+    (run,) = read_record(folder / "summary.json")["runs"]
+    edit(folder / "summary.json", runs=[{**run, "differences": run["differences"][1:]}])
+    assert "summary.json" in line_of(db.load_report, folder)
+
+
+def test_published_folders_hold_what_was_written():
+    summaries = list(RESULTS.rglob("summary.json"))
+    assert len(summaries) > 10
+    for path in summaries:
+        known = checksums.read_json(path)[checksums.CHECKSUMS]
+        for other in path.parent.iterdir():
+            if other.suffix in (".json", ".npz"):
+                assert checksums.is_whole(other), other
+            elif other.name in known:
+                assert checksums.checksum(other) == known[other.name], other
