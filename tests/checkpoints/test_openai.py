@@ -190,13 +190,6 @@ def test_a_default_that_contradicts_the_weights(path, flags, words):
         load_checkpoint(path, CheckpointSettings(model_flags=flags))
 
 
-def test_sparse_weights_are_refused(path):
-    weights = torch.load(path, weights_only=True)
-    torch.save({name: weight.to_sparse() for name, weight in weights.items()}, path)
-    with refused(path, "is sparse (float32, sparse_coo); save it with .to_dense()"):
-        read(path)
-
-
 def test_process_flags(path):
     flags = "--diffusion_steps 400 --noise_schedule cosine --rescale_timesteps True"
     checkpoint = read(path, flags, "--predict_xstart True --clip_denoised False")

@@ -172,23 +172,13 @@ def test_the_published_networks_have_the_size_of_the_published_files():
     ("name", "shape", "word"),
     [
         ("down.1.block.0.conv_shortcut.weight", (64, 32, 3, 3), "conv_shortcut"),
-        ("down.0.block.0.conv1.weight", None, "down.0.block.0.conv1.weight"),
-        ("down.1.attn.0.k.weight", None, "down.1.attn.0.k.weight missing"),
         ("conv_out.weight", (32,), "is [32], which no such network has"),
     ],
 )
 def test_weights_of_a_network_that_cannot_be_read(path, name, shape, word):
     weights = torch.load(path, weights_only=True)
-    weights.pop(name, None)
-    torch.save(weights if shape is None else {**weights, name: torch.zeros(shape)}, path)
+    torch.save({**weights, name: torch.zeros(shape)}, path)
     with refused(path, word):
-        load_checkpoint(path, SAID)
-
-
-def test_sparse_weights_are_refused(path):
-    weights = torch.load(path, weights_only=True)
-    torch.save({name: weight.to_sparse() for name, weight in weights.items()}, path)
-    with refused(path, "is sparse (float32, sparse_coo); save it with .to_dense()"):
         load_checkpoint(path, SAID)
 
 

@@ -1,11 +1,13 @@
 """A corpus of files that are no DDPM, or no whole one: one line each, and none of them loads."""
 
 import dataclasses
+import itertools
 import json
+import os
 import struct
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from peers import (
     edit_json,
     openai_weights,
     pesser_weights,
+    refused,
     save_flat,
     save_pipeline,
 )
@@ -27,17 +30,16 @@ from score_sde_files import training_state
 from unet_configs import SMALL_CONFIG
 
 from ddpmbench import CheckpointSettings, load_checkpoint
-from ddpmbench.errors import InputError
 from ddpmbench.unet.unet import UNet
 
-FOR_OPENAI = ("--model-flags", OPENAI_FLAGS)
-FOR_PESSER = ("--schedule", "linear:1000", "--variance", "fixed_large")
-MIDDLE = "middle_block.0.out_layers.3.weight"
+IS_OPENAI = {"model_flags": OPENAI_FLAGS}
+IS_PESSER = {"schedule": "linear:1000", "variance": "fixed_large"}
 OPENAI = openai_weights()
 DIFFUSERS = diffusers_unet(SMALL_UNET).state_dict()
 with torch.random.fork_rng():
     torch.manual_seed(0)
     PESSER = pesser_weights(UNet(SMALL_CONFIG))
+DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
 SCORE = training_state("vp_one_level")
 OPTIMIZER = {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 1e-4}]}
 
@@ -50,17 +52,17 @@ class Wrong:
         name: what it is.
         make: writes it into a folder and returns its path.
         words: what the line must hold besides the path.
-        options: those that would do for a file of the kind that it is taken for.
-        unsettled: whether nothing is wrong but that options are missing or others.
-        raw: whether a whole model is beside it, which `--weights raw` reads.
-        own: whether its network is whole and only its meaning wrong, which `--network` cannot
+        settings: those that would do for a file of the kind that it is taken for.
+        unsettled: whether nothing is wrong but that settings are missing or others.
+        raw: whether a whole model is beside it, which `weights="raw"` reads.
+        own: whether its network is whole and only its meaning wrong, which `network` cannot
             show.
     """
 
     name: str
     make: Callable[[Path], Path]
     words: tuple[str, ...]
-    options: tuple[str, ...] = ()
+    settings: Mapping[str, str] = dataclasses.field(default_factory=dict)
     unsettled: bool = False
     raw: bool = False
     own: bool = False
@@ -86,21 +88,20 @@ def holding(content, name="model.pt"):
     return make
 
 
-def with_middle(weight):
-    """The weights of OPENAI with another one in the middle; None takes it out."""
-    weights = {**OPENAI, MIDDLE: weight}
-    return {name: w for name, w in weights.items() if w is not None}
-
-
-def openai(name, change, *words):
-    """A file of OPENAI with its middle weight changed."""
-    content = with_middle(change(OPENAI[MIDDLE]))
-    return Wrong(f"openai {name}", saved(content), (MIDDLE, *words), FOR_OPENAI)
-
-
 def picture(folder):
     Image.new("RGB", (8, 8)).save(folder / "model.png")
     return (folder / "model.png").rename(folder / "model.pt")
+
+
+def cut(make, share):
+    """The first bytes of a file, this share of them."""
+
+    def made(folder):
+        path = make(folder)
+        os.truncate(path, int(share * path.stat().st_size))
+        return path
+
+    return made
 
 
 def with_spoiled_table(make):
@@ -162,14 +163,6 @@ def inside_a_pipeline(folder):
     return folder / "model" / "unet"
 
 
-def huge():
-    """Weights that declare 2^10 numbers in each dimension and hold one."""
-    return {
-        name: torch.ones(1).as_strided([2**10] * weight.ndim, [0] * weight.ndim)
-        for name, weight in PESSER.items()
-    }
-
-
 CORPUS = [
     # no checkpoint
     Wrong("a page", holding(b"<!doctype html>404", "m.ckpt"), ("not a file written by",)),
@@ -191,19 +184,32 @@ CORPUS = [
         "a state dict whose table of contents is spoiled",
         with_spoiled_table(saved(OPENAI)),
         ("truncated or damaged; copy",),
-        FOR_OPENAI,
+        IS_OPENAI,
+    ),
+    *(
+        Wrong(f"{share:.1%} of {name}", cut(make, share), ("again",), IS_OPENAI)
+        for share in (0.0, 0.001, 0.99)
+        for name, make in {
+            "a state dict": saved(OPENAI),
+            "one in torch's old form": saved(OPENAI, _use_new_zipfile_serialization=False),
+            "safetensors": safetensors(OPENAI),
+        }.items()
     ),
     Wrong("a whole module", saved(lambda: torch.nn.Linear(2, 2)), ("Linear", "state_dict()")),
     Wrong("a tensor", saved(torch.zeros(3)), ("Tensor", "not a state dict")),
-    Wrong("safetensors that promise 4 TB", promising([2**20, 2**20]), ("not a whole",), FOR_PESSER),
-    Wrong("tensors that declare 4 TB each", saved(huge), ("holds 1 numbers",), FOR_PESSER),
+    Wrong("safetensors that promise 4 TB", promising([2**20, 2**20]), ("not a whole",), IS_PESSER),
+    Wrong(
+        "a record too deep to be parsed",
+        safetensors({"w": torch.ones(1)}, metadata={"ddpmbench": "[" * 100_000}),
+        ("too deep",),
+    ),
     # renamed
-    Wrong("safetensors called .pt", safetensors(PESSER, "m.pt"), ("rename it",), FOR_PESSER),
+    Wrong("safetensors called .pt", safetensors(PESSER, "m.pt"), ("rename it",), IS_PESSER),
     Wrong(
         "a state dict called .safetensors",
         saved(PESSER, "m.safetensors"),
         ("rename it to .pt",),
-        FOR_PESSER,
+        IS_PESSER,
     ),
     # other things
     Wrong("no weights", saved({}), ("holds no weights",)),
@@ -212,25 +218,25 @@ CORPUS = [
         "a shadow of torch_ema",
         saved({"decay": 0.99, "shadow_params": list(OPENAI.values())}),
         ("holds no weights with names",),
-        FOR_OPENAI,
+        IS_OPENAI,
     ),
     Wrong(
         "a shadow beside its model",
         saved({"model": OPENAI, "ema": {"shadow_params": list(OPENAI.values())}}),
-        ("ema/shadow_params", "--weights raw"),
-        FOR_OPENAI,
+        ("ema/shadow_params", "`weights=raw`"),
+        IS_OPENAI,
         raw=True,
     ),
     Wrong(
         "two models",
         saved({"net_a": OPENAI, "net_b": {**OPENAI, "out.0.bias": torch.ones(32)}}),
         ("net_a", "net_b"),
-        FOR_OPENAI,
+        IS_OPENAI,
     ),
     Wrong(
         "LoRA of peft",
         saved({"base_model.model.mid_block.to_q.lora_A.weight": torch.zeros(4, 4)}),
-        ("mid_block.to_q.lora_A.weight", "--network"),
+        ("mid_block.to_q.lora_A.weight", "`network=FILE.py:NAME`"),
     ),
     # other networks
     Wrong(
@@ -244,79 +250,60 @@ CORPUS = [
             }
         ),
         ("latents", "first_stage_model"),
-        FOR_OPENAI,
+        IS_OPENAI,
         own=True,
     ),
     Wrong(
         "a network with cross attention",
         saved({**OPENAI, "input_blocks.1.1.transformer_blocks.0.norm.weight": torch.zeros(3)}),
         ("left over",),
-        FOR_OPENAI,
+        IS_OPENAI,
     ),
     Wrong(
         "a classifier of guided-diffusion",
         saved({name: w for name, w in OPENAI.items() if "output_blocks" not in name}),
         ("classifier",),
-        FOR_OPENAI,
+        IS_OPENAI,
     ),
-    Wrong("an upsampler", saved(lambda: openai_weights(images=6)), ("upsampler",), FOR_OPENAI),
+    Wrong("an upsampler", saved(lambda: openai_weights(images=6)), ("upsampler",), IS_OPENAI),
     # not whole
     Wrong(
-        "openai, a weight more",
-        saved({**OPENAI, "middle_block.3.weight": torch.zeros(3)}),
-        ("middle_block.3.weight", "left over"),
-        FOR_OPENAI,
-    ),
-    openai("a weight short", lambda middle: None),
-    openai("of another shape", lambda middle: middle[:1], "the network takes"),
-    openai("with a NaN", lambda middle: middle * torch.nan, "NaN"),
-    openai("beyond float16", lambda middle: (1e6 * middle).half(), "infinite"),
-    openai("in 4 bits", lambda w: w.byte().view(torch.float4_e2m1fn_x2), "float4_e2m1fn_x2"),
-    openai("in integers", lambda middle: middle.int(), "int32"),
-    Wrong(
         "openai beside betas without numbers",
-        saved({**with_middle(None), "betas": torch.ones(9, device="meta")}),
-        (MIDDLE,),
-        FOR_OPENAI,
+        saved(
+            {
+                **{name: w for name, w in OPENAI.items() if name != "out.0.bias"},
+                "betas": torch.ones(9, device="meta"),
+            }
+        ),
+        ("out.0.bias",),
+        IS_OPENAI,
     ),
     Wrong(
         "pesser beside betas that declare 4 TB",
         saved({"model": PESSER, "betas": torch.ones(1).as_strided([2**40], [0])}),
-        ("--schedule",),
+        ("`schedule=",),
         unsettled=True,
     ),
-    Wrong(
-        "openai without numbers",
-        saved(lambda: openai_weights(device="meta")),
-        ("has no numbers (meta device)",),
-        FOR_OPENAI,
-    ),
-    Wrong("openai without flags", saved(OPENAI), ("--model-flags",), unsettled=True),
-    Wrong("score_sde without flags", saved(SCORE), ("--model-flags",), unsettled=True),
+    Wrong("openai without flags", saved(OPENAI), ("`model_flags`",), unsettled=True),
+    Wrong("score_sde without flags", saved(SCORE), ("`model_flags`",), unsettled=True),
     Wrong(
         "openai with another's flags",
         saved(OPENAI),
         ("--num_channels 128", "32"),
-        ("--model-flags", "--image_size 32"),
+        {"model_flags": "--image_size 32"},
         unsettled=True,
     ),
     Wrong(
         "pesser without a schedule",
         saved(PESSER, "model.ckpt"),
-        ("--schedule", "--variance"),
+        ("`schedule=", "`variance="),
         unsettled=True,
-    ),
-    Wrong(
-        "pesser, a weight short",
-        saved({n: w for n, w in PESSER.items() if n != "mid.attn_1.k.bias"}, "model.ckpt"),
-        ("mid.attn_1.k.bias", "missing"),
-        FOR_PESSER,
     ),
     Wrong(
         "pesser with an autoencoder's stem",
         saved({**PESSER, "conv_in.weight": torch.zeros(64, 1, 3, 3)}, "model.ckpt"),
         ("conv_in.weight is [64, 1, 3, 3]",),
-        FOR_PESSER,
+        IS_PESSER,
     ),
     # native and diffusers
     Wrong(
@@ -340,14 +327,33 @@ CORPUS = [
         ("schedule",),
     ),
     Wrong(
-        "diffusers, other weights",
-        flat(
-            safetensors(
-                {**DIFFUSERS, "mid_block.more": torch.zeros(1)},
-                "diffusion_pytorch_model.safetensors",
-            )
-        ),
-        ("mid_block.more",),
+        "diffusers without weights",
+        flat(lambda folder: (folder / DIFFUSERS_FILE).unlink()),
+        (DIFFUSERS_FILE, "copy them there"),
+    ),
+    Wrong(
+        "diffusers, half of its weights",
+        flat(lambda folder: cut(lambda folder: folder / DIFFUSERS_FILE, 0.5)(folder)),
+        (DIFFUSERS_FILE, "again"),
+    ),
+    *(
+        Wrong(
+            f"diffusers, {content} in {name}",
+            flat(lambda folder, file=name, text=content: (folder / file).write_bytes(text)),
+            (name,),
+        )
+        for name in ("scheduler_config.json", "config.json")
+        for content in (b"", b"{", b"[1]", b"\xff\xfe", b"{}\n{}")
+    ),
+    Wrong(
+        "diffusers of more channels than memory",
+        flat(lambda folder: edit_json(folder / "config.json", block_out_channels=[2**20, 2**21])),
+        ("linear_1.weight", str(2**20)),
+    ),
+    Wrong(
+        "diffusers of more layers than memory",
+        flat(lambda folder: edit_json(folder / "config.json", layers_per_block=10_000_000)),
+        ("config.json", "num_blocks 10,000,000", "correct"),
     ),
     Wrong("diffusers, unet/ alone", inside_a_pipeline, ("scheduler_config.json", "pass ")),
     Wrong(
@@ -365,27 +371,6 @@ CORPUS = [
         ("_class_name",),
     ),
 ]
-every_wrong_file = pytest.mark.parametrize("wrong", CORPUS, ids=[wrong.name for wrong in CORPUS])
-
-
-@pytest.fixture
-def place(tmp_path):
-    (tmp_path / "files").mkdir()
-    return tmp_path / "files"
-
-
-@every_wrong_file
-def test_a_wrong_file_is_one_line_that_names_it(wrong, place, refused):
-    path = wrong.make(place)
-    line = refused("nll", "--ckpt", path, *wrong.options)
-    for word in (str(path), *wrong.words):
-        assert word in line
-
-
-# ---- whatever is said of them
-
-IS_OPENAI = {"model_flags": OPENAI_FLAGS}
-IS_PESSER = {"schedule": "linear:1000", "variance": "fixed_large"}
 OWN = """
 from torch import empty, nn
 
@@ -429,25 +414,23 @@ def own(tmp_path_factory):
     return said
 
 
-not_unsettled = pytest.mark.parametrize(
-    "wrong", [wrong for wrong in CORPUS if not wrong.unsettled], ids=lambda wrong: wrong.name
-)
-
-
-@not_unsettled
-def test_no_settings_make_it_a_model(wrong, place, own):
-    """Neither what its family's files need, nor a network of one's own with the same weights."""
-    path = wrong.make(place)
-    same = own("pesser" if wrong.options == FOR_PESSER else "openai")
-    for said in ({}, IS_OPENAI, IS_PESSER, same):
-        for weights in (None, "ema", "raw"):
-            settings = CheckpointSettings(**said, weights=weights)
-            is_own = wrong.own and said == own("openai") and weights != "ema"
-            if is_own or (wrong.raw and weights == "raw" and said in (IS_OPENAI, own("openai"))):
-                holds(load_checkpoint(path, settings), OPENAI)
-                continue
-            with pytest.raises(InputError):
-                load_checkpoint(path, settings)
+@pytest.mark.parametrize("wrong", CORPUS, ids=lambda wrong: wrong.name)
+def test_a_wrong_file_is_one_line_that_names_it_whatever_is_said_of_it(wrong, tmp_path, own):
+    """What its family's files need, and a network of one's own with the same weights."""
+    path = wrong.make(tmp_path)
+    with refused(path, *wrong.words):
+        load_checkpoint(path, CheckpointSettings(**wrong.settings))
+    if wrong.unsettled:
+        return
+    same = own("pesser" if wrong.settings is IS_PESSER else "openai")
+    for said, weights in itertools.product(({}, IS_OPENAI, IS_PESSER, same), (None, "ema", "raw")):
+        settings = CheckpointSettings(**said, weights=weights)
+        is_own = wrong.own and said == own("openai") and weights != "ema"
+        if is_own or (wrong.raw and weights == "raw" and said in (IS_OPENAI, own("openai"))):
+            holds(load_checkpoint(path, settings), OPENAI)
+            continue
+        with refused():
+            load_checkpoint(path, settings)
 
 
 def holds(checkpoint, weights):
@@ -464,8 +447,8 @@ def holds(checkpoint, weights):
 
 
 @pytest.mark.parametrize("weights", [OPENAI, PESSER], ids=["openai", "pesser"])
-def test_what_the_corpus_is_made_of_is_read_where_nothing_is_wrong(weights, place, own):
-    path = saved(weights)(place)
+def test_what_the_corpus_is_made_of_is_read_where_nothing_is_wrong(weights, tmp_path, own):
+    path = saved(weights)(tmp_path)
     is_openai = weights is OPENAI
     for said in (IS_OPENAI if is_openai else IS_PESSER, own("openai" if is_openai else "pesser")):
         holds(load_checkpoint(path, CheckpointSettings(**said)), weights)
