@@ -19,15 +19,9 @@ from ddpmbench.checkpoints.network_weights import (
     load_into,
     not_finite,
 )
-from ddpmbench.checkpoints.schedule_tables import NO_TABLES, ScheduleTables
+from ddpmbench.checkpoints.schedule_tables import ScheduleTables
 from ddpmbench.checkpoints.schedules import notes_on, read_schedule
-from ddpmbench.checkpoints.settings import (
-    CheckpointFile,
-    CheckpointSettings,
-    Family,
-    MissingSettingsError,
-    parameters,
-)
+from ddpmbench.checkpoints.settings import SETTINGS, CheckpointFile, CheckpointSettings, Family
 from ddpmbench.checkpoints.state_dicts import StateDict, find_state, network_digest
 from ddpmbench.checkpoints.weights import FileError, tensors_in
 from ddpmbench.diffusion.data_range import UNIT_RANGE, DataRange
@@ -52,12 +46,6 @@ LABELS = frozenset(
 
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 """Wrappers that hold the network as `module`."""
-_PLACEHOLDERS = {
-    "prediction": ("PREDICTION", ", ".join(Prediction)),
-    "variance": ("VARIANCE", ", ".join(Variance)),
-    "time_input": ("TIME", ", ".join(TimeInput)),
-}
-"""A placeholder for each setting that no file of weights states, and its possible values."""
 
 
 def read_own(file: CheckpointFile) -> Checkpoint:
@@ -86,7 +74,7 @@ def read_again(file: CheckpointFile) -> Checkpoint:
     """
     settings, has_file = file.settings, bool(file.sha256)
     if has_file:
-        _require(settings, file.path, file.content, file.tables)
+        values = _values(file, file.content)
     elif settings.weights is not None:
         raise InputError(
             f"`weights={settings.weights}`: chooses among those in a file; pass `ckpt=FILE` or "
@@ -96,9 +84,9 @@ def read_again(file: CheckpointFile) -> Checkpoint:
     with user_file(str(settings.network)) as code:
         network, state = _built(code, file)
         if not has_file:
-            _require(settings, code.path, network.state_dict(), NO_TABLES)
+            values = _values(dataclasses.replace(file, path=code.path), network.state_dict())
         _refuse_untrained(code, network, file.path if state is not None else None)
-        checkpoint = _checkpoint(code, network, settings, file.tables)
+        checkpoint = _checkpoint(code, network, settings, values)
     checkpoint = dataclasses.replace(
         checkpoint,
         code=dataclasses.replace(code.code, imported=code.modules.sha256()),
@@ -127,28 +115,20 @@ def read_again(file: CheckpointFile) -> Checkpoint:
 OWN_NETWORK = Family(name="own network", read=read_own)
 
 
-def _require(
-    settings: CheckpointSettings, path: Path, state: Mapping[str, object], tables: ScheduleTables
-) -> None:
-    """Refuse missing settings that no file of weights states."""
-    examples = {"schedule": tables.example}
-    examples |= {name: example for name, (example, _) in _PLACEHOLDERS.items()}
-    missing = {n: example for n, example in examples.items() if getattr(settings, n) is None}
-    if not missing:
-        return
-    known = (_PLACEHOLDERS[name] for name in missing if name in _PLACEHOLDERS)
-    meant = "; ".join(f"{example}: {values}" for example, values in known)
-    raise MissingSettingsError(
-        f"`network={settings.network}`: no file of weights says how it was trained; add "
-        f"{' '.join(parameters(missing))} as it was" + (f" ({meant})" if meant else ""),
-        path=path,
+def _values(file: CheckpointFile, state: Mapping[str, object]) -> dict[str, Any]:
+    """The settings that no file of weights states."""
+    names = ("schedule", "prediction", "variance", "time_input")
+    problem = "no file of weights says how it was trained"
+    values, _ = file.settle(
+        dict.fromkeys(names, FileError(f"`network={file.settings.network}`", problem)),
         weights=dict(tensors_in(state)),
-        missing=missing,
+        examples={name: SETTINGS[name].placeholder for name in names[1:]},
     )
+    return values
 
 
 def _checkpoint(
-    file: UserFile, network: nn.Module, settings: CheckpointSettings, tables: ScheduleTables
+    file: UserFile, network: nn.Module, settings: CheckpointSettings, values: Mapping[str, Any]
 ) -> Checkpoint:
     """The checkpoint without the source of its weights."""
     channels, size, num_classes, null_class = (
@@ -167,10 +147,7 @@ def _checkpoint(
         )
     return Checkpoint(
         network=network,
-        schedule=read_schedule(str(settings.schedule), tables),
-        prediction=Prediction(str(settings.prediction)),
-        variance=Variance(str(settings.variance)),
-        time_input=TimeInput(str(settings.time_input)),
+        **values,
         data_range=settings.data_range_over(UNIT_RANGE),
         channels=_whole(channels) or None,
         image_size=_image_size(size),

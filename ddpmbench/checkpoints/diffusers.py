@@ -262,24 +262,22 @@ def read_diffusers(file: CheckpointFile) -> Checkpoint:
     else:
         config, image_size, notes = read_network(layout.config)
         files, weights, sha256, equal = _read_candidates(layout, folder, state)
-        conventions = read_scheduler(scheduler, settings, file=files.path, weights=weights)
+        place = dataclasses.replace(file, path=files.path)
+        conventions = read_scheduler(scheduler, place, weights=weights)
+        notes = (*notes, *conventions.pop("notes"))
         stated_by = str(scheduler)
         if settings.variance is not None:
             stated_by = f"{layout.config}: `variance={settings.variance}`"
-        check_outputs(config, conventions.variance, source=stated_by)
+        check_outputs(config, conventions["variance"], source=stated_by)
         checkpoint = Checkpoint(
             network=build_unet(config, weights, _RENAMES, parts=_PARTS, source=files.path),
-            schedule=conventions.schedule,
-            prediction=conventions.prediction,
-            variance=conventions.variance,
-            clip=conventions.clip,
+            **conventions,
             channels=config.in_channels,
             image_size=image_size,
             size_multiple=config.size_multiple,
             num_classes=config.num_classes,
             sha256=sha256,
-            notes=(*notes, *conventions.notes),
-            sources=conventions.sources,
+            notes=notes,
         )
     return dataclasses.replace(
         checkpoint,

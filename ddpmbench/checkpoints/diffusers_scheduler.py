@@ -11,12 +11,12 @@ from typing import Any, Self, TypeVar
 import msgspec
 from torch import Tensor
 
-from ddpmbench.checkpoints.schedule_tables import NO_TABLES, ScheduleTables
-from ddpmbench.checkpoints.schedules import read_schedule
-from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsError, parameters
+from ddpmbench.checkpoints.schedule_tables import ScheduleTables
+from ddpmbench.checkpoints.settings import CheckpointFile, Stated
 from ddpmbench.checkpoints.weights import AGAIN, FileError, naming
 from ddpmbench.diffusion.process import Prediction, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
+from ddpmbench.errors import InputError
 
 T = TypeVar("T")
 
@@ -92,8 +92,6 @@ class Fields:
             raise self.refusal(name, str(error).replace("`", "")) from error
 
 
-Readers = Mapping[str, tuple[Callable[[Fields], object], Callable[[Any], object]]]
-"""By setting: how it is read from a file, and from the user's value."""
 DEFAULT = "diffusers' default"
 """The source of a field that the file lacks and the library has a default for."""
 
@@ -150,33 +148,22 @@ _PREDICTION_TYPE_SINCE = (0, 12)
 """The version of diffusers that introduced `prediction_type`."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Conventions:
-    """The process that a scheduler's file describes.
-
-    Attributes:
-        notes: settings and defaults used in place of the file, a line each.
-        sources: setting -> its source, if other than the file.
-    """
-
-    schedule: NoiseSchedule
-    prediction: Prediction
-    variance: Variance
-    clip: bool
-    notes: tuple[str, ...] = ()
-    sources: dict[str, str] = dataclasses.field(default_factory=dict)
+_ASKED = ("schedule", "prediction", "variance")
+"""Settings without a default, if no scheduler states them."""
 
 
 def read_scheduler(
-    path: Path, settings: CheckpointSettings, *, file: Path, weights: Mapping[str, Tensor]
-) -> Conventions:
-    """The process that `scheduler_config.json` describes.
+    path: Path, file: CheckpointFile, *, weights: Mapping[str, Tensor]
+) -> dict[str, Any]:
+    """The schedule, the conventions, notes and sources, from `scheduler_config.json`.
 
-    A setting replaces a field that is missing or that this package cannot express.
+    A setting replaces a field that is missing or that this package cannot express. Without the
+    file the settings must state everything but the clipping.
 
-    Without the file the settings must state everything. A setting that contradicts a readable field
-    is left to the caller, except the variance, which determines the network's output channels.
-    `file` and `weights` are for a MissingSettingsError.
+    Args:
+        path: of `scheduler_config.json`.
+        file: of the weights.
+        weights: its tensors.
 
     Raises:
         MissingSettingsError: a field is missing or cannot be expressed, and its setting is not
@@ -186,48 +173,28 @@ def read_scheduler(
     Source: the documented defaults of diffusers' DDPMScheduler. Its betas are read, never its
     variances, which are clamped and in float32.
     """
-    examples: dict[str, object] = {
-        "schedule": NO_TABLES.example,
-        "prediction": "eps",
-        "variance": "fixed_small",
-    }
-    absent = {n: example for n, example in examples.items() if getattr(settings, n) is None}
-    lacking = functools.partial(MissingSettingsError, path=file, weights=weights)
-    if not path.is_file():
-        if absent:
-            raise lacking(
-                f"{path}: missing, so nothing says the noise schedule; copy it there from where "
-                f"the model came, or pass {' '.join(parameters(absent))} as it was trained",
-                missing=absent,
-            )
-        return _from_settings(settings, f"no {path}")
-    fields = Fields.read(path, _DEFAULTS, _OLD_NAMES)
-    name = fields.values["_class_name"]
-    if name not in _DDPM + _OTHER_SAMPLERS:
-        if absent:
-            raise fields.refusal(
-                "_class_name",
-                "not a scheduler of a DDPM that can be read; if the model is one, pass "
-                "`schedule`, `prediction` and `variance` as it was trained",
-            )
-        return _from_settings(settings, f"{path} is of a {name}")
-    values, notes, problems = values_of(fields, settings, _SETTINGS)
-    if problems:
-        steps = fields.values["num_train_timesteps"]
-        if "num_train_timesteps" in fields.given and type(steps) is int and steps > 1:
-            examples["schedule"] = ScheduleTables(steps={"num_train_timesteps": steps}).example
-        if str(fields.values["variance_type"]).startswith("learned"):
-            examples["variance"] = "learned_range"
-        missing = {setting: {**examples, "clip": True}[setting] for setting in problems}
-        remedy = " ".join(parameters(missing)) + (" (or `clip=False`)" if "clip" in missing else "")
-        raise lacking(
-            f"{path}: {'; '.join(problems.values())}; pass {remedy}, or whatever it was trained "
-            "with",
-            missing=missing,
-        )
-    if settings.variance is not None and settings.variance != values["variance"]:
-        notes.append(f"`variance={settings.variance}` overrides {fields.values['variance_type']}")
-        values["variance"] = Variance(settings.variance)
+    settings, problem = file.settings, None
+    fields = nothing = Fields(path, _DEFAULTS, frozenset())
+    if path.is_file():
+        fields = Fields.read(path, _DEFAULTS, _OLD_NAMES)
+    else:
+        copy = "copy it there from where the model came"
+        problem = FileError(path, f"missing, so nothing says the noise schedule; {copy}")
+    if fields.values["_class_name"] not in _DDPM + _OTHER_SAMPLERS:
+        kind = "not a scheduler of a DDPM that can be read"
+        problem, fields = fields.refusal("_class_name", kind), nothing
+        if any(getattr(settings, name) is None for name in _ASKED):
+            remedy = "pass `schedule`, `prediction` and `variance` as it was trained"
+            raise InputError(f"{problem}; if the model is one, {remedy}")
+    stated: dict[str, Stated] = {n: functools.partial(r, fields) for n, r in _READERS.items()}
+    if problem is not None:
+        stated = {**dict.fromkeys(_ASKED, problem), "clip": lambda: True}
+    examples, steps = {}, fields.values["num_train_timesteps"]
+    if "num_train_timesteps" in fields.given and type(steps) is int and steps > 1:
+        examples["schedule"] = ScheduleTables(steps={"num_train_timesteps": steps}).example
+    if str(fields.values["variance_type"]).startswith("learned"):
+        examples["variance"] = "learned_range"
+    values, notes = file.settle(stated, weights=weights, examples=examples)
     sources = {}
     if settings.prediction is None and _lacks_prediction(fields):
         sources["prediction"] = DEFAULT
@@ -235,39 +202,7 @@ def read_scheduler(
     if settings.clip is None and "clip_sample" not in fields.given:
         sources["clip"] = DEFAULT
         notes.append(f"x_start is clipped: {DEFAULT}, {path.name} does not say (or `clip=False`)")
-    return Conventions(**values, notes=tuple(notes), sources=sources)
-
-
-def values_of(
-    fields: Fields, settings: CheckpointSettings, readers: Readers
-) -> tuple[dict[str, Any], list[str], dict[str, str]]:
-    """The settings from the file, or else from the user; notes, and problems by setting."""
-    values: dict[str, Any] = {}
-    notes: list[str] = []
-    problems: dict[str, str] = {}
-    for setting, (read, parse) in readers.items():
-        try:
-            values[setting] = read(fields)
-        except FileError as error:
-            if (value := getattr(settings, setting)) is None:
-                problems[setting] = error.problem
-                continue
-            values[setting] = parse(value)
-            (shown,) = parameters({setting: value})
-            notes.append(f"{shown} is used: {error}")
-    return values, notes, problems
-
-
-def _from_settings(settings: CheckpointSettings, problem: str) -> Conventions:
-    """The process from the settings alone."""
-    given = {name: getattr(settings, name) for name in ("schedule", "prediction", "variance")}
-    values: dict[str, Any] = {name: _SETTINGS[name][1](value) for name, value in given.items()}
-    return Conventions(
-        **values,
-        clip=True,
-        notes=(f"{problem}; {' '.join(parameters(given))} is used",),
-        sources={"clip": DEFAULT},
-    )
+    return {**values, "notes": tuple(notes), "sources": sources}
 
 
 def _schedule(fields: Fields) -> NoiseSchedule:
@@ -358,9 +293,4 @@ def _clip(fields: Fields) -> bool:
     return clip
 
 
-_SETTINGS: Readers = {
-    "schedule": (_schedule, read_schedule),
-    "prediction": (_prediction, Prediction),
-    "variance": (_variance, Variance),
-    "clip": (_clip, bool),
-}
+_READERS = {"schedule": _schedule, "prediction": _prediction, "variance": _variance, "clip": _clip}

@@ -115,11 +115,10 @@ def _schedule(
         note = f"`process={settings.schedule}`: {path} does not say {', '.join(missing)}"
         return read_schedule(settings.schedule), (note,)
     raise MissingSettingsError(
-        f"{path}: does not say {', '.join(missing)}; pass `process=ve:SIGMA_MIN:SIGMA_MAX:LEVELS` "
-        "as it was trained",
+        f"{path}: does not say {', '.join(missing)}",
+        {"process": "ve:SIGMA_MIN:SIGMA_MAX:LEVELS"},
         path=file,
         weights=weights,
-        missing={"process": "ve:SIGMA_MIN:SIGMA_MAX:LEVELS"},
     )
 
 

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddpmbench.checkpoints.diffusers_scheduler import Fields, Readers, read_object, values_of
+from ddpmbench.checkpoints.diffusers_scheduler import Fields, read_object
 from ddpmbench.checkpoints.network_weights import (
     Renames,
     build_unet,
@@ -27,13 +27,7 @@ from ddpmbench.checkpoints.network_weights import (
     shape_of,
 )
 from ddpmbench.checkpoints.schedules import read_schedule
-from ddpmbench.checkpoints.settings import (
-    CheckpointFile,
-    CheckpointSettings,
-    Family,
-    MissingSettingsError,
-    parameters,
-)
+from ddpmbench.checkpoints.settings import CheckpointFile, Family, Stated
 from ddpmbench.checkpoints.weights import OWN, FileError, first_line, naming
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.parameterization import Prediction, Variance
@@ -87,30 +81,27 @@ def read_pesser(file: CheckpointFile) -> Checkpoint:
         variance, image_size = published.variance, published.image_size
         notes.append(f"by its name the published {name}: linear schedule of 1000 steps, {variance}")
     else:
-        channels = ", ".join(map(str, config.channels))
-        examples = {"schedule": tables.example, "variance": "fixed_large"}
-        missing = {n: example for n, example in examples.items() if getattr(settings, n) is None}
-        if tables:
-            missing.pop("schedule", None)
-        if missing:
-            raise MissingSettingsError(
-                f"{path}: weights of pesser/pytorch_diffusion's network "
-                f"({channels} channels, {config.num_blocks} blocks each), which do not say how "
-                f"they were trained; add {' and '.join(parameters(missing))}, or whatever it was "
-                "(published files are known by their names, ema_cifar10.ckpt, and their network)",
-                path=path,
-                weights=weights,
-                missing=missing,
-                config=config,
-            )
-        if settings.schedule is not None:
-            schedule = read_schedule(settings.schedule, tables)
-        else:
-            with naming(path):
-                schedule = tables.schedule()
-            notes.append("schedule: that of the tables beside the weights")
-        variance = Variance(str(settings.variance))
         image_size = None
+        channels = ", ".join(map(str, config.channels))
+        problem = FileError(
+            path,
+            f"weights of pesser/pytorch_diffusion's network ({channels} channels, "
+            f"{config.num_blocks} blocks each), which do not say how they were trained",
+        )
+        stated: dict[str, Stated] = {"schedule": problem, "variance": problem}
+        if tables and settings.schedule is None:
+            with naming(path):
+                own_schedule = tables.schedule()
+            stated["schedule"] = lambda: own_schedule
+            notes.append("schedule: that of the tables beside the weights")
+        values, _ = file.settle(
+            stated,
+            weights=weights,
+            examples={"variance": "fixed_large"},
+            config=config,
+            hint="published files are known by their names, ema_cifar10.ckpt, and their network",
+        )
+        schedule, variance = values["schedule"], values["variance"]
     return Checkpoint(
         network=_network(config, variance, weights, path),
         schedule=schedule,
@@ -222,7 +213,6 @@ _VARIANCES = {
     "fixedsmall": Variance.FIXED_SMALL,
     "learned": Variance.LEARNED,
 }
-_EXAMPLES = {"schedule": "linear:T:START:END", "prediction": "eps", "variance": "fixed_large"}
 
 
 def tensorflow_index(path: Path) -> Path | None:
@@ -264,15 +254,15 @@ def read_tensorflow(file: CheckpointFile) -> Checkpoint:
 
     Source: Ho et al. 2020, and the project's unet.py, nn.py and scripts.
     """
-    index, source, settings = file.path, file.source, file.settings
+    index, source = file.path, file.source
     prefix = index.with_suffix("")
     data = sorted(index.parent.glob(f"{prefix.name}.data-*-of-*"))
     if not data:
         raise FileError(index, f"its numbers are missing; copy {prefix.name}.data-* beside it")
     reader = _tensorflow_reader(prefix, source)
     size = sum(file.stat().st_size for file in data)
-    averaged, weights = _read_weights(reader, source, size, raw=settings.weights == "raw")
-    values, notes = _process(index, weights, settings)
+    averaged, weights = _read_weights(reader, source, size, raw=file.settings.weights == "raw")
+    values, notes = _process(file, weights)
     config = network_config(weights, index)
     digest = hashlib.sha256("".join(map(sha256_of, (index, *data))).encode())
     return Checkpoint(
@@ -362,10 +352,10 @@ def _as_torch(scope: str, values: NDArray[np.float32]) -> Tensor:
 
 
 def _process(
-    index: Path, weights: Mapping[str, Tensor], settings: CheckpointSettings
+    file: CheckpointFile, weights: Mapping[str, Tensor]
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Schedule, prediction and variance, of the training record or the user, and notes."""
-    path = index.parent / _KWARGS
+    path = file.path.parent / _KWARGS
     has_record = path.is_file()
     record = read_object(path) if has_record else {}
     if record.get("block_size", 1) != 1:
@@ -376,23 +366,16 @@ def _process(
     if "model_mean_type" not in record and record.get("loss_type") == "noisepred":
         record = {"model_mean_type": "eps", "model_var_type": "fixedsmall", **record}
     fields = Fields(path, record, frozenset(record))
-    values, notes, problems = values_of(fields, settings, _RECORDED)
-    if problems:
-        missing = {setting: _EXAMPLES[setting] for setting in problems}
-        why = "; ".join(problems.values()) if has_record else "missing, so nothing says the process"
-        raise MissingSettingsError(
-            f"{path}: {why}; copy it there from where the model came, or pass "
-            f"{' '.join(parameters(missing))}, or whatever it was trained with",
-            path=index,
-            weights=weights,
-            missing=missing,
-        )
-    # the caller notes overrides of the record; the variance goes with the outputs
-    if settings.variance is not None:
-        values["variance"] = Variance(settings.variance)
-    return values, (f"schedule, prediction and variance: {_KWARGS}", *notes) if has_record else (
-        f"no {_KWARGS}",
+    missing = "missing, so nothing says the process; copy it there from where the model came"
+    values, notes = file.settle(
+        {n: functools.partial(read, fields) for n, read in _RECORDED.items()}
+        if has_record
+        else dict.fromkeys(_RECORDED, FileError(path, missing)),
+        weights=weights,
+        examples={"variance": "fixed_large"},
     )
+    stated_by = (f"schedule, prediction and variance: {_KWARGS}",) if has_record else ()
+    return values, (*stated_by, *notes)
 
 
 def _recorded_schedule(fields: Fields) -> NoiseSchedule:
@@ -418,10 +401,10 @@ def _recorded_choice(key: str, known: Mapping[str, object]) -> Callable[[Fields]
     return read
 
 
-_RECORDED: Readers = {
-    "schedule": (_recorded_schedule, read_schedule),
-    "prediction": (_recorded_choice("model_mean_type", _PREDICTIONS), Prediction),
-    "variance": (_recorded_choice("model_var_type", _VARIANCES), Variance),
+_RECORDED = {
+    "schedule": _recorded_schedule,
+    "prediction": _recorded_choice("model_mean_type", _PREDICTIONS),
+    "variance": _recorded_choice("model_var_type", _VARIANCES),
 }
 
 

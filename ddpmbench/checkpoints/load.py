@@ -93,7 +93,7 @@ def load_checkpoint(
     _check_weights(checkpoint, settings.weights)
     if settings.other_process is not None:
         schedule = checkpoint.schedule.in_family(settings.other_process)
-        checkpoint = checkpoint.with_process(schedule=schedule)
+        checkpoint = checkpoint.with_conventions(schedule=schedule)
     notes = tuple(map(printable, checkpoint.notes))
     return dataclasses.replace(checkpoint, notes=notes).with_conventions(
         prediction=settings.prediction,
@@ -249,7 +249,7 @@ def _with_schedule(checkpoint: Checkpoint, family: Family, file: CheckpointFile)
             f"{stated_by} the {name} schedule of {steps:,} steps, but {why}; {remedy}, or pass "
             f"`schedule={BUFFERS}` or the one it was trained on",
         )
-    result = checkpoint.with_process(schedule=schedule, time_input=settings.time_input)
+    result = checkpoint.with_conventions(schedule=schedule, time_input=settings.time_input)
     notes = _notes(result.schedule, tables, option)
     return dataclasses.replace(result, notes=(*result.notes, *notes))
 

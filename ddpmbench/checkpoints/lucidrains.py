@@ -18,12 +18,7 @@ from ddpmbench.checkpoints.network_weights import (
     load_weights,
     shape_of,
 )
-from ddpmbench.checkpoints.settings import (
-    CheckpointFile,
-    CheckpointSettings,
-    Family,
-    MissingSettingsError,
-)
+from ddpmbench.checkpoints.settings import CheckpointFile, Family
 from ddpmbench.checkpoints.weights import OWN, FileError, naming
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.parameterization import Process
@@ -33,6 +28,13 @@ from ddpmbench.errors import InputError
 
 PACKAGE = "denoising-diffusion-pytorch"
 _NETWORK = "model."
+_ABOUT = {
+    "learned_variance": "a LearnedGaussianDiffusion, which is trained on the noise whatever its "
+    "objective",
+    "self_condition": "self-conditioned: its own prediction is zeros here, as in half of its "
+    "training",
+}
+"""Notes on properties of the network."""
 _HEAD_CHANNELS = 32
 """The default before version 1.9; those networks have no memory keys."""
 
@@ -62,15 +64,11 @@ def read_lucidrains(file: CheckpointFile) -> Checkpoint:
     arguments = read_arguments(weights, path)
     schedule = read_schedule(tensors, path=path)
     network = build_unet(arguments, weights, path=path, version=version)
-    prediction, notes = _prediction(arguments, schedule, tensors, settings)
-    if prediction is None:
-        raise MissingSettingsError(
-            f"{path}: does not say what the network predicts (its loss_weight is that of no "
-            "objective); pass `prediction=eps`, x_start or v, as it was trained",
-            path=path,
-            weights=weights,
-            missing={"prediction": "v"},
-        )
+    values, notes = file.settle(
+        {"prediction": lambda: _prediction(arguments, schedule, tensors, path)},
+        weights=weights,
+        examples={"prediction": "v"},
+    )
     learned = arguments.learned_variance
     process = Process((settings.process or Process.VP).partition(":")[0])
     if learned and process is not Process.VP:
@@ -89,13 +87,14 @@ def read_lucidrains(file: CheckpointFile) -> Checkpoint:
     return Checkpoint(
         network=network,
         schedule=schedule,
-        prediction=prediction,
+        prediction=values["prediction"],
         variance=Variance.LEARNED_RANGE if learned else Variance.FIXED_SMALL,
         channels=arguments.channels,
         size_multiple=arguments.size_multiple,
         notes=(
             f"network run by {PACKAGE} {installed_version()}{by}",
             *notes,
+            *(line for has, line in _ABOUT.items() if getattr(arguments, has)),
             "not in the file, taken as the package has it by default: "
             f"auto_normalize True (else `data_range=0,1`), {_UNDETERMINED[_generation(weights)]}",
         ),
@@ -380,26 +379,18 @@ def _is_clipped(values: Tensor, snr: Tensor) -> bool:
 
 
 def _prediction(
-    arguments: UnetArguments,
-    schedule: NoiseSchedule,
-    tensors: Mapping[str, Tensor],
-    settings: CheckpointSettings,
-) -> tuple[Prediction | None, list[str]]:
-    """The parameterization, and notes on it."""
+    arguments: UnetArguments, schedule: NoiseSchedule, tensors: Mapping[str, Tensor], path: Path
+) -> Prediction:
+    """The parameterization; a network with a variance is trained on the noise."""
     if arguments.learned_variance:
-        return Prediction.EPSILON, [
-            "a LearnedGaussianDiffusion, which is trained on the noise whatever its objective"
-        ]
-    notes = []
-    if arguments.self_condition:
-        notes.append(
-            "self-conditioned: its own prediction is zeros here, as in half of its training"
-        )
+        return Prediction.EPSILON
     prediction = read_prediction(schedule, tensors.get("loss_weight"))
-    if prediction is None and settings.prediction is not None:
-        prediction = Prediction(settings.prediction)
-        notes.append(f"`prediction={prediction}`, which the file does not say")
-    return prediction, notes
+    if prediction is None:
+        raise FileError(
+            path,
+            "does not say what the network predicts (its loss_weight is that of no objective)",
+        )
+    return prediction
 
 
 LUCIDRAINS = Family(

@@ -37,14 +37,12 @@ def read_openai(file: CheckpointFile) -> Checkpoint:
         notes.append(f"flags of the published {path.stem}: {MODELS[path.stem]}")
     if model_flags is None or not model_flags.strip():
         raise MissingSettingsError(
-            f"{path}: says nothing of heads, schedule and steps; pass `model_flags`, the "
-            "flags it was trained with (--image_size, --num_heads, --diffusion_steps, "
-            "--noise_schedule, ...) or a published file's name; its weights have "
-            f"{_known_flags(shapes)}, channel multiples {_listed(_multiples(shapes))}",
+            f"{path}: says nothing of heads, schedule and steps",
+            {"model_flags": _flags_to_fill(shapes)},
             path=path,
             weights=weights,
-            missing={"model_flags": _flags_to_fill(shapes)},
             config=shapes,
+            hint="or the name of a published file",
         )
     flags = parse_flags(model_flags)
     if flags.ignored:
@@ -76,16 +74,6 @@ def read_openai(file: CheckpointFile) -> Checkpoint:
 def _multiples(config: UNetConfig) -> tuple[Fraction, ...]:
     """Channels at each resolution, as multiples of `model_channels`."""
     return tuple(Fraction(width, config.model_channels) for width in config.channels)
-
-
-def _known_flags(config: UNetConfig) -> str:
-    """The flags that the weights determine, in the projects' spelling."""
-    updown = " --resblock_updown True" if config.resampling == "block" else ""
-    return (
-        f"--num_channels {config.model_channels} --num_res_blocks {config.num_blocks} "
-        f"--learn_sigma {config.out_channels != config.in_channels} "
-        f"--class_cond {config.num_classes > 0} --use_scale_shift_norm {config.scale_shift}{updown}"
-    )
 
 
 def read_shapes(weights: Mapping[str, Tensor], path: Path) -> UNetConfig:
@@ -153,11 +141,15 @@ def _flags_to_fill(shapes: UNetConfig) -> str:
     """
     size = max(32, 2 ** len(shapes.channels))
     attended = [str(size >> level) for level, yes in enumerate(shapes.attention) if yes]
+    updown = " --resblock_updown True" if shapes.resampling == "block" else ""
     return (
         f"--image_size {size} --num_heads 1 --use_new_attention_order False "
         "--diffusion_steps 1000 --noise_schedule linear "
         f"--channel_mult {_listed(_multiples(shapes))} "
-        f"--attention_resolutions {','.join(attended) or 2 * size} {_known_flags(shapes)}"
+        f"--attention_resolutions {','.join(attended) or 2 * size} "
+        f"--num_channels {shapes.model_channels} --num_res_blocks {shapes.num_blocks} "
+        f"--learn_sigma {shapes.out_channels != shapes.in_channels} "
+        f"--class_cond {shapes.num_classes > 0} --use_scale_shift_norm {shapes.scale_shift}{updown}"
     )
 
 

@@ -50,12 +50,11 @@ def read_score_sde(file: CheckpointFile) -> Checkpoint:
     sigmas = weights.pop("sigmas")
     if model_flags is None or not model_flags.strip():
         raise MissingSettingsError(
-            f"{path}: a network of score_sde ({num_scales:,} noise levels), whose file does not "
-            "say its process; pass `model_flags`, the name of its configuration "
-            f"({', '.join(CONFIGURATIONS)}) or its settings: {EXAMPLE}",
+            f"{path}: a network of score_sde ({num_scales:,} noise levels) of an unknown process",
+            {"model_flags": EXAMPLE},
             path=path,
             weights=weights,
-            missing={"model_flags": EXAMPLE},
+            hint=f"or the name of its configuration: {', '.join(CONFIGURATIONS)}",
         )
     flags, notes = parse_config(model_flags)
     config = network_config(weights, path, flags)

@@ -1,14 +1,19 @@
 """What a family of checkpoints is, the user's settings, and the error if one is missing."""
 
 import dataclasses
+import shlex
 from collections.abc import Callable, Mapping
+from enum import StrEnum
 from pathlib import Path
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
 from ddpmbench.checkpoints.network_weights import only_tensors
 from ddpmbench.checkpoints.schedule_tables import NO_TABLES, ScheduleTables
+from ddpmbench.checkpoints.schedules import read_schedule
 from ddpmbench.checkpoints.state_dicts import StateDict
+from ddpmbench.checkpoints.weights import FileError
 from ddpmbench.diffusion.data_range import DataRange
 from ddpmbench.diffusion.model import Checkpoint, TimeInput
 from ddpmbench.diffusion.parameterization import Prediction, Process, Variance
@@ -18,12 +23,38 @@ from ddpmbench.unet.unet import UNetConfig
 
 WEIGHTS = ("ema", "raw")
 """Kinds of weights: averaged over the training, or last."""
-_CHOICES = {
-    "weights": WEIGHTS,
-    "prediction": tuple(map(str, Prediction)),
-    "variance": tuple(map(str, Variance)),
-    "time_input": tuple(map(str, TimeInput)),
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A setting that a family's files may leave open.
+
+    Attributes:
+        kind: of the value, and from the user's to the checkpoint's; that of a schedule is its form.
+        example: a usual value.
+        placeholder: for a value, if nothing in the file makes one more likely than another.
+    """
+
+    kind: type[StrEnum | str | bool]
+    example: str | bool
+    placeholder: str = ""
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The values, if they are a few words."""
+        return tuple(map(str, self.kind)) if issubclass(self.kind, StrEnum) else ()
+
+
+SETTINGS = {
+    "schedule": Setting(str, "linear:1000"),
+    "prediction": Setting(Prediction, "eps", "PREDICTION"),
+    "variance": Setting(Variance, "fixed_small", "VARIANCE"),
+    "time_input": Setting(TimeInput, "index", "TIME"),
+    "clip": Setting(bool, True),
 }
+"""By field of `CheckpointSettings`."""
+Stated: TypeAlias = Callable[[], object] | FileError
+"""How a setting is read from a file, which may raise a FileError; or such an error."""
 
 PROCESSES = ("vp", "sub-vp", "ve", "ve:SIGMA_MIN:SIGMA_MAX:LEVELS", "flow", "flow:T")
 """Values of `process`."""
@@ -70,9 +101,10 @@ class CheckpointSettings:
 
     def __post_init__(self) -> None:
         """Refuse values that are not among the choices."""
-        for name, choices in _CHOICES.items():
+        choices_of = {"weights": WEIGHTS, **{n: s.choices for n, s in SETTINGS.items()}}
+        for name, choices in choices_of.items():
             value = getattr(self, name)
-            if value is not None and value not in choices:
+            if choices and value is not None and value not in choices:
                 raise InputError(f"`{name}={value}`: choose from {', '.join(choices)}")
         name, colon, _ = ("" if self.process is None else self.process).partition(":")
         forms = [form.partition(":")[0] for form in PROCESSES if not colon or ":" in form]
@@ -107,7 +139,7 @@ class CheckpointSettings:
 
 def parameters(values: Mapping[str, object]) -> list[str]:
     """Settings in the form of messages: `name=value`, in backticks."""
-    return [f"`{name}={value}`" for name, value in values.items()]
+    return [f"`{name}={shlex.quote(str(value))}`" for name, value in values.items()]
 
 
 class MissingSettingsError(InputError):
@@ -126,14 +158,22 @@ class MissingSettingsError(InputError):
 
     def __init__(
         self,
-        message: str,
+        problem: str,
+        missing: Mapping[str, object],
         *,
         path: Path,
         weights: Mapping[str, Tensor],
-        missing: Mapping[str, object],
         config: UNetConfig | None = None,
+        hint: str = "",
     ) -> None:
-        super().__init__(message)
+        words = [s for n, s in SETTINGS.items() if missing.get(n) == s.placeholder]
+        meant = "; ".join(f"{s.placeholder}: {', '.join(s.choices)}" for s in words)
+        super().__init__(
+            f"{problem}; pass {' '.join(parameters(missing))}"
+            + (" (or `clip=False`)" if "clip" in missing else "")
+            + ", or whatever it was trained with"
+            + (f" ({hint or meant})" if hint or meant else "")
+        )
         self.path = path
         self.weights = weights
         self.missing = dict(missing)
@@ -172,6 +212,57 @@ class CheckpointFile:
         """
         assert self.state is not None
         return only_tensors(self.state.weights, source=str(self.path))
+
+    def settle(
+        self,
+        stated: Mapping[str, Stated],
+        *,
+        examples: Mapping[str, object] | None = None,
+        **about: Any,  # noqa: ANN401 - of several types
+    ) -> tuple[dict[str, Any], list[str]]:
+        """Settings as the file states them, or else the user, and notes on the latter.
+
+        A contradiction is left to `Checkpoint.with_conventions`, except for the variance, which the
+        network's outputs depend on: the user's replaces that of the file.
+
+        Args:
+            stated: by name in `SETTINGS`.
+            examples: in place of those in `SETTINGS`.
+            about: further arguments of the error.
+
+        Raises:
+            MissingSettingsError: neither the file nor the user states one of them.
+        """
+        values: dict[str, Any] = {}
+        missing: dict[str, FileError] = {}
+        notes: dict[str, list[str]] = {}
+        for name, read in stated.items():
+            given = getattr(self.settings, name)
+            try:
+                if isinstance(read, FileError):
+                    raise read
+                values[name] = read()
+                if name != "variance" or given in (None, values[name]):
+                    continue
+                why = f"overrides {values[name]}"
+            except FileError as error:
+                if given is None:
+                    missing[name] = error
+                    continue
+                why = f"is used: {error}"
+            notes.setdefault(why, []).extend(parameters({name: given}))
+            if name == "schedule":
+                tables = None if self.tables is NO_TABLES else self.tables
+                values[name] = read_schedule(given, tables)
+            else:
+                values[name] = SETTINGS[name].kind(given)
+        if missing:
+            likely: dict[str, object] = {"schedule": self.tables.example, **(examples or {})}
+            asked = {name: likely.get(name, SETTINGS[name].example) for name in missing}
+            source, *_ = (error.source for error in missing.values())
+            problems = "; ".join(dict.fromkeys(error.problem for error in missing.values()))
+            raise MissingSettingsError(f"{source}: {problems}", asked, path=self.path, **about)
+        return values, [f"{' '.join(shown)} {why}" for why, shown in notes.items()]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -350,12 +350,42 @@ class Checkpoint:
         trained = self.schedule.trained
         return self if trained is None else dataclasses.replace(self, schedule=trained)
 
-    def with_process(
-        self, *, schedule: NoiseSchedule | None = None, time_input: str | None = None
+    @property
+    def settings(self) -> dict[str, object]:
+        """Its conventions by the names of settings, with values in the spelling of options."""
+        names = ("prediction", "variance", "clip", "time_input")
+        own = {name: getattr(self, name) for name in names}
+        return {**own, "data_range": self.data_range.option, "levels": self.data_range.levels}
+
+    def with_conventions(
+        self,
+        *,
+        schedule: NoiseSchedule | None = None,
+        **conventions: Any,  # noqa: ANN401 - of several types
     ) -> Self:
-        """The model with another schedule or time input, and a note on each."""
-        notes: list[str] = []
-        changes: dict[str, Any] = {}
+        """The model with another schedule or other conventions, and a note on each override.
+
+        Args:
+            schedule: the noise schedule.
+            conventions: `prediction`, `variance`, `clip`, `time_input` or `data_range`; None leaves
+                the model's own.
+
+        Raises:
+            InputError: the network has no output for this variance.
+        """
+        changes = {
+            name: type(getattr(self, name))(value) if isinstance(value, str) else value
+            for name, value in conventions.items()
+            if value is not None
+        }
+        variance = changes.get("variance", self.variance)
+        if variance.is_learned != self.variance.is_learned:
+            has = "a" if self.variance.is_learned else "no"
+            raise InputError(
+                f"`variance={variance}`: this network has {has} variance output; "
+                f"the checkpoint's own is {self.variance}"
+            )
+        notes = [*self.notes]
         if schedule is not None and not schedule.is_same_process(self.schedule):
             theirs, ours = (
                 f"{s.name} of {s.num_timesteps:,} steps" for s in (self.schedule, schedule)
@@ -363,49 +393,12 @@ class Checkpoint:
             apart = betas_apart(schedule, self.schedule) if theirs == ours else ""
             notes.append(f"`schedule`: {ours} overrides {theirs}{apart}")
             changes["schedule"] = schedule
-        if time_input is not None and time_input != self.time_input:
-            notes.append(f"`time_input={time_input}` overrides {self.time_input}")
-            changes["time_input"] = TimeInput(time_input)
-        return dataclasses.replace(self, **changes, notes=(*self.notes, *notes))
-
-    def with_conventions(
-        self,
-        *,
-        prediction: str | None = None,
-        variance: str | None = None,
-        clip: bool | None = None,
-        data_range: DataRange | None = None,
-    ) -> Self:
-        """The model under other conventions, and a note on each that is overridden.
-
-        Raises:
-            InputError: the network has no output for this variance.
-        """
-        notes: list[str] = []
-        changes: dict[str, Any] = {}
-        if prediction is not None and prediction != self.prediction:
-            notes.append(f"`prediction={prediction}` overrides {self.prediction}")
-            changes["prediction"] = Prediction(prediction)
-        if variance is not None and variance != self.variance:
-            if Variance(variance).is_learned != self.variance.is_learned:
-                has = "a" if self.variance.is_learned else "no"
-                raise InputError(
-                    f"`variance={variance}`: this network has {has} variance output; "
-                    f"the checkpoint's own is {self.variance}"
-                )
-            notes.append(f"`variance={variance}` overrides {self.variance}")
-            changes["variance"] = Variance(variance)
-        if clip is not None and clip != self.clip:
-            notes.append(f"`clip={clip}` overrides the checkpoint's own")
-            changes["clip"] = clip
-        if data_range is not None and data_range != self.data_range:
-            own = self.data_range
-            if data_range.interval != own.interval:
-                notes.append(f"`data_range={data_range.option}` overrides {own.option}")
-            if data_range.levels != own.levels:
-                notes.append(f"`levels={data_range.levels}` overrides {own.levels}")
-            changes["data_range"] = data_range
-        return dataclasses.replace(self, **changes, notes=(*self.notes, *notes))
+        other = dataclasses.replace(self, **changes)
+        for name, own in self.settings.items():
+            if (value := other.settings[name]) != own:
+                shown = "the checkpoint's own" if name == "clip" else own
+                notes.append(f"`{name}={value}` overrides {shown}")
+        return dataclasses.replace(other, notes=tuple(notes))
 
     @property
     def fingerprint(self) -> str:

@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+import operator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -149,21 +150,13 @@ def _check_place(place: Path, family: str, *, overwrite: bool) -> None:
 
 def _check_meaning(one: Checkpoint, other: Checkpoint, family: str) -> None:
     """Raise InputError if the files do not hold everything that a number depends on."""
-    readers: dict[str, Callable[[Checkpoint], object]] = {
-        "process": lambda c: c.schedule.process,
-        "prediction": lambda c: c.prediction,
-        "variance": lambda c: c.variance,
-        "clip": lambda c: c.clip,
-        "data range": lambda c: c.data_range,
-        "image size": lambda c: c.image_size,
-        "channels": lambda c: c.channels,
-        "number of classes": lambda c: c.num_classes,
-    }
-    for name, read in readers.items():
-        if read(one) != read(other):
+    names = ("schedule.process", "prediction", "variance", "clip", "data_range")
+    for name in (*names, "image_size", "channels", "num_classes"):
+        ours, theirs = map(operator.attrgetter(name), (one, other))
+        if ours != theirs:
             raise InputError(
-                f"{one.source}: {family} files do not hold its {name}, {read(one)}; they would be "
-                f"read as {read(other)}"
+                f"{one.source}: {family} files do not hold its {name}, {ours}; they would be read "
+                f"as {theirs}"
             )
     steps = torch.arange(1, one.schedule.num_timesteps + 1)
     same = other.schedule.num_timesteps == len(steps) and torch.allclose(

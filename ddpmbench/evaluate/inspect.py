@@ -8,7 +8,7 @@ import copy
 import dataclasses
 import json
 import shlex
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +17,12 @@ from torch import nn
 
 from ddpmbench.checkpoints import state_dicts
 from ddpmbench.checkpoints.load import DEFAULT, load_checkpoint
-from ddpmbench.checkpoints.settings import CheckpointSettings, MissingSettingsError
+from ddpmbench.checkpoints.settings import SETTINGS, CheckpointSettings, MissingSettingsError
 from ddpmbench.data.datasets import SPLITS
 from ddpmbench.diffusion.continuous import with_timesteps
 from ddpmbench.diffusion.data_range import DataRange
 from ddpmbench.diffusion.model import Checkpoint, ImageSize, sides_of, size_words
+from ddpmbench.diffusion.parameterization import Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError, options
 from ddpmbench.evaluate.inspect_text import headline_lines, image_words, is_placeholder, shown_value
@@ -142,15 +143,6 @@ def inspect_checkpoint(
 
 # ---- the checkpoint, as far as its settings are known
 
-_STAND_INS: dict[str, tuple[object, ...]] = {
-    "schedule": ("linear:1000",),
-    "prediction": ("eps",),
-    "variance": ("fixed_small", "learned_range"),
-    "time_input": ("index",),
-    "clip": (True,),
-}
-"""Stand-ins for missing settings. The second fits a network with a variance output."""
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Probe:
@@ -199,14 +191,14 @@ def _probe(source: str | Path, settings: CheckpointSettings) -> _Probe:
             first = first or error
             more = {n: v for n, v in error.missing.items() if n not in missing}
             missing |= more
-            if not more or not more.keys() <= _STAND_INS.keys():
+            if not more or not more.keys() <= SETTINGS.keys():
                 return _Probe(None, first, missing, settings)
             chosen |= {
-                name: _STAND_INS[name][0] if is_placeholder(value) else value
+                name: SETTINGS[name].example if is_placeholder(value) else value
                 for name, value in more.items()
             }
         except InputError as error:
-            last = _STAND_INS["variance"][-1]
+            last = str(Variance.LEARNED_RANGE)  # fits a network with a variance output
             if "variance" not in missing:
                 raise  # the other stand-ins contradict no network
             if refused is not None:
@@ -366,15 +358,6 @@ def _schedule_frame(schedule: NoiseSchedule) -> "pd.DataFrame":
     )
 
 
-_READ: dict[str, Callable[[Checkpoint], object]] = {
-    "schedule": lambda c: f"{c.schedule.name}, T = {c.schedule.num_timesteps:,}",
-    "prediction": lambda c: str(c.prediction),
-    "variance": lambda c: str(c.variance),
-    "clip": lambda c: c.clip,
-    "time_input": lambda c: str(c.time_input),
-    "data_range": lambda c: c.data_range.interval,
-    "levels": lambda c: c.data_range.levels,
-}
 _FLAG_SETTINGS = ("schedule", "prediction", "variance", "clip", "time_input")
 """Settings that the flags of a training command determine."""
 _OPTIONAL_SETTINGS = ("clip", "data_range", "levels")
@@ -383,14 +366,17 @@ _OPTIONAL_SETTINGS = ("clip", "data_range", "levels")
 
 def _settings_record(probe: _Probe) -> dict[str, dict[str, object]]:
     """Each setting with its value and source: checkpoint, option or default; null if missing."""
-    record: dict[str, dict[str, object]] = {}
-    for name, read in _READ.items():
-        is_flag_setting = name in _FLAG_SETTINGS and "model_flags" in probe.missing
-        if name in probe.missing or is_flag_setting:
-            record[name] = {"value": None, "source": None}
-        elif probe.checkpoint is not None:
-            record[name] = {"value": read(probe.checkpoint), "source": _source(name, probe)}
-    return record
+    open_names = _FLAG_SETTINGS if "model_flags" in probe.missing else tuple(probe.missing)
+    missing: dict[str, object] = {"value": None, "source": None}
+    checkpoint = probe.checkpoint
+    if checkpoint is None:
+        return {name: missing for name in open_names}
+    schedule = f"{checkpoint.schedule.name}, T = {checkpoint.schedule.num_timesteps:,}"
+    values = {"schedule": schedule, **checkpoint.settings, **checkpoint.data_range.record}
+    return {
+        name: missing if name in open_names else {"value": value, "source": _source(name, probe)}
+        for name, value in values.items()
+    }
 
 
 def _source(name: str, probe: _Probe) -> str:

@@ -159,6 +159,15 @@ def test_an_option_comes_before_what_cannot_be_read(saved, scheduler, fields, na
     assert field in note or "beta" in note
 
 
+def test_the_variance_of_an_option_goes_with_the_outputs(tmp_path):
+    folder = save_flat(tmp_path / "six", diffusers_unet({**SMALL_UNET, "out_channels": 6}))
+    with refused(folder, "variance is fixed_small"):
+        load_checkpoint(folder)
+    checkpoint = load_checkpoint(folder, CheckpointSettings(variance="learned_range"))
+    assert checkpoint.variance == "learned_range"
+    assert "`variance=learned_range` overrides fixed_small" in checkpoint.notes
+
+
 def test_a_file_of_no_such_scheduler_is_read_where_the_options_say_all(saved, scheduler):
     edit_json(scheduler, _class_name="MyScheduler")
     given = {"schedule": SCHEDULE, "prediction": "eps"}

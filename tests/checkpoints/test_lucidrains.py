@@ -158,14 +158,14 @@ def test_the_loss_weight_tells_what_the_network_predicts(objective, prediction, 
 def test_a_loss_weight_that_tells_nothing_takes_an_option(whole, tmp_path):
     path, theirs = tmp_path / "model-1.pt", whole[1]
     edited(whole[0], path, lambda names: names | {"loss_weight": names["loss_weight"].sqrt()})
-    with pytest.raises(MissingSettingsError, match=r"model-1\.pt: .*`prediction=eps`") as caught:
+    with pytest.raises(MissingSettingsError, match=r"model-1\.pt: .*`prediction=v`") as caught:
         load_checkpoint(path)
     assert caught.value.family == "lucidrains"
     assert caught.value.missing == {"prediction": "v"}
     assert set(caught.value.weights) == set(theirs.model.state_dict())
     checkpoint = load_checkpoint(path, CheckpointSettings(prediction="x_start"))
     assert checkpoint.prediction is Prediction.X_START
-    assert "`prediction=x_start`, which the file does not say" in checkpoint.notes
+    assert any("`prediction=x_start` is used: " in note for note in checkpoint.notes)
 
 
 def test_a_learned_variance_is_that_of_the_package_at_every_step(tmp_path):

@@ -130,6 +130,7 @@ def test_a_file_without_flags_says_what_its_weights_say(tmp_path, shapes):
     # what it proposes, placeholders and all, is a command that reads the file
     assert set(caught.value.missing) == {"model_flags"}
     flags = caught.value.missing["model_flags"]
+    assert f"pass `model_flags='{flags}'`" in str(caught.value)  # in quotes, for a shell
     assert "--use_new_attention_order " in flags  # which no weight tells
     checkpoint = load_checkpoint(path, CheckpointSettings(model_flags=flags))
     assert checkpoint.num_classes == shapes.get("classes", 0)

@@ -179,7 +179,7 @@ def test_flags_that_contradict_the_tables_beside_the_weights_are_refused(path):
 def test_a_schedule_in_tables_beside_the_weights_is_taken_where_nothing_says_another(path):
     weights = pesser_weights(UNet(SMALL_CONFIG))
     content = beside(weights, NoiseSchedule.cosine(40))
-    with refused(path, "add `variance=fixed_large`,"):
+    with refused(path, "pass `variance=fixed_large`,"):
         load(path, content, prediction="eps")
     read = load(path, content, variance="fixed_small")
     assert torch.allclose(read.schedule.betas, NoiseSchedule.cosine(40).betas, rtol=1e-6)

@@ -319,7 +319,7 @@ def test_a_distributed_checkpoint_is_gathered_as_the_line_says(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         dcp_to_torch_save(folder, tmp_path / "file.pt")  # what the command named calls
-    with pytest.raises(MissingSettingsError, match="`model_flags`"):
+    with pytest.raises(MissingSettingsError, match="`model_flags="):
         load_checkpoint(tmp_path / "file.pt")
 
 

@@ -218,7 +218,7 @@ def test_the_fingerprint_tells_a_family_from_another():
     model = model_of(EXPLODING)
     other = dataclasses.replace(EXPLODING, process=Process.VP)
     assert model.fingerprint != dataclasses.replace(model, schedule=other).fingerprint
-    assert model.with_process(schedule=other).schedule.process is Process.VP
+    assert model.with_conventions(schedule=other).schedule.process is Process.VP
 
 
 @pytest.mark.parametrize("process", list(Process))
