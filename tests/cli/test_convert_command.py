@@ -20,7 +20,7 @@ def test_what_is_printed(invoke, small_checkpoint, tmp_path):
     status, out, err = invoke("convert", small_checkpoint, tmp_path / "model")
     assert (status, err) == (0, "")
     names = [line.split()[0] for line in out.splitlines()]
-    assert names == ["read", "written", "output", "terms"]
+    assert names == ["read", "written", "verified"]
     weights = tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors"
     assert f"{tmp_path / 'model'} (diffusers, {sha256_of(weights)[:12]})" in out
     assert f"{small_checkpoint} (native, {sha256_of(small_checkpoint)[:12]})" in out
@@ -36,8 +36,6 @@ def test_the_object_and_the_path_alone(invoke, completed, small_checkpoint, tmp_
         "sha256": sha256_of(place),
     }
     assert result["source"]["sha256"] == sha256_of(small_checkpoint)
-    assert 0 <= result["output_difference"] < 1e-6 < result["output_max"]
-    assert 0 <= result["term_difference_bits_per_dim"] < 1e-6
     status, out, _ = invoke(
         "convert", small_checkpoint, place, "--format", "quiet", "--overwrite", "--to", "native"
     )
