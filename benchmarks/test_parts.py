@@ -43,7 +43,4 @@ def test_parts(benchmark, bench, case, kind):
     measure(benchmark, bench, case, Work(kind, case.batch), work, running(engine))
     least = 0.01 if bench.smoke else 0.1 if bench.quick else 1.0
     with running(engine):
-        timing = part_seconds(kind, work, probe, engine, at_least=least)
-    parts = {name: getattr(timing, name) for name in ("network", "noise", "rest")}
-    benchmark.extra_info["part_seconds"] = parts
-    assert sum(parts.values()) == pytest.approx(timing.seconds)
+        benchmark.extra_info["part_seconds"] = part_seconds(work, probe, engine, at_least=least)

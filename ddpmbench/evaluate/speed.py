@@ -2,11 +2,10 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -20,8 +19,17 @@ from ddpmbench.execution.folder import RunFolder, environment, write_figure
 from ddpmbench.execution.network_check import check_network
 from ddpmbench.execution.progress import tell as to_standard_error
 from ddpmbench.execution.samples import Generation, SampleSettings
-from ddpmbench.execution.speed import MeasuredSpeed, Workload, fitting_probe, measured, workloads
-from ddpmbench.execution.timing import CallSpeed, Probe, gray_images
+from ddpmbench.execution.speed import (
+    fastest_engines,
+    fitting_probe,
+    flop_of,
+    measure_calls,
+    measure_parts,
+    measured_peak,
+    predict,
+    workloads,
+)
+from ddpmbench.execution.timing import Probe, gray_images
 from ddpmbench.files import named_path
 from ddpmbench.report.display import Card, Draw, Shown
 from ddpmbench.report.speed import SCHEMA, batch_figure, parts_figure, speed_card
@@ -146,14 +154,22 @@ def measure_speed(
     identity = _identity(checkpoint, target, settings, batch_size)
     folder = None if out is None else RunFolder(named_path(out), identity)
     probe = fitting_probe(checkpoint, images, target, batch_size=batch_size, tell=tell)
-    speed = measured(probe, settings.precisions, compiled=settings.compiled, tell=tell)
     works = workloads(
         num_images,
         checkpoint.schedule.num_timesteps,
         half_width=settings.half_width,
         num_samples=settings.num_samples,
     )
-    report = _report(speed, works, probe, folder, time.perf_counter() - since)
+    summary, calls, parts = _measured(probe, settings, tell)
+    predictions = predict(works, parts)
+    summary |= {
+        "calls": json_rows(calls),
+        "parts": json_rows(parts),
+        "predictions": json_rows(predictions),
+        "seconds": round(time.perf_counter() - since, 3),
+    }
+    path = None if folder is None else folder.path
+    report = SpeedReport(summary, calls, parts, predictions, path)
     if folder is not None:
         measured_with = {"num_images": num_images, "batch_size": len(probe.rows)}
         resolved = {**identity, **dataclasses.asdict(settings), **measured_with}
@@ -179,31 +195,33 @@ def _identity(
     }
 
 
-def _report(
-    speed: MeasuredSpeed,
-    works: list[Workload],
-    probe: Probe,
-    folder: RunFolder | None,
-    seconds: float,
-) -> SpeedReport:
-    checkpoint = probe.checkpoint
-    calls, parts = calls_frame(speed), parts_frame(speed)
-    predictions = _predictions_frame(speed, works)
+def _measured(
+    probe: Probe, settings: SpeedSettings, tell: Callable[[str], None]
+) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame]:
+    """What does not depend on commands: the summary, `SpeedReport.calls` and `.parts`."""
+    checkpoint, device, flop = probe.checkpoint, probe.device, flop_of(probe)
+    calls = measure_calls(probe, settings.precisions, compiled=settings.compiled, tell=tell)
+    parts, peaks = [], {}
+    for choice in fastest_engines(calls):
+        tell(f"Terms, samples and the matrix product: {choice}")
+        parts.append(measure_parts(probe, choice))
+        # The measured product is strict, which tf32 is not.
+        if choice.precision is not Precision.TF32:
+            peaks[str(choice.precision)] = measured_peak(device, choice.precision)
+    flops, place = flop * calls.evaluations_per_second, list(calls).index("eps_error")
+    calls.insert(place, "tflops", flops / 1e12)
+    calls.insert(place + 1, "share_of_peak", flops / calls.precision.map(peaks))
     summary = {
         "schema": SCHEMA,
         "checkpoint": checkpoint.record,
         "shape": list(probe.images.pixels.shape[1:]),
         "num_timesteps": checkpoint.schedule.num_timesteps,
         "parameters": sum(p.numel() for p in checkpoint.network.parameters()),
-        "flop_per_call": speed.flop_per_call,
-        "device": device_name(probe.device),
-        "matmul_tflops": {str(kind): peak / 1e12 for kind, peak in speed.peaks.items()},
-        "calls": json_rows(calls),
-        "parts": json_rows(parts),
-        "predictions": json_rows(predictions),
-        "seconds": round(seconds, 3),
+        "flop_per_call": flop,
+        "device": device_name(device),
+        "matmul_tflops": {name: peak / 1e12 for name, peak in peaks.items()},
     }
-    return SpeedReport(summary, calls, parts, predictions, None if folder is None else folder.path)
+    return summary, calls, pd.concat(parts, ignore_index=True)
 
 
 def _write(folder: RunFolder, report: SpeedReport, record: dict[str, object]) -> None:
@@ -214,76 +232,3 @@ def _write(folder: RunFolder, report: SpeedReport, record: dict[str, object]) ->
         write_figure(folder.path, name, *draw())
     folder.write_json(ENVIRONMENT, record)
     folder.write_summary(report.summary)
-
-
-def calls_frame(speed: MeasuredSpeed) -> pd.DataFrame:
-    """One row per engine and batch size; see `SpeedReport.calls`."""
-    rows = []
-    for call in speed.calls:
-        flops = speed.flop_per_call * call.per_second
-        peak = speed.peaks.get(call.choice.precision, np.nan)
-        rows.append(
-            {
-                "engine": str(call.choice),
-                **dataclasses.asdict(call.choice),
-                "precision": str(call.choice.precision),
-                "batch_size": call.batch_size,
-                "evaluations_per_second": call.per_second,
-                "ms_per_batch": 1000 * call.seconds * call.batch_size,
-                "tflops": flops / 1e12,
-                "share_of_peak": flops / peak,
-                "eps_error": call.eps_error,
-                "first_seconds": call.first_seconds,
-                "break_even_evaluations": _break_even(call, speed.calls),
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def _break_even(call: CallSpeed, calls: Sequence[CallSpeed]) -> float:
-    """Evaluations after which compiling has paid off."""
-    if not call.choice.compiled:
-        return np.nan
-    plain = [
-        other
-        for other in calls
-        if not other.choice.compiled
-        and (other.choice.precision, other.batch_size) == (call.choice.precision, call.batch_size)
-    ]
-    saved = min((other.seconds for other in plain), default=0.0) - call.seconds
-    return call.first_seconds / saved if saved > 0 else np.nan
-
-
-def parts_frame(speed: MeasuredSpeed) -> pd.DataFrame:
-    """One row per kind of work and precision; see `SpeedReport.parts`."""
-    return pd.DataFrame(
-        [
-            {
-                "row": part.kind,
-                "precision": str(precision),
-                "ms": 1000 * part.seconds,
-                "network": 1000 * part.network,
-                "noise": 1000 * part.noise,
-                "rest": 1000 * part.rest,
-            }
-            for precision, parts in speed.parts.items()
-            for part in parts
-        ]
-    )
-
-
-def _predictions_frame(speed: MeasuredSpeed, works: Sequence[Workload]) -> pd.DataFrame:
-    """One row per command and precision; see `SpeedReport.predictions`."""
-    return pd.DataFrame(
-        [
-            {
-                "question": work.name,
-                "command": work.command,
-                "num_evaluations": work.num_evaluations,
-                "precision": str(precision),
-                "seconds": work.seconds(parts),
-            }
-            for work in works
-            for precision, parts in speed.parts.items()
-        ]
-    )

@@ -4,8 +4,10 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from ddpmbench.data.images import ImageSet
@@ -13,19 +15,10 @@ from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.noise import normal_noise
 from ddpmbench.errors import InputError, command, counted
 from ddpmbench.execution import timing
-from ddpmbench.execution.devices import evaluating_checkpoint, resolve_precision
-from ddpmbench.execution.engine import Engine
+from ddpmbench.execution.devices import evaluating_checkpoint, is_out_of_memory, resolve_precision
+from ddpmbench.execution.engine import FLAGS, Engine, EngineChoice
 from ddpmbench.execution.importance import expected_size
-from ddpmbench.execution.timing import (
-    CallSpeed,
-    Probe,
-    batch_sizes,
-    call_speeds,
-    engine_choices,
-    matmul_peak,
-    median_seconds,
-    seconds_per_call,
-)
+from ddpmbench.execution.timing import Probe, matmul_peak, median_seconds, seconds_per_call
 from ddpmbench.execution.worker import BatchSize
 from ddpmbench.likelihood.designs import PilotDesign, blocks_of, num_terms
 from ddpmbench.likelihood.terms import TermsPass, TermTable
@@ -40,28 +33,6 @@ FEW_STEPS = 50
 
 FIRST, LATER, STEP = "likelihood, t = 1", "likelihood, t >= 2", "step of a sample"
 """The kinds of work: terms of the bound with and without the decoder, and sampler steps."""
-
-
-@dataclasses.dataclass(frozen=True)
-class PartSeconds:
-    """Seconds of one network evaluation and its surroundings, in parts that add up.
-
-    Attributes:
-        kind: the kind of work.
-        network: seconds in the network.
-        noise: seconds for the noise.
-        rest: seconds for terms or the posterior, tables and copies.
-    """
-
-    kind: str
-    network: float
-    noise: float
-    rest: float
-
-    @property
-    def seconds(self) -> float:
-        """Their sum."""
-        return self.network + self.noise + self.rest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,14 +53,6 @@ class Workload:
     def num_evaluations(self) -> int:
         """All network evaluations."""
         return sum(self.evaluations.values())
-
-    def seconds(self, parts: Sequence[PartSeconds]) -> float:
-        """Seconds of the whole command.
-
-        Args:
-            parts: of one network evaluation, for each kind of work.
-        """
-        return sum(part.seconds * self.evaluations.get(part.kind, 0) for part in parts)
 
 
 def workloads(
@@ -127,6 +90,33 @@ def workloads(
         {FIRST: num_terms(num_images, replicates, blocks) - later, LATER: later + pilot},
     )
     return [sampled, pairs, *samples]
+
+
+def predict(works: Sequence[Workload], parts: pd.DataFrame) -> pd.DataFrame:
+    """How long commands take.
+
+    Args:
+        works: the commands.
+        parts: of `measure_parts`, in one or more precisions.
+
+    Returns:
+        One row per command and precision: `question`, `command`, `num_evaluations`, `precision`,
+        `seconds`.
+    """
+    seconds = parts.set_index(["precision", "row"]).ms / 1000
+    return pd.DataFrame(
+        [
+            {
+                "question": work.name,
+                "command": work.command,
+                "num_evaluations": work.num_evaluations,
+                "precision": precision,
+                "seconds": (seconds[precision] * pd.Series(work.evaluations)).sum(),
+            }
+            for work in works
+            for precision in parts.precision.unique()
+        ]
+    )
 
 
 def likelihood_work(probe: Probe, engine: Engine, kind: str) -> Callable[[], TermTable]:
@@ -172,21 +162,23 @@ def step_work(probe: Probe, sampler: Sampler) -> Callable[[], None]:
 
 @torch.inference_mode()
 def part_seconds(
-    kind: str,
     work: Callable[[], object],
     probe: Probe,
     engine: Engine,
     *,
     at_least: float | None = None,
-) -> PartSeconds:
-    """Seconds of the work, the network and the noise, per network evaluation.
+) -> dict[str, float]:
+    """Seconds of the work per network evaluation, in parts that add up.
 
     Args:
-        kind: the kind of work.
         work: does the work for the batch.
         probe: the batch.
         engine: evaluates the network; running.
         at_least: seconds to measure; None for `timing.LEAST_SECONDS`.
+
+    Returns:
+        The seconds in the `network`, for the `noise`, and for the `rest`: terms or the posterior,
+        tables and copies.
     """
     inputs, size = probe.inputs(len(probe.rows)), len(probe.rows)
     address = [
@@ -204,7 +196,7 @@ def part_seconds(
     # By chance the parts may exceed the whole; they are then scaled to it.
     scale = min(1.0, seconds / (network + noise))
     network, noise = scale * network, scale * noise
-    return PartSeconds(kind, network, noise, seconds - network - noise)
+    return {"network": network, "noise": noise, "rest": seconds - network - noise}
 
 
 PRECISIONS = {
@@ -219,23 +211,6 @@ _LEAST_BATCH = 4
 _PEAKS = 3
 
 Tell = Callable[[str], None]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class MeasuredSpeed:
-    """The measured speed of a model on a device.
-
-    Attributes:
-        calls: speed of the network with every engine and batch size.
-        parts: seconds of each kind of work by precision, with its fastest engine.
-        peaks: FLOP/s of a matrix product by precision, if measured.
-        flop_per_call: FLOP of the network for one image.
-    """
-
-    calls: Sequence[CallSpeed]
-    parts: Mapping[Precision, Sequence[PartSeconds]]
-    peaks: Mapping[Precision, float]
-    flop_per_call: int
 
 
 def fitting_probe(
@@ -273,57 +248,135 @@ def fitting_probe(
     return batch.attempt(tried)
 
 
-def measured(
+def batch_sizes(largest: int) -> list[int]:
+    """Batch sizes from a single image to the largest batch, 8 times as many each."""
+    sizes = [8**k for k in range(8)]
+    return [*(size for size in sizes if size < largest), largest]
+
+
+def engine_choices(
+    device: torch.device, precisions: Sequence[Precision], *, compiled: bool
+) -> list[EngineChoice]:
+    """The engines that are worth measuring; compiled ones, too, if asked for."""
+    layouts = (False, True)
+    choices = [EngineChoice(precision, last) for precision in precisions for last in layouts]
+    if compiled:
+        graphs = (False, True) if device.type == "cuda" else (False,)
+        choices += [EngineChoice(p, True, True, graph) for p in precisions for graph in graphs]
+    return choices
+
+
+def measure_calls(
     probe: Probe,
     precisions: Sequence[Precision] | None = None,
     *,
     compiled: bool = False,
     tell: Tell = lambda line: None,
-) -> MeasuredSpeed:
-    """Time every engine, each kind of work with the fastest engine, and the matrix product.
+) -> pd.DataFrame:
+    """Time the network with every engine, in batches of several sizes.
 
     Args:
         probe: the model and the largest batch.
         precisions: precisions of the network; None for those that suit the device.
         compiled: whether to try compiling, which takes longer than everything else.
-        tell: called with a line for each measurement, and for what the device does not support.
+        tell: called with a line for each engine, and for what the device does not support.
+
+    Returns:
+        One row per engine and batch size: `engine` in words, `precision`, `channels_last`,
+        `compiled`, `cuda_graph`, `batch_size`, `evaluations_per_second`, `ms_per_batch`,
+        `eps_error` against strict float32 (root mean square error of the predicted noise, relative
+        to the root mean square of the noise; timesteps spread over 1..T), `first_seconds` of the
+        first batch, which prepares and compiles the network, and `break_even_evaluations` after
+        which compiling has paid off (empty if not compiled, or never).
 
     Raises:
         InputError: the device does not support one of the precisions named.
     """
     device, is_named = probe.device, precisions is not None
-    calls: list[CallSpeed] = []
     supported: list[Precision] = []
     for precision in precisions or PRECISIONS[device.type]:
         with _left_out(is_named, tell):
             supported.append(resolve_precision(precision, device))
     sizes = batch_sizes(len(probe.rows))
+    rows: list[dict[str, Any]] = []
     for choice in engine_choices(device, supported, compiled=compiled):
         tell(f"The network: {choice}")
-        # A compiled network is compiled again for every size.
-        chosen_sizes = sizes if not choice.compiled else sorted({sizes[0], sizes[-1]})
         with _left_out(is_named, tell):
-            calls += call_speeds(probe, choice, chosen_sizes)
-    parts: dict[Precision, list[PartSeconds]] = {}
-    peaks: dict[Precision, float] = {}
-    for precision in dict.fromkeys(call.choice.precision for call in calls):
-        best = fastest_call(calls, precision)
-        tell(f"Terms, samples and the matrix product: {best.choice}")
-        parts[precision] = _parts(probe, best)
-        # The measured product is strict, which tf32 is not.
-        if precision is not Precision.TF32:
-            # The best of a few: other load on the machine can only lower it.
-            at_least = timing.LEAST_SECONDS / _PEAKS
-            peaks[precision] = max(
-                matmul_peak(device, precision.dtype, at_least=at_least) for _ in range(_PEAKS)
-            )
-    return MeasuredSpeed(calls, parts, peaks, _flop(probe))
+            if not choice.compiled:
+                rows += _timed(probe, choice, sizes)
+                continue
+            # A compiled network has one batch size, and is compiled again for another.
+            probes = [
+                Probe.of(probe.checkpoint, probe.images, device, size)
+                for size in sorted({sizes[0], sizes[-1]})
+            ]
+            rows += [row for sized in probes for row in _timed(sized, choice, [len(sized.rows)])]
+    calls = pd.DataFrame(rows)
+    return calls.assign(break_even_evaluations=break_even(calls))
 
 
-def fastest_call(calls: Sequence[CallSpeed], precision: Precision) -> CallSpeed:
-    """The fastest engine of a precision, in its largest batch."""
-    candidates = [call for call in calls if call.choice.precision is precision]
-    return min(candidates, key=lambda call: (-call.batch_size, call.seconds))
+def break_even(calls: pd.DataFrame) -> "pd.Series[float]":
+    """Evaluations after which compiling has paid off; see `measure_calls`."""
+    seconds = 1 / calls.evaluations_per_second
+    plain = seconds.where(~calls.compiled).groupby([calls.precision, calls.batch_size])
+    saved = (plain.transform("min") - seconds).where(calls.compiled)
+    return (calls.first_seconds / saved).where(saved > 0)
+
+
+def _timed(probe: Probe, choice: EngineChoice, sizes: Sequence[int]) -> list[dict[str, Any]]:
+    strict, rows = probe.strict_eps, len(probe.rows)
+    clock = timing.timer(probe.device)
+    begin = clock()
+    engine = Engine(probe.checkpoint, device=probe.device, choice=choice, rows=rows)
+    with torch.inference_mode(), engine.running():
+        try:
+            output = engine.model_output(*probe.inputs(rows))
+        except RuntimeError as failure:
+            if is_out_of_memory(failure) or not choice.compiled:
+                raise
+            reason = str(failure).strip().splitlines()[0]
+            raise InputError(
+                f"`compiled=True`: this machine cannot compile the network ({reason})"
+            ) from failure
+        first_seconds = clock() - begin
+        difference = probe.eps_of(output) - strict
+        error = float(difference.square().mean() / strict.square().mean()) ** 0.5
+        calls = [partial(engine.model_output, *probe.inputs(size)) for size in sizes]
+        seconds = [seconds_per_call(call, probe.device) for call in calls]
+    return [
+        {
+            "engine": str(choice),
+            **dataclasses.asdict(choice),
+            "precision": str(choice.precision),
+            "batch_size": size,
+            "evaluations_per_second": size / taken,
+            "ms_per_batch": 1000 * taken,
+            "eps_error": error,
+            "first_seconds": first_seconds,
+        }
+        for size, taken in zip(sizes, seconds, strict=True)
+    ]
+
+
+def fastest_engines(calls: pd.DataFrame) -> list[EngineChoice]:
+    """The fastest engine of each precision, in its largest batch.
+
+    Args:
+        calls: of `measure_calls`.
+    """
+    order = ["batch_size", "evaluations_per_second"]
+    best = [of.sort_values(order).iloc[-1] for _, of in calls.groupby("precision", sort=False)]
+    return [
+        EngineChoice(Precision(row["precision"]), **{flag: bool(row[flag]) for flag in FLAGS})
+        for row in best
+    ]
+
+
+def measured_peak(device: torch.device, precision: Precision) -> float:
+    """FLOP/s of the matrix product in a precision; see `matmul_peak`."""
+    # The best of a few: other load on the machine can only lower it.
+    at_least = timing.LEAST_SECONDS / _PEAKS
+    return max(matmul_peak(device, precision.dtype, at_least=at_least) for _ in range(_PEAKS))
 
 
 @contextlib.contextmanager
@@ -337,22 +390,32 @@ def _left_out(is_named: bool, tell: Tell) -> Iterator[None]:
         tell(f"Left out: {error}")
 
 
-def _parts(probe: Probe, call: CallSpeed) -> list[PartSeconds]:
-    rows = len(probe.rows)
-    engine = Engine(probe.checkpoint, device=probe.device, choice=call.choice, rows=rows)
+def measure_parts(probe: Probe, choice: EngineChoice) -> pd.DataFrame:
+    """Time the terms of the bound and the steps of a sampler with an engine.
+
+    Returns:
+        One row per kind of work, in milliseconds per network evaluation: `row`, `precision`, `ms`,
+        and its parts `network`, `noise` and `rest`.
+    """
+    engine = Engine(probe.checkpoint, device=probe.device, choice=choice, rows=len(probe.rows))
     sampler = SamplerChoice().prepare(
         probe.checkpoint, seed=0, device=probe.device, model_output=engine.model_output
     )
     kinds = (FIRST, LATER) if probe.checkpoint.schedule.num_timesteps > 1 else (FIRST,)
     works = {kind: likelihood_work(probe, engine, kind) for kind in kinds}
     with engine.running():
-        parts = [part_seconds(*work, probe, engine) for work in works.items()]
+        seconds = {kind: part_seconds(work, probe, engine) for kind, work in works.items()}
         # Last, since the engine now belongs to the sampler step.
         step = step_work(probe, sampler.launched(engine.whole_step))
-        return [*parts, part_seconds(STEP, step, probe, engine)]
+        seconds[STEP] = part_seconds(step, probe, engine)
+    parts = 1000 * pd.DataFrame(seconds).T
+    parts.insert(0, "ms", parts.sum(axis=1))
+    parts.insert(0, "precision", str(choice.precision))
+    return parts.rename_axis("row").reset_index()
 
 
-def _flop(probe: Probe) -> int:
+def flop_of(probe: Probe) -> int:
+    """FLOP of the network for one image."""
     x_t, t, labels = probe.inputs(1)
     inputs = [x_t.float(), probe.checkpoint.network_time(t), *([] if labels is None else [labels])]
     with evaluating_checkpoint(probe.checkpoint):

@@ -17,11 +17,8 @@ from torch.nn.functional import conv2d
 from ddpmbench.data.images import ImageSet, PositionIds
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.noise import normal_noise
-from ddpmbench.errors import InputError
-from ddpmbench.execution.devices import evaluating_checkpoint, is_out_of_memory, strict_float32
-from ddpmbench.execution.engine import Engine, EngineChoice
+from ddpmbench.execution.devices import evaluating_checkpoint, strict_float32
 from ddpmbench.likelihood.terms import TermIndex
-from ddpmbench.unet.timed_unet import Precision
 
 LEAST_SECONDS = 0.3
 """Seconds that a measurement takes at least."""
@@ -194,95 +191,3 @@ def gray_images(shape: tuple[int, ...], count: int, num_classes: int) -> ImageSe
     pixels = np.broadcast_to(levels[:, None, None, None], (count, *shape)).copy()
     labels = np.arange(count) % num_classes if num_classes else None
     return ImageSet(pixels, PositionIds(range(count)), "gray", labels)
-
-
-# ---- the network
-
-
-@dataclasses.dataclass(frozen=True)
-class CallSpeed:
-    """The speed of a network with one engine and batch size.
-
-    Attributes:
-        choice: the engine.
-        batch_size: images per network evaluation.
-        seconds: seconds per image, the median of several batches.
-        first_seconds: seconds of the first batch, including preparing and compiling the network.
-        eps_error: root mean square error of the predicted noise against strict float32, relative to
-            the root mean square of the noise; timesteps spread over 1..T.
-    """
-
-    choice: EngineChoice
-    batch_size: int
-    seconds: float
-    first_seconds: float
-    eps_error: float
-
-    @property
-    def per_second(self) -> float:
-        """Network evaluations per second, counted per image."""
-        return 1 / self.seconds
-
-
-def batch_sizes(largest: int) -> list[int]:
-    """Batch sizes from a single image to the largest batch, 8 times as many each."""
-    sizes = [8**k for k in range(8)]
-    return [*(size for size in sizes if size < largest), largest]
-
-
-def engine_choices(
-    device: torch.device, precisions: Sequence[Precision], *, compiled: bool
-) -> list[EngineChoice]:
-    """The engines that are worth measuring; compiled ones, too, if asked for."""
-    layouts = (False, True)
-    choices = [EngineChoice(precision, last) for precision in precisions for last in layouts]
-    if compiled:
-        graphs = (False, True) if device.type == "cuda" else (False,)
-        choices += [EngineChoice(p, True, True, graph) for p in precisions for graph in graphs]
-    return choices
-
-
-def call_speeds(probe: Probe, choice: EngineChoice, sizes: list[int]) -> list[CallSpeed]:
-    """Time the network with one engine in batches of several sizes.
-
-    Args:
-        probe: the batch.
-        choice: the engine.
-        sizes: the batch sizes.
-
-    Raises:
-        InputError: the device does not support the engine.
-    """
-    if not (choice.compiled or choice.cuda_graph):
-        return _speeds_of_engine(probe, choice, sizes)
-    # A compiled or recorded network has one batch size, and pads smaller batches.
-    speeds = []
-    for size in sizes:
-        sized_probe = Probe.of(probe.checkpoint, probe.images, probe.device, size)
-        speeds += _speeds_of_engine(sized_probe, choice, [size])
-    return speeds
-
-
-def _speeds_of_engine(probe: Probe, choice: EngineChoice, sizes: list[int]) -> list[CallSpeed]:
-    strict, speeds, rows = probe.strict_eps, [], len(probe.rows)
-    clock = timer(probe.device)
-    begin = clock()
-    engine = Engine(probe.checkpoint, device=probe.device, choice=choice, rows=rows)
-    with torch.inference_mode(), engine.running():
-        try:
-            output = engine.model_output(*probe.inputs(rows))
-        except RuntimeError as failure:
-            if is_out_of_memory(failure) or not choice.compiled:
-                raise
-            reason = str(failure).strip().splitlines()[0]
-            raise InputError(
-                f"`compiled=True`: this machine cannot compile the network ({reason})"
-            ) from failure
-        first_seconds = clock() - begin
-        difference = probe.eps_of(output) - strict
-        error = float(difference.square().mean() / strict.square().mean()) ** 0.5
-        for size in sizes:
-            call = partial(engine.model_output, *probe.inputs(size))
-            seconds = seconds_per_call(call, probe.device) / size
-            speeds.append(CallSpeed(choice, size, seconds, first_seconds, error))
-    return speeds

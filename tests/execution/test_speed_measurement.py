@@ -3,40 +3,38 @@
 import dataclasses
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
+import ddpmbench as db
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError
-from ddpmbench.evaluate.speed import calls_frame, parts_frame
 from ddpmbench.execution import speed as row_parts
 from ddpmbench.execution import timing
 from ddpmbench.execution.engine import Engine, EngineChoice
 from ddpmbench.execution.speed import (
     FIRST,
     LATER,
-    MeasuredSpeed,
-    fastest_call,
+    STEP,
+    batch_sizes,
+    break_even,
+    engine_choices,
+    fastest_engines,
     fitting_probe,
     likelihood_work,
-    measured,
+    measure_calls,
+    measure_parts,
 )
-from ddpmbench.execution.timing import (
-    CallSpeed,
-    Probe,
-    batch_sizes,
-    call_speeds,
-    engine_choices,
-    gray_images,
-    spread_rows,
-)
+from ddpmbench.execution.timing import Probe, gray_images, spread_rows
 from ddpmbench.likelihood import terms
 from ddpmbench.samples import chain
 from ddpmbench.unet.timed_unet import Precision
 
 CPU = torch.device("cpu")
 FP32, BF16 = Precision.FP32, Precision.BF16
+PLAIN = EngineChoice()
 NOISE, ELSE = 2.0, 0.5
 
 
@@ -89,20 +87,22 @@ def probe_of(model, images, size=4):
     return fitting_probe(model, images, CPU, batch_size=size)
 
 
-def speeds(model, images, *, size=4, precisions=(FP32,)):
-    return measured(probe_of(model, images, size), precisions)
+def calls_of(model, images, *, size=4, precisions=(FP32,)):
+    return measure_calls(probe_of(model, images, size), precisions)
+
+
+def parts_of(model, images, choice=PLAIN):
+    return measure_parts(probe_of(model, images), choice)
 
 
 def test_the_parts_of_a_row_are_what_its_parts_take(small_model, small_images, engine_takes):
     engine_takes(lambda choice, size: 1.0 + size)
-    first, later, step = speeds(small_model, small_images).parts[FP32]
-    for part in (first, later, step):
-        assert part.network == pytest.approx(5 / 4)
-        assert part.noise == pytest.approx(NOISE / 4)
-        assert part.network + part.noise + part.rest == part.seconds
-    assert first.rest == pytest.approx(ELSE / 4)
-    assert later.rest == pytest.approx(ELSE / 4)
-    assert step.rest == pytest.approx(0)
+    parts = parts_of(small_model, small_images)
+    assert parts.row.tolist() == [FIRST, LATER, STEP]
+    np.testing.assert_allclose(parts.network, 1000 * 5 / 4)
+    np.testing.assert_allclose(parts.noise, 1000 * NOISE / 4)
+    np.testing.assert_allclose(parts.rest, [1000 * ELSE / 4] * 2 + [0], atol=1e-9)
+    np.testing.assert_allclose(parts.ms, parts.network + parts.noise + parts.rest)
 
 
 def test_the_decoder_is_in_the_rows_of_the_first_step_alone(small_model, small_images):
@@ -122,23 +122,25 @@ def test_parts_that_alone_take_longer_than_all_of_it_still_add_up(
     engine_takes(lambda choice, size: 4.0)
     # Within a row, noise costs nothing; alone it does, more than all else.
     monkeypatch.setattr(row_parts, "normal_noise", clock.taking(40.0, row_parts.normal_noise))
-    for part in speeds(small_model, small_images).parts[FP32]:
-        assert min(part.network, part.noise, part.rest) >= 0
-        assert part.network + part.noise + part.rest == part.seconds < 40 / 4
+    parts = parts_of(small_model, small_images)
+    assert (parts[["network", "noise", "rest"]] >= 0).all(axis=None)
+    assert (parts.ms < 1000 * 40 / 4).all()
+    np.testing.assert_allclose(parts.ms, parts.network + parts.noise + parts.rest)
 
 
 def test_an_image_takes_its_share_of_a_batch(small_model, small_images, engine_takes):
     engine_takes(lambda choice, size: 1.0 + size)
-    result = speeds(small_model, small_images, size=16)
-    assert {call.batch_size for call in result.calls} == {1, 8, 16}
-    for call in result.calls:
-        assert call.seconds == pytest.approx((1 + call.batch_size) / call.batch_size)
-        assert call.per_second == 1 / call.seconds
-    frame = calls_frame(result)
-    assert frame.ms_per_batch.tolist() == [1000.0 * (1 + size) for size in frame.batch_size]
-    assert frame.share_of_peak.tolist() == pytest.approx(
-        [result.flop_per_call * speed / 1e9 for speed in frame.evaluations_per_second]
+    settings = db.SpeedSettings(precisions=(FP32,))
+    report = db.measure_speed(
+        small_model, small_images, settings=settings, device="cpu", batch_size=16, progress=False
     )
+    calls, size = report.calls, report.calls.batch_size
+    assert set(size) == {1, 8, 16}
+    np.testing.assert_allclose(calls.evaluations_per_second, size / (1 + size))
+    np.testing.assert_allclose(calls.ms_per_batch, 1000.0 * (1 + size))
+    flop = report.summary["flop_per_call"] * calls.evaluations_per_second
+    np.testing.assert_allclose(calls.tflops, flop / 1e12)
+    np.testing.assert_allclose(calls.share_of_peak, flop / 1e9)
 
 
 def test_rows_are_timed_with_the_fastest_engine_of_each_precision(
@@ -146,12 +148,28 @@ def test_rows_are_timed_with_the_fastest_engine_of_each_precision(
 ):
     slow = {(FP32, False): 1.0, (FP32, True): 7.0, (BF16, False): 5.0, (BF16, True): 3.0}
     engine_takes(lambda choice, size: slow[choice.precision, choice.channels_last])
-    result = speeds(small_model, small_images, precisions=(FP32, BF16))
-    assert result.parts[FP32][0].network == pytest.approx(1.0 / 4)
-    assert result.parts[BF16][0].network == pytest.approx(3.0 / 4)
-    assert not fastest_call(result.calls, FP32).choice.channels_last
-    frame = parts_frame(result)
-    assert (frame.ms - frame.network - frame.noise - frame.rest).abs().max() < 1e-9
+    best = fastest_engines(calls_of(small_model, small_images, precisions=(FP32, BF16)))
+    assert best == [PLAIN, EngineChoice(BF16, channels_last=True)]
+    for choice in best:
+        parts = parts_of(small_model, small_images, choice)
+        assert parts.network[0] == pytest.approx(
+            1000 * slow[choice.precision, choice.channels_last] / 4
+        )
+        assert set(parts.precision) == {str(choice.precision)}
+
+
+def test_the_largest_batch_decides_which_engine_is_the_fastest():
+    calls = pd.DataFrame(
+        {
+            "precision": "fp32",
+            "channels_last": [False, False, True, True],
+            "compiled": False,
+            "cuda_graph": False,
+            "batch_size": [1, 8, 1, 8],
+            "evaluations_per_second": [9.0, 3.0, 2.0, 4.0],
+        }
+    )
+    assert fastest_engines(calls) == [EngineChoice(channels_last=True)]
 
 
 def test_the_error_is_how_far_the_noise_is_off_from_float32(
@@ -165,10 +183,12 @@ def test_the_error_is_how_far_the_noise_is_off_from_float32(
         return output * 1.03 if engine.choice.precision is BF16 else output
 
     monkeypatch.setattr(Engine, "model_output", rounded)
-    result = speeds(small_model, small_images, precisions=(FP32, BF16))
-    for call in result.calls:
-        expected = 0.03 if call.choice.precision is BF16 else 0.0
-        assert call.eps_error == pytest.approx(expected, abs=0.01 if expected else 1e-5)
+    calls = calls_of(small_model, small_images, precisions=(FP32, BF16))
+    narrow = calls.precision == "bf16"
+    np.testing.assert_allclose(calls.eps_error[narrow], 0.03, rtol=0, atol=0.01)
+    assert (calls.eps_error[~narrow] < 1e-5).all()
+    assert narrow.any()
+    assert not narrow.all()
 
 
 def refusing(monkeypatch, precision):
@@ -187,25 +207,27 @@ def test_what_the_device_lacks_is_left_out_unless_it_was_asked_for(
     engine_takes(lambda choice, size: 1.0)
     refusing(monkeypatch, BF16)
     lines = []
-    speed = measured(probe_of(small_model, small_images), tell=lines.append)
-    assert list(speed.parts) == [FP32]
+    calls = measure_calls(probe_of(small_model, small_images), tell=lines.append)
+    assert set(calls.precision) == {"fp32"}
     assert any(line.startswith("Left out: `precision=bf16`") for line in lines)
     with pytest.raises(InputError, match="`precision=bf16`"):
-        speeds(small_model, small_images, precisions=(BF16,))
+        calls_of(small_model, small_images, precisions=(BF16,))
 
 
 def test_compiling_breaks_even_where_the_time_is_won_back():
-    plain = CallSpeed(EngineChoice(), 8, 0.03, 0.1, 0.0)
-    calls = [
-        plain,
-        CallSpeed(EngineChoice(channels_last=True), 8, 0.02, 0.1, 0.0),
-        CallSpeed(EngineChoice(compiled=True), 8, 0.01, 10.0, 0.0),
-        CallSpeed(EngineChoice(compiled=True, cuda_graph=True), 8, 0.05, 10.0, 0.0),
-    ]
-    frame = calls_frame(MeasuredSpeed(calls, {}, {}, 1))
-    # Against the better of the two that are not compiled.
-    assert frame.break_even_evaluations[2] == pytest.approx(10.0 / (0.02 - 0.01))
-    assert frame.break_even_evaluations[[0, 1, 3]].isna().all()
+    calls = pd.DataFrame(
+        {
+            "precision": ["fp32"] * 4 + ["bf16"] * 2,
+            "batch_size": [8] * 5 + [1],
+            "compiled": [False, False, True, True, False, True],
+            "evaluations_per_second": 1 / np.array([0.03, 0.02, 0.01, 0.05, 0.001, 0.001]),
+            "first_seconds": [0.1, 0.1, 10.0, 10.0, 0.1, 10.0],
+        }
+    )
+    evaluations = break_even(calls)
+    # Against the better of the two that are not compiled; of that precision and batch size.
+    assert evaluations[2] == pytest.approx(10.0 / (0.02 - 0.01))
+    assert evaluations.drop(2).isna().all()
 
 
 def test_compiling_is_tried_when_asked_for_and_graphs_on_a_gpu():
@@ -230,14 +252,14 @@ def test_a_compiled_network_is_made_for_each_size(
     real = Engine.__init__
 
     def make(engine, checkpoint, *, device, choice, rows):
-        made.append(choice)
+        made.append((choice, rows))
         plain = dataclasses.replace(choice, compiled=False)
         real(engine, checkpoint, device=device, choice=plain, rows=rows)
 
     monkeypatch.setattr(Engine, "__init__", make)
-    compiled = EngineChoice(compiled=True)
-    call_speeds(probe_of(small_model, small_images), compiled, [1, 4])
-    assert made == [compiled] * 2
+    compiled = EngineChoice(channels_last=True, compiled=True)
+    measure_calls(probe_of(small_model, small_images), (FP32,), compiled=True)
+    assert [one for one in made if one[0].compiled] == [(compiled, 1), (compiled, 4)]
 
 
 def test_batches_grow_to_the_largest():

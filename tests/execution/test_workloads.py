@@ -3,20 +3,25 @@
 import shlex
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from ddpmbench.cli.main import ddpmbench
 from ddpmbench.evaluate.nll import evaluate_nll
 from ddpmbench.evaluate.sample import generate_samples
 from ddpmbench.execution.importance import IMAGE_HALF_WIDTH, TERM_HALF_WIDTH
-from ddpmbench.execution.speed import FIRST, LATER, STEP, PartSeconds, workloads
+from ddpmbench.execution.speed import FIRST, LATER, STEP, predict, workloads
 
 ROOT = Path(__file__).parents[2]
 
 
-def parts(**seconds):
-    kinds = {"first": FIRST, "later": LATER, "step": STEP}
-    return [PartSeconds(kind, seconds.get(name, 1.0), 0, 0) for name, kind in kinds.items()]
+def predicted(works, **seconds):
+    """Seconds of commands whose evaluations take 1 s each, or as given by kind."""
+    parts = pd.DataFrame({"row": [FIRST, LATER, STEP], "precision": "fp32", "ms": 1000.0})
+    for kind, value in seconds.items():
+        parts.loc[parts.row == kind, "ms"] = 1000 * value
+    return predict(works, parts).seconds.tolist()
 
 
 def of(images, steps, *, half_width=0.005, samples=4):
@@ -57,11 +62,12 @@ def test_a_narrower_interval_takes_more_calls_and_a_wide_one_no_fewer_than_a_fir
 
 
 def test_slower_terms_and_steps_make_longer_commands():
-    for work in of(100, 50):
-        assert work.seconds(parts()) == work.num_evaluations
-        for name, kind in (("first", FIRST), ("later", LATER), ("step", STEP)):
-            longer = work.seconds(parts(**{name: 3.0})) - work.num_evaluations
-            assert longer == 2 * work.evaluations.get(kind, 0)
+    works = of(100, 50)
+    counts = [work.num_evaluations for work in works]
+    assert predicted(works) == counts
+    for kind in (FIRST, LATER, STEP):
+        longer = np.subtract(predicted(works, **{kind: 3.0}), counts)
+        assert longer.tolist() == [2 * work.evaluations.get(kind, 0) for work in works]
 
 
 def test_a_model_of_one_step_has_no_sampled_bound():
