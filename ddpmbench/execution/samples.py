@@ -5,17 +5,15 @@ import functools
 import hashlib
 import math
 import shutil
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from ddpmbench.checksums import DamageError, is_whole, reading, seal
+from ddpmbench.checksums import DamageError, is_whole, reading, write_npz
 from ddpmbench.data import array_files
 from ddpmbench.data.images import ImageSet, PositionIds
 from ddpmbench.diffusion.data_range import EightBit
@@ -38,7 +36,6 @@ from ddpmbench.user_code import user_errors
 Pixels = NDArray[np.uint8]
 SAMPLES = "samples.npz"
 SAMPLES_STORE = "samples"
-_CHUNK = 4096  # samples written together
 
 
 def write_samples(path: Path, pixels: Pixels, labels: NDArray[np.int64] | None) -> None:
@@ -52,20 +49,10 @@ def write_samples(path: Path, pixels: Pixels, labels: NDArray[np.int64] | None) 
     Raises:
         InputError: the file cannot be written.
     """
-    count, channels, height, width = pixels.shape
-    header = npy.header_data_from_array_1_0(pixels[:0])
-    header |= {"shape": (count, height, width, channels), "fortran_order": False}
+    # A transposed view is written in portions.
+    arrays = {"arr_0": pixels.transpose(0, 2, 3, 1), "arr_1": labels}
     with writing_to(path.parent), replacing(path) as temporary:
-        with zipfile.ZipFile(temporary, "w") as archive:
-            with archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as file:
-                npy.write_array_header_1_0(file, header)
-                for start in range(0, count, _CHUNK):
-                    part = pixels[start : start + _CHUNK].transpose(0, 2, 3, 1)
-                    file.write(np.ascontiguousarray(part).tobytes())
-            if labels is not None:
-                with archive.open(zipfile.ZipInfo("arr_1.npy"), "w", force_zip64=True) as file:
-                    npy.write_array(file, labels, allow_pickle=False)
-        seal(temporary)
+        write_npz(temporary, {name: of for name, of in arrays.items() if of is not None})
 
 
 def read_samples(path: Path, num_images: int | None = None) -> ImageSet:
