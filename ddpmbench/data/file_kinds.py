@@ -5,8 +5,6 @@ import io
 import os
 import re
 import stat
-import tarfile
-import zipfile
 import zlib
 from pathlib import Path
 
@@ -142,9 +140,13 @@ def open_maybe_gzip(path: Path) -> gzip.GzipFile | io.BufferedReader:
     return gzip.open(path, "rb") if is_gzip else open(path, "rb")
 
 
-_TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
-WEIGHTS_SUFFIXES = (*_TORCH_SUFFIXES, ".safetensors")
+WEIGHTS_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 """Endings of files that hold weights."""
+_PACKED = (
+    *("zip archive", "tar archive", "7z archive", "rar archive"),
+    *("gzip file", "bzip2 file", "xz file", "zstd file"),
+)
+_SAVE = "save its images as PNG files in a folder, or as uint8 (N, H, W, C) with np.savez"
 
 
 def refuse_unread(path: Path, kind: str) -> None:
@@ -157,67 +159,24 @@ def refuse_unread(path: Path, kind: str) -> None:
     Raises:
         InputError: it is of such a kind; the message says how to convert it.
     """
-    if path.suffix.lower() == ".safetensors":
-        kind = "safetensors file"
-    if kind in ("", "idx file"):
+    suffix, remedy = path.suffix.lower(), _SAVE
+    is_saved_by_torch = kind in ("zip archive", "pickle") and suffix in WEIGHTS_SUFFIXES
+    if suffix == ".safetensors" or is_saved_by_torch:
+        kind, remedy = "file of weights", f"{_SAVE} (a checkpoint is given as `ckpt`)"
+    elif kind in ("", "idx file") or (
+        kind == "gzip file" and _content_of_gzip(path) in (None, "idx file")
+    ):
         return
-    if _is_tar(path):
-        kind = "tar archive"
-    if kind == "gzip file":  # an idx file, perhaps
-        return
-    is_pickle = kind == "pickle" and path.suffix.lower() in _TORCH_SUFFIXES
-    if is_pickle or (kind == "zip archive" and _is_torch(path)):
-        kind = "torch file"
-    remedy = "save its images as PNG files in a folder, or as uint8 (N, H, W, C) with np.savez"
-    if kind in ("zip archive", "tar archive"):
-        module, target = f"{kind[:3]}file", f"{path}-images"
-        remedy = f"unpack it with: python -m {module} -e {path} {target}, and give {target}"
-    elif kind in ("torch file", "safetensors file"):
-        remedy += " (a checkpoint is given as `ckpt`)"
-    elif kind == "parquet file":
-        try:
-            remedy = _parquet_remedy(path)
-        except Exception:  # readers may raise anything for a damaged file
-            remedy = "it cannot be read; copy or save it again"
+    elif kind in _PACKED:
+        remedy = f"unpack it, or {_SAVE}"
     raise refusal(path, f"is a {kind}; {remedy}")
 
 
-def _is_tar(path: Path) -> bool:
-    """Whether it is a tar archive, compressed or not."""
+def _content_of_gzip(path: Path) -> str | None:
+    """The format within a gzip file; None if unknown or damaged."""
     try:
-        return tarfile.is_tarfile(path)
-    except (OSError, EOFError, zlib.error):  # for a damaged file
-        return False
-
-
-def _is_torch(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("data.pkl") for name in archive.namelist())
-    except (OSError, zipfile.BadZipFile):
-        return False
-
-
-def _parquet_remedy(path: Path) -> str:
-    """The command that converts the file to an npz beside it."""
-    from pyarrow import parquet, types
-
-    image = labels = ""
-    schema = parquet.read_schema(path)
-    for field in schema:
-        kind, value = field.type, f"d[{field.name!r}]"
-        is_struct = types.is_struct(kind) and "bytes" in {part.name for part in kind}
-        if not image and (types.is_binary(kind) or is_struct):
-            content = "v['bytes']" if is_struct else "v"
-            decoded = f"np.asarray(PIL.Image.open(io.BytesIO({content})))"
-            image = f"np.stack([{decoded} for v in {value}])"
-        elif types.is_integer(kind) and ("label" in field.name or "class" in field.name):
-            labels = labels or f", arr_1={value}"
-    if not image:
-        return f"none of its columns, {', '.join(schema.names)}, holds image files"
-    target = str(path.with_suffix(".npz"))
-    code = (
-        "import numpy as np, pandas as pd, io, PIL.Image; "
-        f"d = pd.read_parquet({str(path)!r}); np.savez({target!r}, arr_0={image}{labels})"
-    )
-    return f'make an npz with: python -c "{code}", and give {target}'
+        with gzip.open(path, "rb") as file:
+            group_and_name = kind_of(file.read(_HEAD))
+    except (OSError, EOFError, zlib.error):
+        return None
+    return None if group_and_name is None else group_and_name[1]
