@@ -284,8 +284,12 @@ CORPUS = [
         ("`schedule=",),
         unsettled=True,
     ),
-    Wrong("openai without flags", saved(OPENAI), ("`model_flags`",), unsettled=True),
-    Wrong("score_sde without flags", saved(SCORE), ("`model_flags`",), unsettled=True),
+    Wrong(
+        "openai without flags", saved(OPENAI), ("pass `model_flags='--image_size ",), unsettled=True
+    ),
+    Wrong(
+        "score_sde without flags", saved(SCORE), ("pass `model_flags='--config",), unsettled=True
+    ),
     Wrong(
         "openai with another's flags",
         saved(OPENAI),
