@@ -7,11 +7,15 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from peers import OPENAI_FLAGS, refused, same_weights
+from peers import OPENAI_FLAGS, pesser_weights, refused, same_weights
 from test_states import AVERAGED, LAST, SWAPPED, under
+from unet_configs import SMALL_CONFIG
 
-from ddpmbench import CheckpointSettings, load_checkpoint
+from ddpmbench import CheckpointSettings, InputError, evaluate_nll, load_checkpoint, load_images
 from ddpmbench.checkpoints.weights import read_state
+from ddpmbench.files import sha256_of
+from ddpmbench.report.nll_text import printed_nll
+from ddpmbench.unet.unet import UNet
 
 
 def load(path, content, weights=None):
@@ -218,3 +222,27 @@ def test_an_average_that_cannot_be_read_names_the_last_weights(average, words, p
     assert same_weights(load(path, {"model": LAST, "ema": average}, "raw"), last)
     with refused(path, words):
         load(path, average)
+
+
+def test_which_weights_were_read_stands_with_the_result(small_npz, tmp_path):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        last = pesser_weights(UNet(SMALL_CONFIG))
+    averaged, path = {name: 0.5 * weight for name, weight in last.items()}, tmp_path / "t.ckpt"
+    torch.save({"model": last, "ema": averaged}, path)
+    images, bits = load_images(small_npz, num_images=2), set()
+    for kind, weights, where in (("ema", None, "EMA (ema)"), ("raw", "raw", "raw (model)")):
+        said = {"schedule": "linear:21:0.001:0.2", "variance": "fixed_small", "weights": weights}
+        read = load_checkpoint(path, CheckpointSettings(**said))
+        assert f"weights: {where}" in read.notes
+        out = tmp_path / kind
+        report = evaluate_nll(read, images, estimator="every-pair", draws=1, out=out)
+        assert f"(pesser, {kind}, " in printed_nll(report.summary, "table")
+        record = report.summary["checkpoint"]
+        assert record["files"] == [path.name]
+        assert record["sha256"] == sha256_of(path)
+        assert (record["weights"], f"({record['where']})") == (kind, where.split()[1])
+        bits.add(report.summary["bits_per_dim"])
+    assert len(bits) == 2
+    with pytest.raises(InputError, match=f"{tmp_path / 'ema'}.*another run"):
+        evaluate_nll(read, images, estimator="every-pair", draws=1, out=tmp_path / "ema")

@@ -7,9 +7,11 @@ import pytest
 import torch
 from peers import refused
 
+from ddpmbench import CheckpointSettings, load_checkpoint
 from ddpmbench.checkpoints import schedule_tables
 from ddpmbench.checkpoints.schedule_tables import ScheduleTables
 from ddpmbench.checkpoints.schedules import read_schedule
+from ddpmbench.checkpoints.settings import MissingSettingsError
 from ddpmbench.diffusion.schedule import NoiseSchedule
 
 
@@ -67,6 +69,50 @@ def expected(total, *, includes_first):
     beta = from_zero(total).double()
     product = (1 - beta).cumprod(0)
     return product[1:] if includes_first else product[1:] / product[0]
+
+
+OWN = """
+from torch import nn
+
+class Net(nn.Module):
+    image_channels, image_size = 1, 8
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 1, 3, padding=1)
+
+    def forward(self, x, t):
+        return self.conv(x) + t[:, None, None, None]
+"""
+
+
+def test_a_file_of_min_diffusion_has_its_chain_and_says_what_to_type(tmp_path):
+    (tmp_path / "net.py").write_text(OWN)
+    weights = {"conv.weight": torch.full((1, 1, 3, 3), 0.1), "conv.bias": torch.zeros(1)}
+    torch.save(
+        {"flat": {**weights, **min_diffusion(10), "n_T": torch.tensor(10)}}, tmp_path / "flat.pt"
+    )
+    torch.save({"net": weights, "args": {"timesteps": 200}}, tmp_path / "steps.pt")
+
+    def load(file, schedule):
+        said = {"prediction": "eps", "variance": "fixed_large", "time_input": "fraction"}
+        settings = CheckpointSettings(f"{tmp_path / 'net.py'}:Net", schedule=schedule, **said)
+        return load_checkpoint(tmp_path / file, settings)
+
+    read = load("flat.pt", "buffers")
+    torch.testing.assert_close(
+        read.schedule.alphas_cumprod, expected(10, includes_first=True), rtol=1e-5, atol=0
+    )
+    assert any("the first for t = 0" in note for note in read.notes)
+    np.save(tmp_path / "products.npy", read.schedule.alphas_cumprod.numpy())
+    named = load("flat.pt", f"alphas_cumprod:{tmp_path / 'products.npy'}")
+    assert not any("tables" in note or "the file says" in note for note in named.notes)
+    other = load("flat.pt", "geometric:20:0.0001:0.02").notes
+    assert any("has 20 steps, and the file says flat.n_T = 10" in note for note in other)
+    for file, schedule in (("flat.pt", "buffers"), ("steps.pt", "linear:200:START:END")):
+        with pytest.raises(MissingSettingsError) as info:
+            load(file, None)
+        assert info.value.missing["schedule"] == schedule
 
 
 @pytest.mark.parametrize("total", [10, 100, 1000])

@@ -95,6 +95,7 @@ MISTAKES = {
     "fid --feature-network efficientnet-lite0 --protocol adm": "choose clean",
     "fid --inception nothing.pt": "--inception nothing.pt: cannot be read",
     "fid --samples nothing --data fashion-mnist:test": "nothing: no such file",
+    "fid --samples {images}": "--data: name the real images",
     "fid --samples x.npz --timesteps 9": "--timesteps: applies only to a checkpoint",
     "inspect nosuch.pt": "nosuch.pt: no such file",
     "inspect --image-size 27": "--image-size 27: ",

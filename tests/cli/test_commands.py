@@ -6,9 +6,7 @@ import signal
 import subprocess
 import sys
 
-import numpy as np
 import pandas as pd
-import peers
 import pytest
 import torch
 from processes import Command, ddpmbench
@@ -133,60 +131,6 @@ def test_without_out_the_run_goes_to_a_dated_folder(
     assert "one draw; two give an interval" in printed
 
 
-def test_an_override_is_said(completed, small_checkpoint, small_npz, tmp_path):
-    arguments = ("--ckpt", small_checkpoint, "--data", small_npz, "--out", tmp_path / "run")
-    options = ("--variance", "fixed_small", "--prediction", "v")
-    printed, message = completed("nll", *arguments, *EVERY_PAIR, *options)
-    assert "--variance fixed_small overrides fixed_large" in message
-    assert "v, fixed_small, clip, exact decoder" in printed
-
-
-@pytest.fixture
-def gray_model(invoke, tmp_path):
-    """Writes a folder of diffusers for gray images of 8x8; evaluates it with options."""
-
-    def make(unet=(), **scheduler):
-        settings = {**peers.SMALL_UNET, "in_channels": 1, "out_channels": 1, **dict(unet)}
-        scheduler = peers.DDPMScheduler(num_train_timesteps=20, **scheduler)
-        peers.save_flat(tmp_path / "model", peers.diffusers_unet(settings), scheduler)
-
-        def evaluate(data, *options):
-            words = ("--ckpt", tmp_path / "model", "--data", data, *EVERY_PAIR, *options)
-            out = tmp_path / "-".join(["run", data.stem, *map(str, options)])
-            status, printed, message = invoke("nll", *words, "--out", out, "--format", "json")
-            return json.loads(printed) if status == 0 else None, message
-
-        return evaluate
-
-    return make
-
-
-def test_the_file_s_own_clip_counts_and_an_override_is_said(gray_model, tmp_path):
-    evaluate = gray_model(clip_sample=False)
-    np.savez(tmp_path / "a.npz", arr_0=np.arange(64, dtype=np.uint8).reshape(1, 8, 8, 1))
-    result = {}
-    for option in ([], ["--clip"], ["--no-clip"]):
-        result["".join(option)], message = evaluate(tmp_path / "a.npz", *option)
-        assert ("overrides the checkpoint's own" in message) == (option == ["--clip"])
-    assert [result[key]["conventions"]["clip"] for key in result] == [False, True, False]
-    assert result[""]["bits_per_dim"] == result["--no-clip"]["bits_per_dim"]
-    assert result[""]["bits_per_dim"] != result["--clip"]["bits_per_dim"]
-
-
-def test_the_class_is_in_the_result(gray_model, tmp_path):
-    evaluate = gray_model({"num_class_embeds": 4})
-    pixels, labeled = np.arange(128, dtype=np.uint8).reshape(2, 8, 8, 1), tmp_path / "labeled.npz"
-    np.savez(labeled, arr_0=pixels, arr_1=np.array([2, 3]))
-    np.savez(tmp_path / "plain.npz", arr_0=pixels)
-    of_the_images = evaluate(labeled)[0]
-    of_class_2 = [evaluate(tmp_path / f"{n}.npz", "--class", 2)[0] for n in ("plain", "labeled")]
-    assert of_the_images["conventions"]["labels"] == "of the images"
-    assert [result["conventions"]["labels"] for result in of_class_2] == 2 * ["class 2"]
-    assert of_class_2[0]["bits_per_dim"] == of_class_2[1]["bits_per_dim"]
-    assert of_class_2[0]["bits_per_dim"] != of_the_images["bits_per_dim"]
-    assert "has no labels" in evaluate(tmp_path / "plain.npz")[1]
-
-
 def test_training_interrupted_from_the_keyboard_loses_nothing(tmp_path):
     out = tmp_path / "training"
     running = Command("train", *TRAINING, "--out", out, setup=save_often)
@@ -250,6 +194,19 @@ def test_help_and_import_load_neither_torch_nor_torchvision():
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+def test_inspect_imports_neither_tables_nor_figures_nor_the_compiler():
+    script = (
+        "import sys; from ddpmbench.cli.main import run; run(['inspect']); "
+        "print(*sorted({'pandas', 'matplotlib', 'scipy', 'PIL', 'torch._dynamo'} & "
+        "set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stderr.strip() == ""
+    assert done.stdout.startswith("default: a diffusion model of 28x28 gray images, T = 1,000\n")
+    assert done.stdout.splitlines()[-1] == "evaluate    ddpmbench nll"
 
 
 # ---- report

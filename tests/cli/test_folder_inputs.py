@@ -6,8 +6,11 @@ import os
 import numpy as np
 import pytest
 from feature_networks import write_network
+from image_files import random_images, save_folder
 
 import ddpmbench as db
+from ddpmbench.cli.launch import open_inputs
+from ddpmbench.cli.likelihood import nll
 from ddpmbench.execution.folder import RunFolder
 
 OPTIONS = [
@@ -119,3 +122,50 @@ def test_samples_that_are_not_those_of_their_run_are_refused(refused, samples, t
         "--feature-network", network,
     )  # fmt: skip
     assert "does not hold the samples of its summary.json" in line
+
+
+# ---- images of one's own
+
+TRAINING = ("--steps", 1, "--channels", "8", "--attention", "0", "--norm-groups", 4)
+MEASURING = ("--num-samples", 1, "--precision", "fp32")
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("train", (*TRAINING, "--num-blocks", 1, "--batch-size", 2)),
+        ("speed", (*MEASURING, "--batch-size", 2)),
+    ],
+)
+def test_the_remedies_are_options_of_the_commands_that_name_them(
+    invoke, small_checkpoint, tmp_path, monkeypatch, command, options
+):
+    """Those for an image that cannot be read, one of another color, and one that is too small."""
+    images = save_folder(tmp_path / "images", random_images(3, 6, 6, 3))
+    (images / "9.png").write_bytes(b"no image")
+    ckpt = ("--ckpt", small_checkpoint) if command == "speed" else ()
+    monkeypatch.setattr("ddpmbench.execution.timing.LEAST_SECONDS", 0.0)
+    words = (command, *ckpt, "--data", images, "--out", tmp_path / "out", *options)
+    status, _, line = invoke(*words)
+    assert (status, line.count("\n")) == (2, 1)
+    assert "--on-bad skip" in line
+    status, _, lines = invoke(*words, "--on-bad", "skip", "--convert", "gray", "--pad", 8)
+    assert status == 0, lines
+    assert "1 file of" in lines
+    assert "9.png" in lines
+    assert "--pad 8" in lines
+
+
+@pytest.mark.parametrize("names", ["dog,cat", "{file}"])
+def test_names_of_classes_are_a_list_or_the_lines_of_a_file(tmp_path, names):
+    for name in ("cat", "dog"):
+        save_folder(tmp_path / "classes" / name, random_images(1, 28, 28))
+    (tmp_path / "names.txt").write_text("dog\n\n cat\n")
+    words = [
+        "--data",
+        tmp_path / "classes",
+        "--class-names",
+        names.format(file=tmp_path / "names.txt"),
+    ]
+    given = nll.make_context("nll", [str(word) for word in words]).params
+    assert open_inputs(given)[1].classes == ("dog", "cat")

@@ -8,10 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from processes import ranks
 from sealing import write_frame
 
 from ddpmbench.checkpoints import load as checkpoints
 from ddpmbench.data import load as images
+from ddpmbench.execution.stored_images import Pictures
 
 
 @pytest.fixture(params=["every-pair", "importance"])
@@ -30,9 +32,8 @@ def no_network(monkeypatch):
     monkeypatch.setattr(images, "load_images", refuse)
 
 
-@pytest.mark.usefixtures("no_network")
 @pytest.mark.parametrize("option", [(), ("--pictures", "none")])
-def test_a_finished_run_takes_no_network_call(finished, completed, option):
+def test_a_finished_run_takes_no_network_call(finished, no_network, completed, option):
     printed, message = completed("rd", "--run", finished, *option)
     assert printed.splitlines()[0].split()[:2] == ["steps", "rate,"]
     *warnings, last = message.splitlines()
@@ -78,17 +79,18 @@ def test_the_formats_print_the_same_curve(finished, completed):
     assert "6 of <script>" in printed["table"]
 
 
-def test_a_run_of_its_own_is_one_of_nll(
-    small_checkpoint, small_npz, invoke, completed, tmp_path, monkeypatch
-):
-    monkeypatch.chdir(tmp_path)
-    common = ("--ckpt", small_checkpoint, "--data", small_npz, "--half-width", 5)
-    printed, message = completed("rd", *common, "--format", "csv")
-    (folder,) = (tmp_path / "runs").iterdir()
-    assert folder.name.startswith("rd-20")
-    assert f"runs/{folder.name}" in message
-    assert invoke("nll", *common, "--out", tmp_path / "nll")[0] == 0
-    assert invoke("rd", "--run", tmp_path / "nll", "--format", "csv")[1] == printed
+def test_of_several_processes_one_draws_pictures(small_checkpoint, small_npz, tmp_path):
+    of = ("--ckpt", small_checkpoint, "--data", small_npz, "--half-width", 5)
+    arguments = ("rd", *of, "--out", tmp_path / "run")
+    first, second = ranks(2, *arguments)
+    assert first.returncode == second.returncode == 0, first.stderr
+    assert first.stderr.count("66 network evaluations more for the pictures; to resume: --out") == 1
+    assert first.stderr.count("Run folder: ") == first.stdout.count("PSNR") == 1
+    assert second.stdout == second.stderr == ""
+    assert Pictures.read(tmp_path / "run", 40).decoding.rmse.shape == (6, 11)
+    refused = ranks(2, *arguments, "--pictures", "all", "--depth", 41)
+    assert [result.returncode for result in refused] == [2, 2]
+    assert "".join(result.stderr for result in refused).count("Error: --depth 41") == 1
 
 
 def test_what_is_unknown_is_said(finished, invoke, completed, tmp_path):
@@ -103,17 +105,6 @@ def test_what_is_unknown_is_said(finished, invoke, completed, tmp_path):
     printed = invoke("rd", "--run", out, "--format", "json")[1]
     (point,) = (p for p in json.loads(printed)["curve"] if p["num_decoded_steps"] == 20)
     assert point["distortion_rmse"] is point["psnr"] is None
-
-
-def test_nll_and_rd_say_what_was_corrected(completed, small_checkpoint, small_npz, tmp_path):
-    inputs = ["--ckpt", small_checkpoint, "--data", small_npz, "--half-width", 5]
-    options = ["--precision", "bf16", "--out", tmp_path / "run"]
-    for command in (["nll"], ["rd", "--pictures", "none"]):
-        printed, _ = completed(*command, *inputs, *options)
-        assert "bf16, corrected by " in printed
-        assert "in bf16, uncorrected" in printed
-    printed, _ = completed("rd", "--run", tmp_path / "run", "--format", "json")
-    assert json.loads(printed)["precision_correction"]["num_evaluations"] == 200
 
 
 # ---- what is refused

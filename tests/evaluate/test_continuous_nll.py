@@ -18,7 +18,7 @@ from ddpmbench.errors import InputError
 from ddpmbench.execution.network_check import why_not_continuous
 from ddpmbench.report.nll_figures import bound_figure
 from ddpmbench.report.nll_page import run_page
-from ddpmbench.report.nll_text import comparability
+from ddpmbench.report.nll_text import comparability, printed_nll
 
 HOW = {"progress": False, "seed": 5}
 CPU = torch.device("cpu")
@@ -147,8 +147,14 @@ def test_why_there_is_no_row(small_model, small_images):
 
     assert "the run is short" in absent(small_model)
     assert "left it out" in absent(small_model, continuous=False)
-    fine = small_model.respaced(61)
-    assert "between those" in absent(fine, continuous=True)
+    fine, notes = small_model.respaced(61), []
+    listener = db.RunListener(note=notes.append)
+    assert "between those" in absent(fine, continuous=True, listener=listener)
+    (note,) = (note for note in notes if "no bound in continuous time" in note)
+    assert "beside that of the run: the model visits" in note
+    notes.clear()
+    absent(fine, listener=listener)
+    assert not any("continuous time" in note for note in notes)
     for between in (fine, small_model.in_continuous_time()):
         with pytest.raises(InputError, match="respace the model as it was trained"):
             between.respaced(5)
@@ -327,3 +333,7 @@ def test_runs_in_continuous_time_are_read_and_compared(small_model, small_images
     how["terms_of"] = tmp_path / "sampled"
     terms = run("again", small_model.in_continuous_time(), **how)
     assert terms.summary["bits_per_dim"] == pytest.approx(sampled.summary["bits_per_dim"])
+    beside = run("discrete", small_model, continuous=True)
+    assert "bits/dim in continuous time" in printed_nll(beside.summary, "table")
+    with pytest.raises(InputError, match="schedule is linear, but linear, continuous time"):
+        db.compare([tmp_path / "one", tmp_path / "discrete"])

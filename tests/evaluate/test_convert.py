@@ -29,9 +29,12 @@ import ddpmbench as db
 from ddpmbench.checkpoints.native import write_native
 from ddpmbench.diffusion.data_range import DataRange
 from ddpmbench.diffusion.model import TimeInput
+from ddpmbench.diffusion.parameterization import Process
 from ddpmbench.diffusion.process import Prediction, Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.evaluate import convert as module
+from ddpmbench.evaluate.convert import printed_conversion
+from ddpmbench.files import sha256_of
 from ddpmbench.likelihood.bound import estimate_bound
 from ddpmbench.likelihood.designs import EveryPairDesign
 from ddpmbench.likelihood.terms import TermsPass
@@ -277,12 +280,26 @@ def test_another_network_is_not_moved_into_place(tmp_path, monkeypatch, changes,
     assert not list(tmp_path.iterdir())
 
 
+def test_the_printed_result_names_both_files(tmp_path):
+    read, out = tmp_path / "read.safetensors", tmp_path / "model"
+    write_native(read, random_model())
+    summary = db.convert_checkpoint(db.load_checkpoint(read), out).summary
+    lines = printed_conversion(summary, "table").splitlines()
+    assert [line.split()[0] for line in lines] == ["read", "written", "verified"]
+    weights = out / "unet" / "diffusion_pytorch_model.safetensors"
+    assert lines[0].endswith(f"{read} (native, {sha256_of(read)[:12]})")
+    assert lines[1].endswith(f"{out} (diffusers, {sha256_of(weights)[:12]})")
+    assert json.loads(printed_conversion(summary, "json")) == summary
+    assert printed_conversion(summary, "quiet") == str(out)
+
+
 # ---- what is refused
 
 
 @pytest.mark.parametrize(
     ("config", "changes", "words"),
     [
+        ({}, {"schedule": NoiseSchedule.linear(40).in_family(Process.VE)}, "process but vp"),
         ({}, {"time_input": TimeInput.ONE_BASED}, "time input"),
         ({}, {"time_input": TimeInput.FRACTION}, "time input"),
         ({}, {"time_input": TimeInput.RESCALED_1000}, "975 at timestep 40"),

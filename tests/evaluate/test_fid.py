@@ -18,6 +18,7 @@ from setups import slow_samples
 import ddpmbench as db
 from ddpmbench.evaluate import fid
 from ddpmbench.evaluate.fid import load_reference
+from ddpmbench.evaluate.sample import load_samples
 from ddpmbench.execution import features
 from ddpmbench.metrics.feature_networks import load_feature_network
 from ddpmbench.metrics.frechet import frechet_distance, frechet_infinity
@@ -417,6 +418,47 @@ def test_features_that_are_not_finite_are_refused(reference, settings, monkeypat
     monkeypatch.setattr(type(settings.network), "__call__", broken)
     with pytest.raises(db.InputError, match=r"`feature_network=stand-in\.pt`: .* not finite"):
         db.evaluate_fid(reference, [reference], settings)
+
+
+def test_a_cache_that_cannot_be_written_is_named(reference, settings, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("DDPMBENCH_CACHE", str(tmp_path / "file"))
+    with pytest.raises(db.InputError, match=f"^DDPMBENCH_CACHE {tmp_path / 'file'}"):
+        db.evaluate_fid(reference, [reference], settings)
+
+
+# ---- what is printed
+
+
+def test_each_stage_is_printed_with_the_folder_that_resumes_it(
+    small_model, reference, settings, tmp_path, capsys
+):
+    few, out = dataclasses.replace(settings, num_generated=4), tmp_path / "run"
+    for is_new in (True, False):
+        db.evaluate_fid(small_model, [reference], few, out=out)
+        message = capsys.readouterr().err
+        for stage in ("samples", "features of the samples"):
+            assert (f"4 images: {stage}; to resume: `out={out}`\n" in message) == is_new
+        assert (f"The first images are in {out} already" in message) != is_new
+
+
+def test_notes_of_samples_and_of_references_are_said_once(reference, settings, network, tmp_path):
+    known, stats = feature_statistics(network(reference.pixels).features), tmp_path / "stats.npz"
+    images = reference.pixels.transpose(0, 2, 3, 1)
+    np.savez(stats, mu=known.mean, sigma=known.covariance, arr_0=images)
+    folder = tmp_path / "samples"
+    folder.mkdir()
+    for k, image in enumerate(images[:6]):
+        Image.fromarray(image.squeeze()).save(folder / f"{k}.png")
+    (folder / "read.me").write_text("of other things")
+    notes = []
+    samples, _ = load_samples(folder)
+    listener = db.RunListener(note=notes.append)
+    db.evaluate_fid(samples, [load_reference(stats)], settings, listener=listener)
+    assert sum("passed over besides the images" in note for note in notes) == 1
+    assert sum(f"`data={stats}`: mu and sigma are the reference" in note for note in notes) == 1
+    with pytest.raises(db.InputError, match="`num_images=5`: does not apply to the mu and sigma"):
+        load_reference(stats, num_images=5)
 
 
 # ---- where the networks lie

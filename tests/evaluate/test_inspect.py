@@ -242,6 +242,7 @@ def test_a_known_schedule_is_shown_where_other_settings_are_missing(files):
     [
         ("native", {}, {"schedule": "checkpoint", "variance": "checkpoint"}),
         ("native", {"clip": False}, {"clip": "option", "prediction": "checkpoint"}),
+        ("native", {"process": "ve"}, {"schedule": "option", "levels": "checkpoint"}),
         ("native", {"levels": 32}, {"levels": "option", "data_range": "checkpoint"}),
         ("diffusers", {"variance": "fixed_large"}, {"variance": "option", "clip": "checkpoint"}),
         ("openai", {"model_flags": FLAGS}, {"schedule": "option", "levels": "checkpoint"}),

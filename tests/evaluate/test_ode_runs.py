@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from interrupted import resumed
 from normal_data import normal_images, trained_on_normal_data
+from oracles import oracle_checkpoint, oracle_images
 from processes import ranks
 from sealing import read_record
 
@@ -227,3 +228,9 @@ def test_the_ode_of_all_images_needs_no_bound_of_all(small_model, small_images, 
     assert summary["half_width_population"] > 0
     assert (report.per_image.decoder == 0).all()
     assert (report.per_image.probe_error > 0).all()
+
+
+def test_the_ode_needs_times_between_the_timesteps():
+    images = oracle_images(2)
+    with pytest.raises(InputError, match="cannot be solved: it rounds the time"):
+        db.evaluate_ode(oracle_checkpoint(images), images)

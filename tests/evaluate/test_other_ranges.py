@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from feature_networks import write_network
 from oracles import ScaledNetwork, oracle_checkpoint, oracle_images, scaled_schedule
 from sealing import edit, read_record
 
@@ -13,7 +14,9 @@ import ddpmbench as db
 from ddpmbench.diffusion.data_range import UNIT_RANGE, DataRange
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError
+from ddpmbench.metrics.feature_networks import load_feature_network
 from ddpmbench.report import conventions as convention_tables
+from ddpmbench.report.nll_text import printed_nll
 from ddpmbench.report.text import conventions_line
 from ddpmbench.samples.samplers import SamplerChoice
 
@@ -174,11 +177,22 @@ def test_pictures_show_the_levels_of_the_model(small, small_images, tmp_path):
         db.progressive_pictures(model, small_images, plain)
 
 
+def test_a_range_stands_in_the_result(small, small_images, tmp_path):
+    model = dataclasses.replace(small.respaced(3), data_range=DataRange(0, 1, 32))
+    report = db.evaluate_nll(model, small_images, **PAIRS, out=tmp_path)
+    assert "exact decoder, data in [0, 1], 32 levels" in printed_nll(report.summary, "table")
+    resolved = json.loads((tmp_path / "environment.json").read_text())["arguments"]["resolved"]
+    for record in (report.summary["conventions"], resolved):
+        assert (record["data_range"], record["levels"]) == ("[0, 1]", 32)
+    usual = db.evaluate_nll(small.respaced(3), small_images, **PAIRS)
+    assert "levels" not in printed_nll(usual.summary, "table")
+
+
 # ---- images that look reduced already
 
 
 @pytest.mark.parametrize("levels", [2, 32, 100])
-def test_images_that_look_reduced_already_are_refused(small, small_images, levels):
+def test_images_that_look_reduced_already_are_refused(small, small_images, levels, tmp_path):
     model = dataclasses.replace(small.respaced(2), data_range=DataRange(levels=levels))
     levels_of = small_images.pixels.astype(int) * levels // 256
     reduced = dataclasses.replace(small_images, pixels=levels_of.astype(np.uint8))
@@ -189,6 +203,9 @@ def test_images_that_look_reduced_already_are_refused(small, small_images, level
         db.evaluate_nll(model, reduced, **PAIRS)
     with pytest.raises(InputError, match=line):
         db.measure_speed(model, reduced)
+    network = load_feature_network(write_network(tmp_path / "n.pt", num_features=2, num_classes=2))
+    with pytest.raises(InputError, match=line):
+        db.evaluate_fid(model, reduced, db.FidSettings(network, db.PROTOCOLS["clean"]))
     # As the line says, they cost the same as the images that they come from.
     pixels = np.ceil(256 * levels_of / levels).astype(np.uint8)
     saved = dataclasses.replace(small_images, pixels=pixels)

@@ -94,9 +94,15 @@ def test_the_calls_are_said_made_once_and_not_counted(
     assert (run.folder / "summary.json").read_text() == before
     assert {name for name, record in vars(result).items() if record is not None} == names
     if kind == "all":
+        pictures = (run.folder / PICTURES).read_bytes()
         db.write_report(run.folder)
+        assert sum(calls) == expected
+        assert (run.folder / PICTURES).read_bytes() == pictures
         assert figures(run.folder) >= names
-        assert list(pd.read_csv(run.folder / "figures" / "decoding.csv").t) == STEPS * 6
+        decoding = pd.read_csv(run.folder / "figures" / "decoding.csv")
+        assert list(decoding.t) == STEPS * 6
+        rate = run.rate_distortion.set_index("t").rate_bits_per_dim
+        assert list(decoding.rate_bits_per_dim) == list(rate.loc[decoding.t])
 
 
 def test_another_depth_mixes_again_and_keeps_the_rest(small_model, small_images, run, calls):

@@ -18,6 +18,7 @@ from ddpmbench.execution.worker import RunListener
 from ddpmbench.likelihood.designs import EveryPairDesign
 from ddpmbench.likelihood.precision import CorrectionDesign, differences, estimate_correction
 from ddpmbench.likelihood.terms import TermIndex, TermsPass, TermTable, concatenate
+from ddpmbench.report.rate_distortion import printed_rate_distortion
 from ddpmbench.unet.timed_unet import Precision
 
 CPU = torch.device("cpu")
@@ -115,6 +116,11 @@ def test_the_summary_adds_up(engines, small_model, small_images):
     # Tables are as the rows have them.
     steps = report.per_timestep.bits_per_dim.sum() + of["prior"]
     assert steps == pytest.approx(record["uncorrected_bits_per_dim"], abs=1e-7)
+    curve = db.rate_distortion(report)
+    assert curve.summary["precision_correction"] == record
+    text = printed_rate_distortion(curve.summary, curve.curve, "table")
+    assert "bf16, corrected by " in text
+    assert "in bf16, uncorrected" in text
 
 
 def test_strict_float32_makes_no_other_call_and_has_no_correction(

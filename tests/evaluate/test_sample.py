@@ -1,7 +1,9 @@
 """Sample i is a function of checkpoint, sampler, seed and i: nothing else can change it."""
 
 import dataclasses
+import json
 import os
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,10 +15,12 @@ from sealing import read_record
 
 import ddpmbench as db
 from ddpmbench.cli.main import run
+from ddpmbench.diffusion.data_range import DataRange
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError
 from ddpmbench.execution import devices
 from ddpmbench.execution import samples as module
+from ddpmbench.report.sample import printed_samples
 from ddpmbench.samples.samplers import SamplerChoice
 
 N = 12
@@ -42,6 +46,18 @@ def test_a_folder_holds_what_memory_does(small_model, whole, tmp_path):
             assert np.array_equal(np.asarray(picture), whole.images.pixels[index, 0])
     assert report.summary["num_evaluations"] == N * small_model.schedule.num_timesteps
     assert len(list((report.folder / "png").iterdir())) == N
+    assert (report.folder / "figures" / "samples.png").exists()
+
+
+def test_the_formats_print_what_the_samples_are(whole, small_model, tmp_path):
+    printed = partial(printed_samples, whole.summary, tmp_path / "samples.npz")
+    assert printed("table").startswith(f"{N} samples, 8x8 gray: {tmp_path / 'samples.npz'}")
+    assert printed("quiet") == str(tmp_path / "samples.npz")
+    assert json.loads(printed("json"))["num_samples"] == N
+    two = dataclasses.replace(small_model.respaced(3), data_range=DataRange(levels=2))
+    report = db.generate_samples(two, 2)
+    assert "data in [-1, 1], 2 levels" in printed_samples(report.summary, tmp_path, "table")
+    assert set(np.unique(report.images.pixels)) <= {0, 255}
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 64, None])

@@ -1,6 +1,7 @@
 """Scores of images from a network: right, and the same however they are computed."""
 
 import dataclasses
+import io
 import json
 import re
 import shutil
@@ -12,6 +13,7 @@ import pytest
 import torch
 from interrupted import interrupting
 from oracles import oracle_checkpoint
+from processes import ranks
 from sealing import read_record
 
 import ddpmbench as db
@@ -20,7 +22,7 @@ from ddpmbench.likelihood.image_scores import PerImageDesign, estimate_image_sco
 from ddpmbench.likelihood.regression import code_length
 from ddpmbench.likelihood.terms import TermsPass
 from ddpmbench.report.score import printed_scores, score_page, verdict
-from ddpmbench.report.text import digits_by
+from ddpmbench.report.text import digits_by, with_interval
 
 CPU = torch.device("cpu")
 LN2 = np.log(2)
@@ -91,6 +93,42 @@ def test_the_table_and_the_summary_agree(base, small_images):
     evaluations = 8 * len(small_images) + summary["pilot_evaluations"]
     assert summary["num_evaluations"] == evaluations
     assert read_record(base.folder / "summary.json") == json.loads(json.dumps(summary))
+
+
+def test_the_formats_and_the_folder_hold_the_same_scores(model, small_images, others, tmp_path):
+    sets = (dataclasses.replace(of, labels=None) for of in (small_images, others.subset(5)))
+    report = score(model, *sets, out=tmp_path)
+    summary = json.loads(json.dumps(report.summary))
+    forms = ("table", "json", "csv", "quiet")
+    printed = {form: printed_scores(report.summary, report.per_image, form) for form in forms}
+    text = " ".join(printed["table"].split())
+    headline = with_interval(summary["bits_per_dim"], summary["sets"][0]["half_width"])
+    assert text.startswith(f"NLL <= {headline} bits/dim")
+    area = summary["comparison"]["auroc"]
+    assert f"AUROC {area['value']:.3f} ({area['lower']:.3f} to {area['upper']:.3f})" in text
+    for part in ("p = ", "(Welch)", "rank simple images as likely", "images A 6 of", "images B 5"):
+        assert part in text
+    assert json.loads(printed["json"]) == summary
+    means = [of["bits_per_dim"] for of in summary["sets"]]
+    assert [float(line) for line in printed["quiet"].split()] == means
+    for table in (io.StringIO(printed["csv"]), tmp_path / "per_image.csv"):
+        frame = pd.read_csv(table)
+        columns = ["set", "image_id", "bits_per_dim", "standard_error", "code_length"]
+        assert list(frame.columns) == [*columns, "nearest_distance"]
+        assert frame.set.tolist() == ["A"] * 6 + ["B"] * 5
+    assert pd.read_csv(tmp_path / "proposal.csv").density.sum() == pytest.approx(1)
+    for name in ("environment.json", "run.json"):
+        assert (tmp_path / name).exists()
+
+
+def test_two_processes_have_the_scores_of_one(base, small_checkpoint, small_npz, tmp_path):
+    inputs = ("--ckpt", small_checkpoint, "--data", small_npz, "--timesteps", 12)
+    first, other = ranks(2, "score", *inputs, "--evaluations-per-image", 8, "--out", tmp_path)
+    assert first.returncode == other.returncode == 0, first.stderr + other.stderr
+    assert other.stdout == ""
+    both = pd.read_csv(tmp_path / "per_image.csv", dtype={"image_id": str})
+    columns = ["bits_per_dim", "standard_error"]
+    pd.testing.assert_frame_equal(both[columns], base.per_image[columns], rtol=1e-5)
 
 
 def test_batches_change_nothing_but_rounding(model, small_images, base):

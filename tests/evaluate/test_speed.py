@@ -9,7 +9,6 @@ import pytest
 from sealing import read_record
 
 import ddpmbench as db
-from ddpmbench.cli.main import run
 from ddpmbench.errors import InputError
 from ddpmbench.execution.speed import workloads
 from ddpmbench.report.speed import printed_speed
@@ -141,43 +140,3 @@ def test_a_size_that_no_one_says_is_asked_for(small_model):
     with pytest.raises(InputError, match="`image_size"):
         quick(unsaid)
     assert quick(unsaid, image_size=8).summary["shape"] == [1, 8, 8]
-
-
-@pytest.fixture
-def invoke(capsys):
-    def call(*arguments):
-        capsys.readouterr()
-        status = run([str(argument) for argument in arguments])
-        return status, *capsys.readouterr()
-
-    return call
-
-
-def test_the_command_measures(invoke, small_checkpoint, small_npz, tmp_path):
-    command = ["speed", "--ckpt", small_checkpoint, "--device", "cpu", "--batch-size", 1]
-    command += ["--precision", "fp32", "--data", small_npz, "--num-images", 5]
-    status, printed, message = invoke(*command, "--format", "json", "--out", tmp_path / "run")
-    assert status == 0, message
-    summary = json.loads(printed)
-    assert summary["checkpoint"]["source"] == str(small_checkpoint)
-    assert {call["precision"] for call in summary["calls"]} == {"fp32"}
-    assert read_record(tmp_path / "run" / "summary.json") == summary
-    status, printed, message = invoke("report", tmp_path / "run")
-    assert (status, printed, message.count("\n")) == (2, "", 1), message
-
-
-@pytest.mark.parametrize(
-    ("option", "value", "named"),
-    [
-        ("--half-width", "0", "--half-width"),
-        ("--num-samples", "0", "--num-samples"),
-        ("--precision", "fp8", "--precision"),
-        ("--batch-size", "0", "--batch-size"),
-        ("--device", "gpu", "--device"),
-        ("--data", "nowhere", "nowhere: no such file"),
-    ],
-)
-def test_a_mistake_is_one_line_that_names_it(invoke, small_checkpoint, option, value, named):
-    status, printed, message = invoke("speed", "--ckpt", small_checkpoint, option, value)
-    assert (status, printed, message.count("\n")) == (2, "", 1), message
-    assert named in message

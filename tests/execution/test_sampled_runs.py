@@ -9,7 +9,6 @@ import torch
 from run_folders import assert_same_numbers
 from sealing import edit, terms_in, write_frame, write_text
 
-from ddpmbench.cli.main import run
 from ddpmbench.data.load import load_images
 from ddpmbench.diffusion.process import Variance
 from ddpmbench.diffusion.schedule import NoiseSchedule
@@ -157,29 +156,16 @@ def test_the_cap_holds_and_is_used(small_model, small_images, cap):
     assert f"`max_evaluations={cap:,}`" in line
 
 
-@pytest.fixture
-def command(small_checkpoint, small_npz, capsys):
-    def execute(*arguments):
-        inputs = ["--ckpt", small_checkpoint, "--data", small_npz]
-        status = run([str(argument) for argument in ("nll", *inputs, *arguments)])
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err.splitlines()
-
-    return execute
-
-
 def test_a_cap_below_the_first_look_is_refused_before_any_call(
-    small_model, small_images, calls, command, tmp_path
+    small_model, small_images, calls, tmp_path
 ):
-    with pytest.raises(
-        InputError, match=r"`max_evaluations=719`: 6 images take 720 network evaluations"
-    ):
-        evaluate_nll(small_model, small_images, max_evaluations=719)
+    line = (
+        r"^`max_evaluations=719`: 6 images take 720 network evaluations .*allow that many or "
+        "choose `estimator=every-pair`, which takes 480$"
+    )
+    with pytest.raises(InputError, match=line):
+        evaluate_nll(small_model, small_images, max_evaluations=719, out=tmp_path / "run")
     assert calls.rows == 0
-    status, out, err = command("--max-evaluations", 719, "--out", tmp_path / "run")
-    assert (status, out, len(err)) == (2, "", 1)
-    assert err[0].startswith("Error: --max-evaluations 719: ")
-    assert err[0].endswith("allow that many or choose --estimator every-pair, which takes 480")
 
 
 def test_every_pair_is_no_remedy_where_it_takes_more(small_model, small_images):
@@ -188,14 +174,18 @@ def test_every_pair_is_no_remedy_where_it_takes_more(small_model, small_images):
         evaluate_nll(longer, small_images, max_evaluations=719)
 
 
-@pytest.mark.parametrize("continuous", [(), ("--continuous",), ("--no-continuous",)])
-def test_where_every_pair_takes_fewer_evaluations_a_note_says_so(command, tmp_path, continuous):
-    status, _, err = command("--half-width", 9, *continuous, "--out", tmp_path / "run")
-    assert status == 0
-    (line,) = [line for line in err if "every-pair" in line]
+@pytest.mark.parametrize("continuous", [None, True, False])
+def test_where_every_pair_takes_fewer_evaluations_a_note_says_so(
+    small_model, small_images, continuous
+):
+    notes = []
+    listener = RunListener(note=notes.append)
+    how = {"half_width": 9.0, "continuous": continuous, "listener": listener}
+    evaluate_nll(small_model, small_images, **how)
+    (line,) = [line for line in notes if "every-pair" in line]
     assert line == (
-        "Note: importance sampling takes at least 720 network evaluations here, every pair of "
-        "image and timestep 480; choose --estimator every-pair"
+        "importance sampling takes at least 720 network evaluations here, every pair of image and "
+        "timestep 480; choose `estimator=every-pair`"
     )
     assert Importance().note(10_000, 1000, Precision.FP32) is None
 

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from fidelity_folders import HASH, of_another_network, reference, summary
 
+from ddpmbench.execution.features import Cost
 from ddpmbench.metrics.scores import Scores
 from ddpmbench.report.fid import (
     AGAINST_REFERENCE,
@@ -18,6 +19,7 @@ from ddpmbench.report.fid import (
     printed_fid,
     scores,
 )
+from ddpmbench.report.text import cost_lines
 
 TWO = [reference(), reference("fashion-mnist:train", fid=3.25, fid_infinity=2.5)]
 NAME = f"FD[{HASH[:12]}]"
@@ -146,3 +148,16 @@ def test_the_other_formats_hold_the_same_numbers():
     assert list(table.fid) == [12.34, 3.25]
     assert list(table["protocol.feature_network.sha256"]) == [HASH] * 2
     assert list(table.inception_score) == [9.12] * 2
+
+
+def test_a_long_run_says_what_it_takes_and_what_cheaper_ones_cost():
+    cost = Cost(
+        0.001, 0.02, num_samples=50_000, num_timesteps=1000, num_evaluations=1000, num_images=60_000
+    )
+    whole, steps, samples = cost_lines(cost)
+    assert "About 14.2 h on this device" in whole
+    assert "`timesteps=250` 3.8 h" in steps
+    assert "the respaced sampler" in steps
+    assert "`num_generated=10000` 2.9 h" in samples
+    assert "biased" in samples
+    assert cost_lines(Cost(0.001, 0.02, 10, 50, 50, 100)) == []

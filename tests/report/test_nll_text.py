@@ -65,6 +65,13 @@ def test_an_interval_that_is_not_known_stays_so():
     assert of(CORRECTION, half_width=None)["half_width"] is None
 
 
+def test_a_chain_that_does_not_end_in_noise_is_said():
+    quiet, said = (printed_nll({**SUMMARY, "prior": prior}, "table") for prior in (0.0999, 0.1))
+    (line,) = (line for line in said.splitlines() if "far from the normal prior" in line)
+    assert line.startswith("prior       0.1000 bits/dim")
+    assert "far from the normal prior" not in quiet
+
+
 def test_it_is_said_with_what_it_does_not_reach():
     printed = printed_nll({**SUMMARY, **LOW}, "table")
     of_page = page(**LOW)
