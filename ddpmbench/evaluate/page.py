@@ -11,7 +11,6 @@ from ddpmbench.execution.folder import source_revision, versions, write_figure
 from ddpmbench.files import is_temporary, replacing, writing_to
 from ddpmbench.report import tables
 from ddpmbench.report.display import PageReport
-from ddpmbench.report.folder_contents import read_svgs
 from ddpmbench.report.nll_text import write_hugging_face
 
 PAGE = "report.html"
@@ -112,7 +111,7 @@ def write_page(report: PageReport, *, progress: bool = True) -> Path:
 
 def _drawn_figures(report: PageReport, folder: Path, *, progress: bool) -> dict[str, str]:
     """Draw the figures into the folder; returns the svg of each by name."""
-    figures = report._figures()
+    figures, svgs = report._figures(), {}
     shown = (
         running.progress("figures", "figures")
         if progress
@@ -121,5 +120,5 @@ def _drawn_figures(report: PageReport, folder: Path, *, progress: bool) -> dict[
     with shown as update:
         for done, (name, draw) in enumerate(figures.items()):
             update(done, len(figures), name)
-            write_figure(folder, name, *draw())
-    return read_svgs(folder, list(figures))
+            svgs[name] = write_figure(folder, name, *draw())
+    return svgs

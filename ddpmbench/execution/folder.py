@@ -239,11 +239,14 @@ def tag(path: Path) -> str | None:
         raise InputError(f"{path / IDENTITY}: cannot be read ({error})") from error
 
 
-def write_figure(folder: Path, name: str, figure: "Figure", numbers: pd.DataFrame) -> None:
+def write_figure(folder: Path, name: str, figure: "Figure", numbers: pd.DataFrame) -> str:
     """Write a figure as svg and png under `figures/`, and the numbers behind it as csv.
 
     The svg has no background and real text, and the same figure always gives the same file; the png
     is on white.
+
+    Returns:
+        The text of the svg.
 
     Raises:
         InputError: the folder cannot be written.
@@ -273,8 +276,11 @@ def write_figure(folder: Path, name: str, figure: "Figure", numbers: pd.DataFram
         for kind, how in kinds.items():
             with replacing(figures / f"{name}.{kind}") as temporary:
                 figure.savefig(temporary, format=kind, **how)
+                if kind == "svg":
+                    svg = temporary.read_text(encoding="utf-8")
         with replacing(figures / f"{name}.csv") as temporary:
             numbers.to_csv(temporary, index=False)
+    return svg
 
 
 def _is_foreign(path: Path) -> bool:

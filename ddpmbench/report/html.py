@@ -18,14 +18,10 @@ from ddpmbench.report.text import digits_by, typeset
 from ddpmbench.version import __version__
 
 _SVG = "{http://www.w3.org/2000/svg}"
-_HREFS = ("{http://www.w3.org/1999/xlink}href", "href")
+_HREF = "{http://www.w3.org/1999/xlink}href"
 _PANEL = re.compile(r"subfigure_\d+")
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 _FONT = re.compile(r"font-family:[^;]*;?\s*")
-# Only elements that draw: none that runs, links or loads.
-_SHAPES = {"path", "rect", "circle", "ellipse", "line", "polyline", "polygon", "text", "tspan"}
-_PAINT = {"linearGradient", "radialGradient", "stop", "pattern", "mask", "clipPath"}
-_DRAWN = _SHAPES | _PAINT | {"svg", "g", "defs", "use", "image"}
 
 VARIABLES: Mapping[str, str] = {
     INK: "var(--ink)",
@@ -35,20 +31,18 @@ VARIABLES: Mapping[str, str] = {
 """From the figures' colors to the page's."""
 
 
-def inline_panels(svg: str, name: str, label: str) -> list[str]:
+def inline_panels(svg: str, name: str, label: str) -> list[Markup]:
     """The panels of a figure as page elements, in order; without panels the whole figure.
 
     Args:
-        svg: text of the file.
+        svg: from `write_figure`.
         name: prefix of the ids within it.
         label: its description, for screen readers.
-
-    Raises:
-        ElementTree.ParseError: the text is not an svg.
     """
     root = ElementTree.fromstring(svg)
-    _keep_what_draws(root)
-    for element in root.iter():
+    for element in list(root.iter()):
+        for child in [*element.iterfind(f"{_SVG}metadata"), *element.iterfind(f"{_SVG}style")]:
+            element.remove(child)  # the page has its own
         _dress(element)
     left, top, width, height = map(float, root.attrib["viewBox"].split())
     parts = [part for part in root.iter("g") if _PANEL.fullmatch(part.get("id", ""))]
@@ -63,15 +57,6 @@ def inline_panels(svg: str, name: str, label: str) -> list[str]:
     return panels
 
 
-def _keep_what_draws(parent: Element) -> None:
-    for child in list(parent):
-        tag = child.tag if isinstance(child.tag, str) else ""
-        if tag.startswith(_SVG) and tag.removeprefix(_SVG) in _DRAWN:
-            _keep_what_draws(child)
-        else:
-            parent.remove(child)
-
-
 def _dress(element: Element) -> None:
     """Apply html's names and the page's colors and font, and drop indentation."""
     element.tag = element.tag.removeprefix(_SVG)
@@ -79,13 +64,8 @@ def _dress(element: Element) -> None:
         element.text = None
     if element.tag != "tspan":
         element.tail = None
-    for name, value in list(element.attrib.items()):
-        if name.startswith("on"):
-            del element.attrib[name]
-        elif name in _HREFS:
-            del element.attrib[name]
-            if value.startswith(("#", "data:image/")):
-                element.set("href", value)
+    if _HREF in element.attrib:
+        element.set("href", element.attrib.pop(_HREF))
     style = _FONT.sub("", element.get("style", ""))
     for color, variable in VARIABLES.items():
         style = re.sub(color, variable, style, flags=re.IGNORECASE)
@@ -101,7 +81,7 @@ def _element(
     box: tuple[float, float, float, float],
     name: str,
     label: str,
-) -> str:
+) -> Markup:
     """A separate svg of some parts of another, with the definitions that they use."""
     own = Element("svg", {"viewBox": " ".join(f"{x:g}" for x in box)})
     own.attrib |= {"class": "panel", "role": "img", "aria-label": label}
@@ -118,7 +98,7 @@ def _element(
     own = copy.deepcopy(own)
     for element in own.iter():
         _rename(element, used, name)
-    return ElementTree.tostring(own, encoding="unicode")
+    return Markup(ElementTree.tostring(own, encoding="unicode"))
 
 
 def _uses(part: Element) -> Iterator[str]:
@@ -180,11 +160,6 @@ def rendered(
         raise LookupError(str(error)) from error
 
 
-def panels(svg: str, name: str, label: str) -> list[Markup]:
-    """The panels of a figure, safe to put into a page; see `inline_panels`."""
-    return [Markup(panel) for panel in inline_panels(svg, name, label)]
-
-
 def drawn(
     svgs: Mapping[str, str],
     captions: Mapping[str, str],
@@ -200,11 +175,11 @@ def drawn(
     return {
         "captions": captions,
         "figures": {
-            name: panels(svgs[name], name, caption) if name in svgs else None
+            name: inline_panels(svgs[name], name, caption) if name in svgs else None
             for name, caption in captions.items()
         },
         "strips": [
-            {"title": title, "text": text, "figure": panels(svgs[name], name, title)}
+            {"title": title, "text": text, "figure": inline_panels(svgs[name], name, title)}
             for name, (title, text) in (strips or {}).items()
             if name in svgs
         ],
