@@ -64,10 +64,10 @@ def listed(names: Sequence[str]) -> str:
     return f"{', '.join(names[:_MOST_LISTED])}{more}"
 
 
-def shown_value(value: object) -> object:
-    """A value as a message shows it: the first 12 digits of a SHA-256, else all of it."""
-    is_hash = isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value)
-    return str(value)[:12] if is_hash else value
+def shown_value(value: object) -> str:
+    """A value as a message shows it: the first 12 digits of a SHA-256, else 80 characters."""
+    text = str(value)
+    return text[:12] if re.fullmatch("[0-9a-f]{64}", text) else text[:80]
 
 
 def counted(number: int, noun: str) -> str:

@@ -62,8 +62,11 @@ def same_output(one: Sequence[float] | None, other: Sequence[float] | None) -> b
     """
     if one is None or other is None:
         return True
-    pairs = zip(one, other, strict=False)
-    return len(one) == len(other) and all(abs(a - b) <= _OUTPUT_TOLERANCE for a, b in pairs)
+    try:
+        pairs = zip(one, other, strict=True)
+        return all(abs(a - b) <= _OUTPUT_TOLERANCE for a, b in pairs)
+    except (TypeError, ValueError):  # of other lengths, or no numbers in a file of somebody else
+        return False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ from ddpmbench.codec.container import Bound
 from ddpmbench.codec.rans import DamageError
 from ddpmbench.data.images import ImageSet
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
-from ddpmbench.diffusion.model import OUTPUT, Checkpoint, same_output
+from ddpmbench.diffusion.model import OUTPUT, Checkpoint
 from ddpmbench.diffusion.parameterization import Prediction, Variance
 from ddpmbench.errors import InputError
 from ddpmbench.evaluate.evaluation import conventions_of, labels_sha256, model_identity
@@ -29,7 +29,7 @@ from ddpmbench.execution.devices import device_name
 from ddpmbench.execution.engine import Engine
 from ddpmbench.execution.engine_choice import at_once
 from ddpmbench.execution.finished_runs import SUMMARY, FinishedRun
-from ddpmbench.execution.folder import IDENTITY
+from ddpmbench.execution.folder import IDENTITY, refuse_other
 from ddpmbench.execution.session import Session, session
 from ddpmbench.execution.worker import RunListener, RunProgress
 from ddpmbench.files import sha256_of
@@ -135,7 +135,7 @@ def model_of(checkpoint: Checkpoint) -> dict[str, Any]:
         "schedule": hashlib.sha256(table).hexdigest(),
         **checkpoint.data_range.record,
         "network": checkpoint.fingerprint,
-        "network_output": list(checkpoint.output_numbers),
+        OUTPUT: list(checkpoint.output_numbers),
     }
 
 
@@ -165,7 +165,7 @@ class Counter:
 
 _MODEL_FIELDS = (
     *("checkpoint", "num_timesteps", "process", "prediction", "clip", "time_input"),
-    *("data_range", "levels", "schedule_sha256", "network"),
+    *("data_range", "levels", "schedule_sha256", "network", OUTPUT),
 )
 """What a run and a code must agree in, by the names of `model_identity`; the variance of the
 network and the decoder may differ."""
@@ -200,17 +200,8 @@ def finished_run(run: Path, checkpoint: Checkpoint, images: ImageSet) -> tuple[N
         )
     conventions = conventions_of(checkpoint, images, decoder=theirs.get("decoder", ""))
     ours = model_identity(checkpoint, conventions)
-    for name in _MODEL_FIELDS:
-        if theirs.get(name) != ours.get(name):
-            raise InputError(
-                f"`run={run}`: is of another model ({name} is {theirs.get(name)} there, "
-                f"{ours.get(name)} here); name a run of this one, or leave it out"
-            )
-    if not same_output(theirs.get(OUTPUT), checkpoint.output_numbers):
-        raise InputError(
-            f"`run={run}`: is of another model (its network gave other outputs); name a run of "
-            "this one, or leave it out"
-        )
+    remedy = "name a run of this one, or leave it out"
+    refuse_other(f"`run={run}`: is of another model", theirs, ours, remedy, names=_MODEL_FIELDS)
     if as_coded(checkpoint).clip != checkpoint.clip:
         raise InputError(
             f"`run={run}`: has the errors of the clipped x_start, and a code of a predicted mean "

@@ -38,6 +38,7 @@ from ddpmbench.evaluate.evaluation import check_images, note_images
 from ddpmbench.evaluate.nll import evaluate_nll
 from ddpmbench.evaluate.other_codecs import CodecSize, other_codecs
 from ddpmbench.evaluate.progress import listening
+from ddpmbench.execution.folder import refuse_other
 from ddpmbench.execution.worker import RunListener
 from ddpmbench.files import (
     check_writable,
@@ -217,23 +218,11 @@ def _resumed_header(
     """The header of a partial file; InputError if it is of another compression."""
     with Reader(partial) as reader:
         header = reader.header
-    theirs = {
-        "timesteps": len(header.process.timesteps),
-        "block_images": header.block_images,
-        "batch_size": header.batch_size,
-        "code_variance": header.process.variance,
-    }
-    ours = {**settings, "code_variance": variance}
-    for name, value in ours.items():
-        if theirs[name] != value:
-            raise InputError(
-                f"{partial}: was begun with `{name}={theirs[name]}`; give that, or remove the file"
-            )
-    for name, value in known.items():
-        if getattr(header, name) != value:
-            raise InputError(
-                f"{partial}: was begun with another {name}; run the same command, or remove it"
-            )
+    theirs, process = msgspec.structs.asdict(header), header.process
+    theirs |= {"timesteps": len(process.timesteps), "code_variance": process.variance}
+    ours = {**settings, "code_variance": variance, **known}
+    remedy = "run the command that began it, or remove the file"
+    refuse_other(f"{partial}: was begun otherwise", theirs, ours, remedy, names=ours)
     return header
 
 

@@ -1,9 +1,8 @@
 """Decompress files of `compress`."""
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -12,10 +11,11 @@ from ddpmbench.codec.blocks import Labels, Pixels, check_claims, decode_block
 from ddpmbench.codec.chain import Chain
 from ddpmbench.codec.container import Header, Reader
 from ddpmbench.data.images import ImageSet, PositionIds
-from ddpmbench.diffusion.model import Checkpoint
+from ddpmbench.diffusion.model import OUTPUT, Checkpoint
 from ddpmbench.errors import InputError, instance_of, whole_number
 from ddpmbench.evaluate.coding import CodingSession, Counter, coding, damage_as, model_of
 from ddpmbench.evaluate.progress import listening
+from ddpmbench.execution.folder import refuse_other
 from ddpmbench.execution.samples import write_pngs, write_samples
 from ddpmbench.execution.worker import RunListener
 from ddpmbench.files import (
@@ -67,8 +67,9 @@ def decompress(
             coding(checkpoint, header.shape, device) as session,
             listening(listener, "decompress", "images", shown=progress) as reporter,
         ):
-            _refuse_other(path, "machine", header.machine, session.machine)
-            _refuse_other(path, "model", header.model, model_of(session.checkpoint))
+            what, remedy = f"{path}: is of another machine", "decompress it where it was compressed"
+            refuse_other(what, header.machine, session.machine, remedy)
+            _check_model(path, header, session.checkpoint)
             labels = _labels(path, header)
             _check_labels(path, labels, session.checkpoint)
             try:
@@ -189,32 +190,11 @@ def _is_plain(name: str) -> bool:
 
 
 def _check_model(path: Path, header: Header, checkpoint: Checkpoint) -> None:
-    """Refuse another model before its network is evaluated."""
+    """Refuse another model; before its network is evaluated, by all but its output."""
     ours = model_of(checkpoint)
-    del ours["network_output"]
-    _refuse_other(path, "model", header.model, ours)
-
-
-def _refuse_other(
-    path: Path, kind: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]
-) -> None:
-    """Raise InputError that names the first difference between the encoder and the decoder."""
-    for name, value in ours.items():
-        if theirs.get(name) != value:
-            remedy = (
-                "give the checkpoint and the options that it was compressed with"
-                if kind == "model"
-                else "decompress it where it was compressed"
-            )
-            raise InputError(
-                f"{path}: was compressed with {name} {_short(theirs.get(name))}, and here it is "
-                f"{_short(value)}; {remedy}"
-            )
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text[:12] if len(text) == 64 else text[:60]
+    names = [name for name in ours if checkpoint.output_numbers or name != OUTPUT]
+    remedy = "give the checkpoint and the options that it was compressed with"
+    refuse_other(f"{path}: is of another model", header.model, ours, remedy, names=names)
 
 
 def _labels(path: Path, header: Header) -> Labels:

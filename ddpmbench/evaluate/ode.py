@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ddpmbench.data.load import ImageSource, load_images
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.diffusion.model import Checkpoint
-from ddpmbench.errors import InputError, shown_value, whole_number
+from ddpmbench.errors import InputError, whole_number
 from ddpmbench.evaluate.evaluation import (
     Evaluation,
     check_arguments,
@@ -27,6 +27,7 @@ from ddpmbench.evaluate.nll_report import NllReport
 from ddpmbench.evaluate.progress import PartListener, reported_session
 from ddpmbench.execution.devices import evaluating_checkpoint, strict_float32
 from ddpmbench.execution.finished_runs import PER_IMAGE, read_environment
+from ddpmbench.execution.folder import refuse_other
 from ddpmbench.execution.network_check import why_not_continuous
 from ddpmbench.execution.store import Arrays, Store, gathered, num_missing
 from ddpmbench.execution.worker import RunListener
@@ -235,15 +236,13 @@ def _check_bound(bound: dict[str, Any], evaluation: Evaluation) -> None:
     """Raise InputError where a bound has no interval, or is not for the images of the ODE."""
     num_timesteps = evaluation.checkpoint.schedule.num_timesteps
     expected = {**evaluation.record, "num_timesteps": num_timesteps, "precision": Precision.FP32}
-    for name in ("checkpoint", "data", "num_timesteps", "conventions", "seed", "precision"):
-        theirs, value = bound[name], expected[name]
-        if name in ("checkpoint", "data"):
-            name, theirs, value = f"{name}.sha256", theirs["sha256"], value["sha256"]
-        if theirs != value:
-            raise InputError(
-                f"`bound`: its {name} is {shown_value(theirs)}, not {shown_value(value)} as of the "
-                "ODE; give the bound of the same evaluation, or leave it out"
-            )
+    there, here = (
+        {**of, "checkpoint": of["checkpoint"]["sha256"], "data": of["data"]["sha256"]}
+        for of in (bound, expected)
+    )
+    names = ("checkpoint", "data", "num_timesteps", "conventions", "seed", "precision")
+    remedy = "give the bound of the same evaluation, or leave it out"
+    refuse_other("`bound`: is of another evaluation", there, here, remedy, names=names)
     if bound["half_width"] is None:
         raise InputError("`bound`: its interval is unknown; give one with 2 `draws` or more")
 

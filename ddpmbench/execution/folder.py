@@ -326,10 +326,14 @@ def refuse_other(
         names: the fields to compare, in order; None for all, those of `here` first.
 
     Raises:
-        InputError: they differ; the message names the first field that does, and its two values.
+        InputError: they differ; the message names the first field that does, in a nested record
+            that of the record, and its two values.
     """
     for name in [*here, *there] if names is None else names:
-        values = there.get(name), here.get(name)
-        if not (same_output(*values) if name == OUTPUT else values[0] == values[1]):
-            of_there, of_here = map(shown_value, values)
-            raise InputError(f"{what} ({name} is {of_there} there, {of_here} here); {remedy}")
+        of_there, of_here = there.get(name), here.get(name)
+        if of_there == of_here or (name == OUTPUT and same_output(of_there, of_here)):
+            continue
+        if isinstance(of_there, Mapping) and isinstance(of_here, Mapping):
+            refuse_other(what, of_there, of_here, remedy)
+        values = f"{shown_value(of_there)} there, {shown_value(of_here)} here"
+        raise InputError(f"{what} ({name} is {values}); {remedy}")

@@ -106,9 +106,9 @@ def test_a_bound_that_is_known_is_not_evaluated_again(
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"seed": 2}, "its seed is 2, not 1"),
-        ({"num_images": 5}, "its data.sha256 is"),
-        ({"decoder": "tanh"}, "its conventions is"),
+        ({"seed": 2}, r"is of another evaluation \(seed is 2 there, 1 here\)"),
+        ({"num_images": 5}, r"is of another evaluation \(data is [0-9a-f]{12} there"),
+        ({"decoder": "tanh"}, r"is of another evaluation \(decoder is tanh there, exact here\)"),
         ({"estimator": "every-pair", "draws": 1}, "its interval is unknown"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

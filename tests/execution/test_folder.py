@@ -1,6 +1,7 @@
 import dataclasses
 import errno
 import os
+import re
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 import ddpmbench as db
 from ddpmbench.checksums import read_json
 from ddpmbench.errors import InputError
-from ddpmbench.execution.folder import RunFolder
+from ddpmbench.execution.folder import RunFolder, refuse_other
 from ddpmbench.execution.terms import arrays_of, read_terms
 from ddpmbench.likelihood.terms import VALUE_COLUMNS, TermIndex, TermTable
 
@@ -67,6 +68,33 @@ def test_another_run_is_refused_by_the_field_that_differs(folder, field, value, 
         RunFolder(folder.path, {**IDENTITY, field: value})
     result = read_json(folder.path / "run.json")
     assert {name: result[name] for name in IDENTITY} == IDENTITY
+
+
+OURS = {"device": {"name": "cpu"}, "network_output": [0.5, 2.0]}
+
+
+@pytest.mark.parametrize(
+    ("theirs", "words"),
+    [
+        ({"device": {"name": "cuda"}}, "name is cuda there, cpu here"),
+        ({"device": "cuda"}, "device is cuda there, {'name': 'cpu'} here"),
+        ({"network_output": [0.5, 2.1]}, "network_output is [0.5, 2.1] there, [0.5, 2.0] here"),
+        ({"network_output": [0.5]}, "network_output is [0.5] there"),
+        ({"network_output": "no numbers"}, "network_output is no numbers there"),
+        ({"network_output": 5}, "network_output is 5 there"),
+        ({"more": "x" * 100}, f"more is {'x' * 80} there, None here"),
+        ({"network_output": [0.5, 2.005]}, None),
+        ({"network_output": None}, None),
+    ],
+)
+def test_the_first_difference_of_two_records_is_named(theirs, words):
+    if words is None:
+        refuse_other("FILE: is another", OURS | theirs, OURS, "take its own")
+        return
+    with pytest.raises(InputError, match=re.escape(f"FILE: is another ({words}")) as info:
+        refuse_other("FILE: is another", OURS | theirs, OURS, "take its own")
+    assert str(info.value).endswith("here); take its own")
+    refuse_other("FILE: is another", OURS | theirs, OURS, "take its own", names=["seed"])
 
 
 def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path):
