@@ -58,10 +58,8 @@ class Inspection(Shown):
     def _card(self) -> Card:
         line = headline_lines(self.summary)[0]
         numbers = {
-            name.replace("_", " "): "missing"
-            if item["value"] is None
-            else shown_value(item["value"])
-            for name, item in self.summary["settings"].items()
+            name.replace("_", " "): shown_value(value)
+            for name, value in self.summary["settings"].items()
         }
         missing = ", ".join(self.summary["missing"])
         facts = {"missing": missing} if missing else {}
@@ -358,36 +356,14 @@ def _schedule_frame(schedule: NoiseSchedule) -> "pd.DataFrame":
     )
 
 
-_FLAG_SETTINGS = ("schedule", "prediction", "variance", "clip", "time_input")
-"""Settings that the flags of a training command determine."""
-_OPTIONAL_SETTINGS = ("clip", "data_range", "levels")
-"""Settings that are optional for a network of the user's own."""
-
-
-def _settings_record(probe: _Probe) -> dict[str, dict[str, object]]:
-    """Each setting with its value and source: checkpoint, option or default; null if missing."""
-    open_names = _FLAG_SETTINGS if "model_flags" in probe.missing else tuple(probe.missing)
-    missing: dict[str, object] = {"value": None, "source": None}
-    checkpoint = probe.checkpoint
-    if checkpoint is None:
-        return {name: missing for name in open_names}
+def _settings_record(probe: _Probe) -> dict[str, object]:
+    """The value of each setting; null if it is missing."""
+    missing = SETTINGS if "model_flags" in probe.missing else probe.missing
+    if (checkpoint := probe.checkpoint) is None:
+        return dict.fromkeys(missing)
     schedule = f"{checkpoint.schedule.name}, T = {checkpoint.schedule.num_timesteps:,}"
     values = {"schedule": schedule, **checkpoint.settings, **checkpoint.data_range.record}
-    return {
-        name: missing if name in open_names else {"value": value, "source": _source(name, probe)}
-        for name, value in values.items()
-    }
-
-
-def _source(name: str, probe: _Probe) -> str:
-    checkpoint, settings = probe.checkpoint, probe.settings
-    assert checkpoint is not None
-    has_flags = settings.model_flags is not None and name in _FLAG_SETTINGS
-    is_process_schedule = name == "schedule" and settings.process is not None
-    if getattr(settings, name) is not None or has_flags or is_process_schedule:
-        return "option"
-    is_custom = checkpoint.code is not None and name in _OPTIONAL_SETTINGS
-    return "default" if is_custom or name in checkpoint.sources else "checkpoint"
+    return {**values, **dict.fromkeys(missing)}
 
 
 # ---- the command that evaluates it

@@ -150,10 +150,9 @@ def _process_lines(process: Mapping[str, Any] | None, width: int) -> list[str]:
     return [*(INDENT + line for line in aligned(rows, right=True)), *fact("prior", prior, width)]
 
 
-def _settings_lines(settings: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    rows = [("setting", "value", "source")]
-    for name, item in settings.items():
-        rows.append((name.replace("_", " "), shown_value(item["value"]), item["source"] or ""))
+def _settings_lines(settings: Mapping[str, object]) -> list[str]:
+    rows = [("setting", "value")]
+    rows += [(name.replace("_", " "), shown_value(value)) for name, value in settings.items()]
     return aligned(rows) if settings else []
 
 
