@@ -275,7 +275,7 @@ CORPUS = [
                 "betas": torch.ones(9, device="meta"),
             }
         ),
-        ("out.0.bias",),
+        ("betas has no numbers",),
         IS_OPENAI,
     ),
     Wrong(
