@@ -9,7 +9,7 @@ from ddpmbench.checksums import checksum, write_json, write_npz
 from ddpmbench.data.load import load_images
 from ddpmbench.execution.samples import write_samples
 from ddpmbench.execution.stored_images import NearestImages
-from ddpmbench.report.fid import SCHEMA
+from ddpmbench.report.fid import FidReport
 from ddpmbench.version import __version__
 
 HASH = "9f6c1d2e3a4b" * 5 + "0f1e"
@@ -51,7 +51,7 @@ def summary(references=None, **changes):
         "dtype": "float32 features, float64 statistics",
     }
     whole = {
-        "schema": SCHEMA,
+        "schema": FidReport.SCHEMA,
         "name": "FID",
         **first,
         **SCORE,
@@ -131,7 +131,7 @@ def fidelity_folder(folder, whole=None, *, influences=None, environment=True):
     pixels = np.asarray(images.pixels)
     draw = np.random.default_rng(0)
     folder.mkdir(parents=True)
-    write_json(folder / "run.json", {"schema": SCHEMA, "ddpmbench": __version__})
+    write_json(folder / "run.json", {"schema": FidReport.SCHEMA, "ddpmbench": __version__})
     distance = draw.gamma(9.0, 0.4, num)
     pd.DataFrame(
         {

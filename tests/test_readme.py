@@ -11,9 +11,8 @@ from documents import ROOT
 
 from ddpmbench import load_checkpoint
 from ddpmbench.cli.main import ddpmbench
-from ddpmbench.evaluate.finished_reports import load_report, write_report
 from ddpmbench.evaluate.nll import evaluate_nll
-from ddpmbench.evaluate.page import RECORD
+from ddpmbench.evaluate.page import RECORD, load_report, write_report
 from ddpmbench.evaluate.rate_distortion import progressive_pictures
 from ddpmbench.metrics.scores import PROTOCOLS
 from ddpmbench.report.compare_nll import printed_comparison

@@ -18,7 +18,7 @@ from ddpmbench.execution.progress import note, warn
 if TYPE_CHECKING:
     from ddpmbench.data.images import ImageSet
     from ddpmbench.diffusion.model import Checkpoint
-    from ddpmbench.report.display import PageReport
+    from ddpmbench.report.stored import PageReport
 
 Result = TypeVar("Result")
 

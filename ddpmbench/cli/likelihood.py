@@ -20,7 +20,7 @@ from ddpmbench.execution.progress import warn
 if TYPE_CHECKING:
     from ddpmbench.data.images import ImageSet
     from ddpmbench.diffusion.model import Checkpoint
-    from ddpmbench.evaluate.nll_report import NllReport
+    from ddpmbench.report.nll import NllReport
 
 _likelihood_options = options.decorate(
     options.choice(

@@ -114,7 +114,7 @@ def report(run: Path) -> None:
     Example:
         ddpmbench report runs/mine
     """
-    from ddpmbench.evaluate.finished_reports import write_report
+    from ddpmbench.evaluate.page import write_report
 
     click.echo(str(write_report(run)))
 

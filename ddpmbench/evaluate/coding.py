@@ -23,8 +23,7 @@ from ddpmbench.diffusion.model import OUTPUT, Checkpoint
 from ddpmbench.diffusion.parameterization import Prediction, Variance
 from ddpmbench.errors import InputError
 from ddpmbench.evaluate.evaluation import conventions_of, labels_sha256, model_identity
-from ddpmbench.evaluate.finished_reports import load_report
-from ddpmbench.evaluate.nll_report import NllReport
+from ddpmbench.evaluate.page import load_report
 from ddpmbench.execution.devices import device_name
 from ddpmbench.execution.engine import Engine
 from ddpmbench.execution.engine_choice import at_once
@@ -41,6 +40,7 @@ from ddpmbench.likelihood.sub_schedules import (
     Transitions,
     can_skip,
 )
+from ddpmbench.report.nll import NllReport
 from ddpmbench.report.tables import SCHEMA
 from ddpmbench.unet.timed_unet import Precision
 from ddpmbench.user_code import user_errors

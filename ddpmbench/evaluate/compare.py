@@ -1,19 +1,16 @@
 """Paired differences between runs of `nll` and between runs of `fid`."""
 
-import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from ddpmbench.checksums import DamageError, read_npz, reading
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.diffusion.parameterization import Process
 from ddpmbench.errors import InputError, damaged, path_of, shown_value
-from ddpmbench.evaluate.nll_report import finished_nll
 from ddpmbench.evaluate.page import write_page
 from ddpmbench.execution.estimators import kind_of
 from ddpmbench.execution.finished_runs import SUMMARY, FinishedRun, num_steps, schema_of
@@ -27,9 +24,18 @@ from ddpmbench.likelihood.precision import (
     estimate_correction,
 )
 from ddpmbench.report import compare_fid, compare_nll, fid
-from ddpmbench.report.display import Card, Draw, PageReport
-from ddpmbench.report.fid import AGAINST_REFERENCE, INFLUENCE, METRICS, WITHOUT_REFERENCE
+from ddpmbench.report.compare_fid import FidelityComparison
+from ddpmbench.report.compare_nll import Comparison
+from ddpmbench.report.fid import (
+    AGAINST_REFERENCE,
+    INFLUENCE,
+    METRICS,
+    WITHOUT_REFERENCE,
+    FidReport,
+)
 from ddpmbench.report.figures import NORMAL
+from ddpmbench.report.nll import NllReport
+from ddpmbench.report.stored import PageReport
 from ddpmbench.report.tables import STRICT
 from ddpmbench.report.text import with_data_range
 
@@ -59,37 +65,11 @@ def _check_comparable(
 Influence = Mapping[str, NDArray[np.float64]]
 
 
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class FidelityComparison(PageReport):
-    """Runs of `fid` by the same protocol, against the first of them.
-
-    Attributes:
-        summary: the object of `summary.json`.
-        differences: one row per run, metric and reference; see
-            `report.compare_fid.differences_frame`.
-        folder: with the tables, the figure and the page; None if nothing was written.
-    """
-
-    summary: dict[str, Any]
-    differences: pd.DataFrame
-    folder: Path | None
-
-    def _card(self) -> Card:
-        return compare_fid.fidelity_comparison_card(self.summary)
-
-    def _figures(self) -> Mapping[str, Draw]:
-        figure = compare_fid.differences_figure(self.differences, self.summary["name"])
-        return {} if figure is None else {"differences": lambda: figure}
-
-    def _page(self, folder: Path, svgs: Mapping[str, str]) -> str:
-        return compare_fid.fidelity_comparison_page(self.summary, svgs)
-
-
 def _compare_fidelity(runs: Sequence[str | Path], out: str | Path | None) -> FidelityComparison:
-    opened = [FinishedRun.open(Path(run), schema=fid.SCHEMA) for run in runs]
+    opened = [FidReport.finished(Path(run)) for run in runs]
     for run in opened:
         with reading(run.path / SUMMARY):  # all that a comparison takes from it
-            fid.fid_card(run.summary, run.path)
+            fid.headline(run.summary), fid.scores(run.summary), fid.fid_facts(run.summary)
     baseline, *others = opened
     for run in others:
         _check_comparable(run, baseline, _fidelity_facts)
@@ -100,21 +80,15 @@ def _compare_fidelity(runs: Sequence[str | Path], out: str | Path | None) -> Fid
     )
     folder = None if out is None else named_path(out)
     compared = FidelityComparison(summary, compare_fid.differences_frame(summary), folder)
-    _write(compared, {"differences.csv": compared.differences}, identity="samples")
+    _write(compared, identity="samples")
     return compared
 
 
-def _write(
-    compared: "Comparison | FidelityComparison",
-    frames: Mapping[str, pd.DataFrame],
-    *,
-    identity: str,
-) -> None:
+def _write(compared: Comparison | FidelityComparison, *, identity: str) -> None:
     """Write tables, summary and page, if there is a folder.
 
     Args:
         compared: the comparison.
-        frames: its tables by file name.
         identity: the summary field that distinguishes the runs.
     """
     if compared.folder is None:
@@ -123,13 +97,12 @@ def _write(
     runs = [summary["baseline"], *summary["runs"]]
     names = {name: [run[name] for run in runs] for name in ("run", identity)}
     folder = RunFolder(compared.folder, {"schema": summary["schema"], **names})
-    for name, frame in frames.items():
-        folder.write_frame(name, frame)
+    compared.write_tables(folder)
     folder.write_summary(summary)
     write_page(compared, progress=False)
 
 
-def _differences(run: FinishedRun, baseline: FinishedRun) -> list[compare_fid.FidelityDifference]:
+def _differences(run: FinishedRun, baseline: FinishedRun) -> list[dict[str, Any]]:
     """The differences of each metric: those against each reference, then those without one."""
     paired = _paired_half_widths(run, baseline)
     references = run.summary["references"], baseline.summary["references"]
@@ -212,34 +185,6 @@ def _flat(name: str, value: object) -> dict[str, object]:
     }
 
 
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Comparison(PageReport):
-    """Runs on the same terms, against the first of them.
-
-    Attributes:
-        summary: the object of `summary.json`.
-        runs: one row per run; see `report.compare_nll.runs_frame`.
-        per_timestep: one row per run and timestep; see `report.compare_nll.steps_frame`.
-        folder: with the tables, the figure and the page; None if nothing was written.
-    """
-
-    summary: dict[str, Any]
-    runs: pd.DataFrame
-    per_timestep: pd.DataFrame
-    folder: Path | None
-
-    def _card(self) -> Card:
-        return compare_nll.comparison_card(self.summary)
-
-    def _figures(self) -> Mapping[str, Draw]:
-        baseline = str(self.summary["baseline"]["run"])
-        return {"difference": lambda: compare_nll.difference_figure(self.per_timestep, baseline)}
-
-    def _page(self, folder: Path, svgs: Mapping[str, str]) -> str:
-        groups = compare_nll.difference_groups(self.per_timestep)
-        return compare_nll.comparison_page(self.summary, groups, svgs)
-
-
 def compare(
     runs: Sequence[str | Path | PageReport], *, out: str | Path | None = None
 ) -> Comparison | FidelityComparison:
@@ -264,9 +209,9 @@ def compare(
     names = [str(folder) for folder in folders]
     if len(set(names[1:])) < len(names[1:]):
         raise InputError("compare: a run is named twice; name each that is compared once")
-    if schema_of(folders[0]) == fid.SCHEMA:
+    if schema_of(folders[0]) == FidReport.SCHEMA:
         return _compare_fidelity(folders, out)
-    opened = [finished_nll(folder, reads_terms=True) for folder in folders]
+    opened = [NllReport.finished(folder, reads_terms=True) for folder in folders]
     baseline, *others = opened
     for run in others:
         _check_comparable(run, baseline, _facts, without=_not_compared(run, baseline))
@@ -278,8 +223,7 @@ def compare(
         compare_nll.steps_frame(names[1:], differences),
         None if out is None else named_path(out),
     )
-    tables_of = {"runs.csv": compared.runs, "per_timestep.csv": compared.per_timestep}
-    _write(compared, tables_of, identity="checkpoint")
+    _write(compared, identity="checkpoint")
     return compared
 
 

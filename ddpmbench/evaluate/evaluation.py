@@ -6,8 +6,6 @@ from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 from typing import Any
 
-import pandas as pd
-
 from ddpmbench.data.images import ImageSet, refuse_reduced
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.diffusion.parameterization import Process
@@ -21,6 +19,7 @@ from ddpmbench.execution.store import Store
 from ddpmbench.execution.worker import RunListener, Worker
 from ddpmbench.likelihood.continuous import terms_pass_of
 from ddpmbench.likelihood.terms import TermsPass
+from ddpmbench.report.stored import StoredReport
 from ddpmbench.sanity_check.run import CheckRecord, PreliminaryCheck
 from ddpmbench.unet.timed_unet import Precision
 from ddpmbench.version import __version__
@@ -132,8 +131,7 @@ class Evaluation:
     def write(
         self,
         folder: RunFolder | None,
-        frames: Mapping[str, pd.DataFrame],
-        summary: Mapping[str, Any],
+        report: StoredReport,
         resolved: Mapping[str, object],
         *,
         engine: Engine | None = None,
@@ -143,20 +141,18 @@ class Evaluation:
 
         Args:
             folder: the run folder.
-            frames: tables by file name.
-            summary: the object of `summary.json`, which is written last.
+            report: its tables, and the summary, which is written last.
             resolved: the settings of the run, for `environment.json`.
             engine: the engine of the network, where it is part of the record.
             more: writes other files.
         """
         if folder is not None and self.session.ranks.reports:
-            for name, frame in frames.items():
-                folder.write_frame(name, frame)
+            report.write_tables(folder)
             more(folder)
             size = self.batch_size
             environment = self.session.environment(resolved, batch_size=size, engine=engine)
             folder.write_json(ENVIRONMENT, environment)
-            folder.write_summary(summary)
+            folder.write_summary(report.summary)
         self.session.ranks.wait()
 
 

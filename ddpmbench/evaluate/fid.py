@@ -1,11 +1,9 @@
 """How good are a model's samples? Distances to real images in the features of a network."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
-
-import pandas as pd
 
 from ddpmbench.data.images import ImageSet, refuse_reduced
 from ddpmbench.data.load import ImageSource, load_images
@@ -15,7 +13,7 @@ from ddpmbench.evaluate.fid_scores import FidScores
 from ddpmbench.evaluate.progress import reported_session
 from ddpmbench.evaluate.sample import MadeBy
 from ddpmbench.execution.features import FidelityRun, Reference
-from ddpmbench.execution.finished_runs import ENVIRONMENT, read_environment
+from ddpmbench.execution.finished_runs import ENVIRONMENT
 from ddpmbench.execution.folder import RunFolder
 from ddpmbench.execution.samples import Generation, SampleSettings
 from ddpmbench.execution.store import recomputed
@@ -23,8 +21,7 @@ from ddpmbench.execution.worker import RunListener
 from ddpmbench.metrics.feature_networks import FeatureNetwork
 from ddpmbench.metrics.scores import PUBLISHED_AT, Protocol
 from ddpmbench.metrics.statistics import ReferenceStatistics, is_statistics, read_statistics
-from ddpmbench.report.display import Card, Draw, PageReport
-from ddpmbench.report.fid import SCHEMA, fid_card, fid_page
+from ddpmbench.report.fid import FidReport
 from ddpmbench.report.text import cost_lines
 from ddpmbench.sanity_check.run import PreliminaryCheck
 from ddpmbench.unet.timed_unet import Precision
@@ -62,34 +59,6 @@ class FidSettings:
         instance_of("samples", self.samples, SampleSettings)
         count = whole_number("num_generated", self.num_generated, 2)
         object.__setattr__(self, "num_generated", count)
-
-
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class FidReport(PageReport):
-    """Scores of samples against references.
-
-    Attributes:
-        summary: the object of `summary.json`.
-        per_image: one row per sample; see `FidScores.per_image`.
-        against_n: the distance at several numbers of samples; see `FidScores.against_n`.
-        folder: the run folder; None if the run was kept in memory.
-    """
-
-    summary: dict[str, Any]
-    per_image: pd.DataFrame
-    against_n: pd.DataFrame
-    folder: Path | None
-
-    def _card(self) -> Card:
-        return fid_card(self.summary, self.folder)
-
-    def _figures(self) -> Mapping[str, Draw]:
-        from ddpmbench.report.fid_figures import fid_figures
-
-        return fid_figures(self.summary, self.per_image, self.against_n, self.folder)
-
-    def _page(self, folder: Path, svgs: Mapping[str, str]) -> str:
-        return fid_page(self.summary, self.against_n, read_environment(folder), svgs)
 
 
 def evaluate_fid(
@@ -189,6 +158,7 @@ def evaluate_fid(
             }
             report = FidReport(summary, scoring.per_image, scoring.against_n, run_session.out)
             if folder is not None:
+                report.write_tables(folder)
                 scoring.write(folder)
             return report
 
@@ -268,7 +238,7 @@ def _identity(run: FidelityRun, settings: FidSettings) -> dict[str, Any]:
         tables = run.session.dtype_of_tables(run.source.checkpoint)
         sample_identity = {**run.source.identity, "tables": tables}
     return {
-        "schema": SCHEMA,
+        "schema": FidReport.SCHEMA,
         **sample_identity,
         "references": [reference.sha256 for reference in run.references],
         "protocol": settings.protocol.id,

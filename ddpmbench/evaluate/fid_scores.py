@@ -17,7 +17,6 @@ from ddpmbench.data.images import ImageSet
 from ddpmbench.errors import counted
 from ddpmbench.evaluate.sample import MadeBy
 from ddpmbench.execution.features import FidelityRun, Reference
-from ddpmbench.execution.finished_runs import PER_IMAGE
 from ddpmbench.execution.folder import RunFolder
 from ddpmbench.execution.samples import SAMPLES, Generation, write_samples
 from ddpmbench.execution.store import Store, gathered
@@ -36,13 +35,12 @@ from ddpmbench.metrics.scores import (
 )
 from ddpmbench.metrics.statistics import Estimate, FeatureGaussian
 from ddpmbench.report.fid import (
-    AGAINST_N,
     AGAINST_N_COLUMNS,
     AGAINST_REFERENCE,
     INFLUENCE,
     METRICS,
     PER_IMAGE_COLUMNS,
-    SCHEMA,
+    FidReport,
     half_width_of,
 )
 from ddpmbench.unet.timed_unet import Precision
@@ -149,7 +147,7 @@ class FidScores:
         ]
         record = self.images.record
         return {
-            "schema": SCHEMA,
+            "schema": FidReport.SCHEMA,
             "name": run.network.label,
             **_values({**self._scores[0].estimates, "inception_score": of_classes}, METRICS),
             "num_generated": count,
@@ -199,9 +197,7 @@ class FidScores:
         }
 
     def write(self, folder: RunFolder) -> None:
-        """Write the tables, the samples, and the data of the report's figures."""
-        folder.write_frame(PER_IMAGE, self.per_image)
-        folder.write_frame(AGAINST_N, self.against_n)
+        """Write the samples, and the data of the report's figures."""
         if isinstance(self.run.source, Generation):
             write_samples(folder.path / SAMPLES, self.images.pixels, self.images.labels)
         scores, classes = self._scores[0], self._classes

@@ -1,6 +1,5 @@
 """The likelihood of images by each published convention, side by side."""
 
-import dataclasses
 import os
 from collections.abc import Mapping
 from functools import partial
@@ -16,11 +15,9 @@ from ddpmbench.diffusion.probability_flow import ProbabilityFlow
 from ddpmbench.errors import InputError, whole_number
 from ddpmbench.evaluate.evaluation import Evaluation, check_arguments, check_images, note_images
 from ddpmbench.evaluate.nll import evaluate_nll
-from ddpmbench.evaluate.nll_report import NllReport
-from ddpmbench.evaluate.ode import BOUND, STORE, OdeReport, evaluate_ode, why_no_ode
+from ddpmbench.evaluate.ode import BOUND, STORE, evaluate_ode, why_no_ode
 from ddpmbench.evaluate.progress import PartListener, reported_session
 from ddpmbench.execution.devices import evaluating_checkpoint, is_out_of_memory, strict_float32
-from ddpmbench.execution.finished_runs import read_environment
 from ddpmbench.execution.folder import run_store
 from ddpmbench.execution.network_check import CONTINUOUS_FROM, why_left_out
 from ddpmbench.execution.store import MemoryStore, num_missing
@@ -28,45 +25,19 @@ from ddpmbench.execution.worker import RunListener
 from ddpmbench.likelihood.importance_estimator import initial_terms
 from ddpmbench.likelihood.ode import OdeSettings, evaluations_per_image
 from ddpmbench.report.conventions import CONTINUOUS_TIME
-from ddpmbench.report.display import Card, Draw, PageReport
 from ddpmbench.report.likelihoods import (
     ODE,
-    SCHEMA,
-    likelihoods_card,
-    likelihoods_figure,
+    LikelihoodsReport,
     likelihoods_frame,
-    likelihoods_page,
     published_bound,
     rows_of,
 )
+from ddpmbench.report.nll import NllReport
+from ddpmbench.report.ode import OdeReport
 from ddpmbench.unet.unet import UNet
 from ddpmbench.user_code import user_errors
 
-TABLE, OF_ODE = "likelihoods.csv", "ode"
-
-
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class LikelihoodsReport(PageReport):
-    """The likelihoods of a checkpoint on images, side by side.
-
-    Attributes:
-        summary: the object of `summary.json`.
-        likelihoods: one row per likelihood; see `report.likelihoods.likelihoods_frame`.
-        folder: the run folder; None if the run was kept in memory.
-    """
-
-    summary: dict[str, Any]
-    likelihoods: pd.DataFrame
-    folder: Path | None
-
-    def _card(self) -> Card:
-        return likelihoods_card(self.summary, self.folder)
-
-    def _figures(self) -> Mapping[str, Draw]:
-        return {"likelihoods": partial(likelihoods_figure, self.likelihoods)}
-
-    def _page(self, folder: Path, svgs: Mapping[str, str]) -> str:
-        return likelihoods_page(self.summary, read_environment(folder), svgs)
+OF_ODE = "ode"
 
 
 def evaluate_likelihoods(
@@ -149,7 +120,8 @@ def evaluate_likelihoods(
     ):
         evaluation = Evaluation(checkpoint, images, session, reporter, seed, batch_size).checked()
         absent = session.ranks.once(partial(_absent, evaluation))
-        identity = evaluation.identity(SCHEMA, {"num_ode_images": count, **settings.record})
+        own = {"num_ode_images": count, **settings.record}
+        identity = evaluation.identity(LikelihoodsReport.SCHEMA, own)
         folder = evaluation.folder(identity, half_width=half_width, check=check)
         note_images(checkpoint, images, reporter)
         cost = 0 if absent[ODE] else evaluations_per_image(settings, evaluation.shape)[0]
@@ -190,8 +162,9 @@ def evaluate_likelihoods(
         frame = _frame(checkpoint, bound, ode, absent)
         summary = {**_summary(bound, ode, frame), "check": checked or bound.summary["check"]}
         resolved = {**identity, "half_width": half_width}
-        evaluation.write(folder, {TABLE: frame}, summary, resolved)
-        return LikelihoodsReport(summary, frame, path)
+        report = LikelihoodsReport(summary, frame, path)
+        evaluation.write(folder, report, resolved)
+        return report
 
 
 def _absent(evaluation: Evaluation) -> dict[str, str | None]:
@@ -246,7 +219,7 @@ def _summary(bound: NllReport, ode: OdeReport | None, frame: pd.DataFrame) -> di
     names = ("num_images", "num_timesteps", "conventions", "checkpoint", "data", "seed")
     errors = ("solver_error", "probe_error_per_image")
     return {
-        "schema": SCHEMA,
+        "schema": LikelihoodsReport.SCHEMA,
         "likelihoods": rows_of(frame),
         **{name: bound.summary[name] for name in names},
         "num_ode_images": None if ode is None else ode.summary["num_ode_images"],

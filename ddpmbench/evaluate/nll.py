@@ -1,16 +1,16 @@
 """How well does a model predict images? The variational bound."""
 
 import dataclasses
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
+from ddpmbench.checksums import CHECKSUMS, DamageError, checksum, is_whole, read_json
 from ddpmbench.data.load import ImageSource, load_images
 from ddpmbench.diffusion.model import Checkpoint
-from ddpmbench.errors import one_of, path_of
+from ddpmbench.errors import InputError, one_of, path_of
 from ddpmbench.evaluate.evaluation import (
     Evaluation,
     check_arguments,
@@ -18,20 +18,14 @@ from ddpmbench.evaluate.evaluation import (
     note_images,
     uses_class_folders,
 )
-from ddpmbench.evaluate.nll_report import NllReport, finished_report
 from ddpmbench.evaluate.progress import PartListener, reported_session
 from ddpmbench.execution.devices import resolve_precision
 from ddpmbench.execution.engine import Engine
 from ddpmbench.execution.engine_choice import NetworkUse, at_once
 from ddpmbench.execution.estimator import Estimator, LikelihoodRun
-from ddpmbench.execution.estimators import estimator_of
-from ddpmbench.execution.finished_runs import (
-    CONTINUOUS_TABLE,
-    PER_IMAGE,
-    RATE_DISTORTION,
-    TERMS,
-)
-from ddpmbench.execution.folder import RunFolder
+from ddpmbench.execution.estimators import estimator_of, kind_of
+from ddpmbench.execution.finished_runs import CONTINUOUS_TABLE, ENVIRONMENT, SUMMARY, TERMS
+from ddpmbench.execution.folder import RunFolder, run_store
 from ddpmbench.execution.network_check import why_left_out
 from ddpmbench.execution.precision_choice import Candidate, settled_precision
 from ddpmbench.execution.stored_images import EXTREMES, Extremes
@@ -40,6 +34,7 @@ from ddpmbench.execution.terms import (
     ContinuousRun,
     CorrectionRun,
     TermsRun,
+    paired_terms,
     write_terms,
 )
 from ddpmbench.execution.worker import RunListener
@@ -48,6 +43,7 @@ from ddpmbench.likelihood.decoders import DECODERS
 from ddpmbench.likelihood.terms import TermsPass
 from ddpmbench.report import tables
 from ddpmbench.report.conventions import conventions_frame, sub_schedules_frame
+from ddpmbench.report.nll import NllReport
 from ddpmbench.report.tables import Comparability, in_bits
 from ddpmbench.report.text import raw_pixels_warning
 from ddpmbench.sanity_check.run import PreliminaryCheck, recorded_check
@@ -173,8 +169,7 @@ def evaluate_nll(
         _warn(report, chosen, reporter)
         evaluation.write(
             folder,
-            _frames(report, result),
-            report.summary,
+            report,
             run.resolved,
             engine=engine,
             more=partial(_write_files, report=report, result=result, evaluation=evaluation),
@@ -342,24 +337,12 @@ def _warn(report: NllReport, estimator: Estimator, reporter: RunListener) -> Non
             reporter.warn(line)
 
 
-def _frames(report: NllReport, result: LikelihoodRun) -> dict[str, pd.DataFrame]:
-    """The tables of a run folder, by file name."""
-    frames = {
-        "per_timestep.csv": report.per_timestep,
-        RATE_DISTORTION: report.rate_distortion,
-        "conventions.csv": report.conventions,
-        "sub_schedules.csv": report.sub_schedules,
-        PER_IMAGE: report.per_image,
-        CONTINUOUS_TABLE: report.continuous,
-        **result.tables,
-    }
-    return {name: frame for name, frame in frames.items() if frame is not None}
-
-
 def _write_files(
     folder: RunFolder, *, report: NllReport, result: LikelihoodRun, evaluation: Evaluation
 ) -> None:
-    """Write the terms, the estimator's own files, and the extreme images."""
+    """Write the terms, the estimator's own tables and files, and the extreme images."""
+    for name, frame in result.tables.items():
+        folder.write_frame(name, frame)
     if result.continuous is None:  # an earlier run had it
         (folder.path / CONTINUOUS_TABLE).unlink(missing_ok=True)
     bits, _ = tables.bits_of_images(report.per_image)
@@ -371,3 +354,65 @@ def _write_files(
             write(temporary)
     with folder.replacing_table(TERMS_TABLE) as temporary:
         write_terms(temporary, folder.shards(TERMS), result.num_terms)
+
+
+# ---- a run that is finished already
+
+
+def finished_report(
+    folder: Path,
+    *,
+    known: Mapping[str, Any],
+    environment: Mapping[str, Any],
+    image_ids: Sequence[str],
+) -> NllReport | None:
+    """The report in the folder of a run of `nll`, if its command would give the same result.
+
+    The result must have been computed with the same settings by the same versions on the same
+    device, and be complete: shards, tables and all. Nothing in the folder is changed.
+
+    Args:
+        folder: holds this run, without damaged shards; see `Session.folder`.
+        known: the fields of `summary.json` that are known before the run.
+        environment: the object of `environment.json`; the command and the engine do not count.
+        image_ids: names of the images, in order.
+
+    Returns:
+        The report as it was computed; None where anything differs, is missing, damaged or unknown,
+        such as the result of a source with uncommitted changes.
+    """
+    if not (folder / SUMMARY).exists() or str(environment["git_revision"]).endswith("+"):
+        return None
+    try:
+        summary = read_json(folder / SUMMARY)
+        estimator, checksums = kind_of(summary), dict(summary[CHECKSUMS])
+        checksums.pop("this")
+        num_terms = {**estimator.other_terms(summary), **paired_terms(summary)}
+        is_same = (
+            _comparable(read_json(folder / ENVIRONMENT)) == _comparable(environment)
+            and {**summary, **_as_read(known)} == summary
+            and all(
+                checksum(folder / name) == checksums[name] for name in checksums.keys() - {"this"}
+            )
+            and all(is_whole(folder / name) for name in (EXTREMES, *estimator.sealed))
+            and not any(run_store(folder, name).missing(size) for name, size in num_terms.items())
+        )
+        report = NllReport.load(folder) if is_same else None
+    except (DamageError, InputError, OSError, LookupError, TypeError, ValueError):
+        return None
+    is_named_so = report is not None and [*report.per_image.image_id] == [*map(str, image_ids)]
+    return report if is_named_so else None
+
+
+def _comparable(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of a record of the environment on which a result can depend."""
+    record = _as_read(environment)
+    record.pop(CHECKSUMS, None)
+    resolved = record.pop("arguments")["resolved"]
+    resolved.pop("engine", None)
+    return {**record, "resolved": resolved}
+
+
+def _as_read(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record as it comes back from a JSON file."""
+    return dict(json.loads(json.dumps(record)))

@@ -1,7 +1,6 @@
 """The likelihood of images under a model's probability-flow ODE."""
 
-import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,8 @@ from ddpmbench.evaluate.evaluation import (
     note_images,
 )
 from ddpmbench.evaluate.nll import evaluate_nll
-from ddpmbench.evaluate.nll_report import NllReport
 from ddpmbench.evaluate.progress import PartListener, reported_session
 from ddpmbench.execution.devices import evaluating_checkpoint, strict_float32
-from ddpmbench.execution.finished_runs import PER_IMAGE, read_environment
 from ddpmbench.execution.folder import refuse_other
 from ddpmbench.execution.network_check import why_not_continuous
 from ddpmbench.execution.store import Arrays, Store, gathered, num_missing
@@ -41,49 +38,15 @@ from ddpmbench.likelihood.ode import (
     estimate_ode,
     evaluations_per_image,
 )
-from ddpmbench.report.display import Card, Draw, PageReport
-from ddpmbench.report.ode import ode_card, ode_page
+from ddpmbench.report.nll import NllReport
+from ddpmbench.report.ode import PER_IMAGE_COLUMNS, OdeReport
 from ddpmbench.report.text import raw_pixels_warning
 from ddpmbench.unet.timed_unet import Precision
 from ddpmbench.user_code import user_errors
 
-SCHEMA = "ddpmbench.ode/1"
 STORE, BOUND = "ode", "bound"
-PER_IMAGE_COLUMNS = (
-    *("bits_per_dim", "decoder", "log_q", "log_p", "solver_error", "probe_error"),
-    "variational_bound",
-)
-"""The columns of `per_image.csv` after `image_id`, in bits per dimension."""
 _GRAPH = 4
 """Memory of an evaluation with its gradient, in evaluations without."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class OdeReport(PageReport):
-    """The likelihood of a checkpoint's ODE on images.
-
-    Attributes:
-        summary: the object of `summary.json`.
-        per_image: one row per image whose ODE was solved, in bits per dimension: `image_id`,
-            `bits_per_dim` = `decoder` + `log_q` - `log_p`, its `solver_error` and `probe_error`,
-            and `variational_bound`, an unbiased estimate.
-        folder: the run folder; None if the run was kept in memory.
-    """
-
-    summary: dict[str, Any]
-    per_image: pd.DataFrame
-    folder: Path | None
-
-    def _card(self) -> Card:
-        return ode_card(self.summary, self.folder)
-
-    def _figures(self) -> Mapping[str, Draw]:
-        from ddpmbench.report.ode import pairs_figure
-
-        return {"pairs": partial(pairs_figure, self.per_image)}
-
-    def _page(self, folder: Path, svgs: Mapping[str, str]) -> str:
-        return ode_page(self.summary, read_environment(folder), svgs)
 
 
 def evaluate_ode(
@@ -168,7 +131,8 @@ def evaluate_ode(
         _check_ode(evaluation)
         if bound is not None:
             _check_bound(bound.summary, evaluation)
-        identity = evaluation.identity(SCHEMA, {"num_ode_images": len(chosen), **settings.record})
+        own = {"num_ode_images": len(chosen), **settings.record}
+        identity = evaluation.identity(OdeReport.SCHEMA, own)
         folder = evaluation.folder(identity, half_width=half_width, check=check)
         is_part = isinstance(listener, PartListener)
         if not is_part:
@@ -187,7 +151,7 @@ def evaluate_ode(
             checked = checked or full_bound.summary.get("check")
         per_image, numbers = _estimated(store, [images.ids[i] for i in chosen], known)
         summary = {
-            "schema": SCHEMA,
+            "schema": OdeReport.SCHEMA,
             **numbers,
             "num_images": len(images),
             "num_ode_images": len(chosen),
@@ -204,8 +168,9 @@ def evaluate_ode(
         if line and not (is_part or is_bounded_here):  # else the run of the bound warns
             reporter.warn(line)
         resolved = {**identity, "half_width": half_width}
-        evaluation.write(folder, {PER_IMAGE: per_image}, summary, resolved)
-        return OdeReport(summary, per_image, session.out)
+        report = OdeReport(summary, per_image, session.out)
+        evaluation.write(folder, report, resolved)
+        return report
 
 
 def _check_ode(evaluation: Evaluation) -> None:
@@ -316,7 +281,7 @@ def _per_image(columns: dict[str, NDArray[np.float64]], ids: list[str]) -> pd.Da
     bits["bits_per_dim"] = bits["decoder"] + bits["log_q"] - bits["log_p"]
     bits["solver_error"] *= -1  # the sign of the bound, not of log_p
     bits["variational_bound"] = bits["bound"]
-    return pd.DataFrame({"image_id": ids, **{name: bits[name] for name in PER_IMAGE_COLUMNS}})
+    return pd.DataFrame({"image_id": ids, **bits}, columns=list(PER_IMAGE_COLUMNS))
 
 
 def _numbers(estimate: OdeEstimate, per_image: pd.DataFrame) -> dict[str, Any]:

@@ -1,23 +1,116 @@
-"""The page of a report in its run folder, with its figures; drawn unless an intact one exists."""
+"""Reports in their run folders: they are loaded, and their figures and pages drawn."""
 
 import contextlib
 from pathlib import Path
 from typing import Any
 
-from ddpmbench.checksums import CHECKSUMS, DamageError, checksum, read_json, write_json
-from ddpmbench.errors import InputError
+from ddpmbench.checksums import (
+    CHECKSUMS,
+    DamageError,
+    checksum,
+    is_whole,
+    read_json,
+    reading,
+    write_json,
+)
+from ddpmbench.errors import InputError, path_of
 from ddpmbench.execution import progress as running
+from ddpmbench.execution.finished_runs import (
+    SUMMARY,
+    read_environment,
+    refuse_later,
+    result_kind,
+    schema_of,
+)
 from ddpmbench.execution.folder import source_revision, versions, write_figure
 from ddpmbench.files import is_temporary, replacing, writing_to
-from ddpmbench.report import tables
-from ddpmbench.report.display import PageReport
+from ddpmbench.report.compare_fid import FidelityComparison
+from ddpmbench.report.compare_nll import Comparison
+from ddpmbench.report.fid import FidReport
+from ddpmbench.report.likelihoods import LikelihoodsReport
+from ddpmbench.report.nll import NllReport
 from ddpmbench.report.nll_text import write_hugging_face
+from ddpmbench.report.ode import OdeReport
+from ddpmbench.report.sample import SampleReport
+from ddpmbench.report.score import ScoreReport
+from ddpmbench.report.speed import SpeedReport
+from ddpmbench.report.stored import PageReport, StoredReport
 
 PAGE = "report.html"
 RECORD = "report.json"
 """Record of a page: checksums of its inputs, of the page itself and of its figures."""
 _SHOWN_KINDS = (".json", ".csv", ".npz")
 _FOLDERS = ("figures", "huggingface")
+REPORTS: tuple[type[StoredReport], ...] = (
+    NllReport,
+    OdeReport,
+    LikelihoodsReport,
+    ScoreReport,
+    FidReport,
+    SampleReport,
+    SpeedReport,
+    Comparison,
+    FidelityComparison,
+)
+"""The results that come back from their folders."""
+_OTHERS = "a run of nll, rd, ode, likelihoods, score or fid, or a comparison"
+
+
+def load_report(folder: str | Path) -> StoredReport:
+    """Load the report of a finished run, as returned by the function that ran it.
+
+    No network is evaluated. For a run of `rd` this is the report of the bound;
+    `rate_distortion(folder)` returns the curve.
+
+    Args:
+        folder: the folder of a run of `nll`, `rd`, `ode`, `likelihoods`, `score`, `fid`, `sample`
+            or `speed`, or of a comparison.
+
+    Raises:
+        InputError: the folder holds no finished run, or a file is missing or damaged; the message
+            names it.
+    """
+    if not isinstance(folder, str | Path) or not str(folder).strip():
+        raise InputError(f"load_report({folder!r}): give the folder of a run")
+    path = Path(folder)
+    run_schema = schema_of(path)
+    for kind in REPORTS:
+        refuse_later(run_schema, kind.SCHEMA, named=str(path))
+        if run_schema == kind.SCHEMA:
+            return kind.load(path)
+    if run_schema is not None and is_whole(path / SUMMARY):
+        raise InputError(
+            f"{path}: is {result_kind(run_schema)}, which has no report to load; name {_OTHERS}"
+        )
+    return NllReport.load(path)  # which says what is missing or damaged
+
+
+def write_report(run: str | Path, *, progress: bool = True) -> Path:
+    """Draw the figures of a finished run into its folder, and write its page.
+
+    The network is not evaluated, and the page loads nothing from elsewhere. For a run of
+    `evaluate_nll`, the metadata for the Hugging Face hub is written as well.
+
+    Args:
+        run: the folder of a run of `evaluate_nll`, `evaluate_ode`, `evaluate_likelihoods`,
+            `score_images` or `evaluate_fid`, or of a comparison.
+        progress: whether the number of figures drawn is shown on standard error.
+
+    Returns:
+        The page.
+
+    Raises:
+        InputError: the folder holds no finished run, is damaged, or cannot be written.
+    """
+    path = path_of("run", run)
+    report = load_report(path)
+    if not isinstance(report, PageReport):
+        runs = result_kind(report.SCHEMA).replace("a run", "runs")
+        raise InputError(
+            f"{path}: {runs} have no page: all they draw is in figures/; name {_OTHERS}"
+        )
+    with reading(path / SUMMARY):
+        return write_page(report, progress=progress)
 
 
 def page_of(report: PageReport) -> Path:
@@ -101,9 +194,10 @@ def write_page(report: PageReport, *, progress: bool = True) -> Path:
     folder = report.folder
     if folder is None:
         raise InputError("write_page: the report has no folder; evaluate with `out`")
-    if report.summary["schema"] == tables.SCHEMA:
+    if isinstance(report, NllReport):
         write_hugging_face(folder, report.summary)
-    page = report._page(folder, _drawn_figures(report, folder, progress=progress))
+    svgs = _drawn_figures(report, folder, progress=progress)
+    page = report.page(svgs, read_environment(folder))
     with writing_to(folder, ""), replacing(folder / PAGE) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return folder / PAGE

@@ -1,26 +1,23 @@
 """Rate and distortion of progressive lossy decoding, and pictures along the chain."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from ddpmbench.data.images import ImageSet
 from ddpmbench.data.load import ImageSource, load_images
 from ddpmbench.diffusion.model import Checkpoint
 from ddpmbench.errors import InputError, one_of, path_of
-from ddpmbench.evaluate.nll_report import NllReport, finished_nll
 from ddpmbench.evaluate.progress import listening
 from ddpmbench.execution.devices import evaluating_checkpoint, resolve_device, strict_float32
 from ddpmbench.execution.finished_runs import RATE_DISTORTION
 from ddpmbench.execution.store import recomputed
 from ddpmbench.execution.stored_images import PICTURES, DamagedPicturesError, Pictures
 from ddpmbench.execution.worker import BatchSize, RunListener, RunProgress
-from ddpmbench.report.display import Card, Draw, Shown
-from ddpmbench.report.rate_distortion import curve_summary
+from ddpmbench.report.nll import NllReport
+from ddpmbench.report.rate_distortion import RateDistortion, curve_summary
 from ddpmbench.report.tables import RATE_DISTORTION_COLUMNS
 from ddpmbench.report.text import with_data_range
 from ddpmbench.samples.progressive import (
@@ -31,31 +28,6 @@ from ddpmbench.samples.progressive import (
     progressive_generation,
 )
 from ddpmbench.user_code import user_errors
-
-
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class RateDistortion(Shown):
-    """The rate-distortion curve of a checkpoint on images.
-
-    Attributes:
-        summary: what the curve depends on, and the curve at ten timesteps.
-        curve: one row per timestep; see `report.tables.rate_distortion`.
-        folder: the run folder; None if the run was kept in memory.
-    """
-
-    summary: dict[str, Any]
-    curve: pd.DataFrame
-    folder: Path | None
-
-    def _card(self) -> Card:
-        from ddpmbench.report.rate_distortion import curve_card
-
-        return curve_card(self.summary, self.folder)
-
-    def _figures(self) -> Mapping[str, Draw]:
-        from ddpmbench.report.rate_distortion import rate_distortion_figure
-
-        return {"rate_distortion": lambda: rate_distortion_figure(self.curve)}
 
 
 def rate_distortion(run: NllReport | str | Path) -> RateDistortion:
@@ -72,7 +44,7 @@ def rate_distortion(run: NllReport | str | Path) -> RateDistortion:
     if isinstance(run, NllReport):
         summary, curve, folder = run.summary, run.rate_distortion, run.folder
     else:
-        finished = finished_nll(path_of("run", run), option="`run`")
+        finished = NllReport.finished(path_of("run", run), option="`run`")
         summary, folder = finished.summary, finished.path
         curve = finished.table(RATE_DISTORTION, RATE_DISTORTION_COLUMNS)
     return RateDistortion(curve_summary(curve, summary), curve, folder)

@@ -1,7 +1,6 @@
 """Samples of a model, as files for other tools to score."""
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +30,8 @@ from ddpmbench.execution.samples import (
 )
 from ddpmbench.execution.store import Store
 from ddpmbench.execution.worker import RunListener
-from ddpmbench.report import fid
-from ddpmbench.report.display import Card, Draw, Shown
-from ddpmbench.report.sample import SCHEMA, samples_card, samples_figure
+from ddpmbench.report.fid import FidReport
+from ddpmbench.report.sample import SampleReport, samples_figure
 from ddpmbench.version import __version__
 
 
@@ -89,13 +87,13 @@ def load_samples(
     if not schema.startswith("ddpmbench.") and not (path / IDENTITY).is_file():
         images = load_images(path, on_bad=on_bad, convert=convert, any_size=True)
         return images, None
-    has_samples = schema in (SCHEMA, fid.SCHEMA) and (path / SAMPLES).exists()
+    has_samples = schema in (SampleReport.SCHEMA, FidReport.SCHEMA) and (path / SAMPLES).exists()
     if schema and not has_samples:
         raise InputError(
             f"{path}: is {result_kind(schema)} and holds no samples; name a run of sample, "
             "or a file or a folder of images"
         )
-    run = FinishedRun.open(path, option="`samples`", schema=schema or SCHEMA)
+    run = FinishedRun.open(path, option="`samples`", schema=schema or SampleReport.SCHEMA)
     images = load_images(path / SAMPLES, on_bad=on_bad)
     return images, _made_by(run, images)
 
@@ -103,7 +101,7 @@ def load_samples(
 def _made_by(run: FinishedRun, images: ImageSet) -> MadeBy:
     summary = run.summary
     with reading(run.path / SUMMARY):
-        if summary["schema"] == SCHEMA:
+        if summary["schema"] == SampleReport.SCHEMA:
             sha256, eight_bit = summary["sha256"], summary["eight_bit"]
             precision = summary["precision"]
         else:
@@ -119,27 +117,6 @@ def _made_by(run: FinishedRun, images: ImageSet) -> MadeBy:
 
 
 PNGS = "png"
-
-
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class SampleReport(Shown):
-    """Samples of a checkpoint.
-
-    Attributes:
-        summary: the object of `summary.json`.
-        images: the samples, with their classes where they have any.
-        folder: the run folder; None if the run was kept in memory.
-    """
-
-    summary: dict[str, Any]
-    images: ImageSet
-    folder: Path | None
-
-    def _card(self) -> Card:
-        return samples_card(self.summary, self.folder)
-
-    def _figures(self) -> Mapping[str, Draw]:
-        return {"samples": lambda: samples_figure(self.images.pixels, self.images.labels)}
 
 
 def generate_samples(
@@ -205,7 +182,7 @@ def generate_samples(
         ranks = run_session.ranks
         generation = generation.begun(run_session, "num_samples", num_samples)
         identity = {
-            "schema": SCHEMA,
+            "schema": SampleReport.SCHEMA,
             **generation.identity,
             "tables": run_session.dtype_of_tables(generation.checkpoint),
             "ddpmbench": __version__,
@@ -247,7 +224,7 @@ def _report(
     images = generation.images(num_samples, store, source=source)
     seconds, made_by = store.seconds(num_samples), MadeBy.of(generation)
     summary = {
-        "schema": SCHEMA,
+        "schema": SampleReport.SCHEMA,
         "num_samples": num_samples,
         "shape": list(generation.shape),
         "sha256": images.sha256,

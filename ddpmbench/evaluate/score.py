@@ -2,14 +2,12 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
 from functools import partial
 from itertools import starmap
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from ddpmbench.checksums import reading
@@ -30,11 +28,9 @@ from ddpmbench.evaluate.progress import reported_session
 from ddpmbench.execution.engine import Engine
 from ddpmbench.execution.finished_runs import (
     DENSITY,
-    PER_IMAGE,
     PILOT,
     SUMMARY,
     TERMS,
-    FinishedRun,
     density_frame,
 )
 from ddpmbench.execution.folder import RunFolder
@@ -54,16 +50,12 @@ from ddpmbench.likelihood.image_scores import (
     num_copies,
 )
 from ddpmbench.likelihood.regression import code_length, portions
-from ddpmbench.report.display import Card, Draw, PageReport
 from ddpmbench.report.score import (
     EXTREMES,
-    SCHEMA,
     Scored,
+    ScoreReport,
     comparison_record,
     per_image_frame,
-    score_card,
-    score_figures,
-    score_page,
     score_warnings,
     set_record,
 )
@@ -71,33 +63,6 @@ from ddpmbench.unet.timed_unet import Precision
 from ddpmbench.user_code import user_errors
 
 _STORES = (TERMS, f"{TERMS}_of_second")
-
-
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class ScoreReport(PageReport):
-    """A bound for every image.
-
-    Attributes:
-        summary: the object of `summary.json`.
-        per_image: one row per image: `set` (A, or B for the second set), `image_id`,
-            `bits_per_dim`, its `standard_error`, `code_length` in bits per dimension; for two sets
-            `nearest_distance`, RMSE of the pixels on 0..255 to the nearest other image of A; and
-            `label` where there are labels.
-        folder: the run folder; None if the run was kept in memory.
-    """
-
-    summary: dict[str, Any]
-    per_image: pd.DataFrame
-    folder: Path | None
-
-    def _card(self) -> Card:
-        return score_card(self.summary, self.folder)
-
-    def _figures(self) -> Mapping[str, Draw]:
-        return score_figures(self.per_image, self.summary, self.folder)
-
-    def _page(self, folder: Path, svgs: Mapping[str, str]) -> str:
-        return score_page(self.summary, folder, svgs)
 
 
 def score_images(
@@ -179,7 +144,7 @@ def score_images(
         ).checked()
         checkpoint = evaluation.checkpoint
         identity = {
-            "schema": SCHEMA,
+            "schema": ScoreReport.SCHEMA,
             "data": [image_set.sha256 for image_set in sets],
             "labels_sha256": [labels_sha256(checkpoint, image_set) for image_set in sets],
             "evaluations_per_image": evaluations,
@@ -211,11 +176,10 @@ def score_images(
             reporter.warn(line)
         evaluation.write(
             folder,
-            {PER_IMAGE: report.per_image, DENSITY: density_frame(result.density)},
-            report.summary,
+            report,
             identity,
             engine=engine,
-            more=partial(_write_extremes, scored, checkpoint.data_range),
+            more=partial(_write_files, scored, result.density, checkpoint.data_range),
         )
         return report
 
@@ -272,7 +236,10 @@ def _compute(
     return session.ranks.once(reduce)
 
 
-def _write_extremes(scored: list[Scored], data_range: DataRange, folder: RunFolder) -> None:
+def _write_files(
+    scored: list[Scored], density: NDArray[np.float64], data_range: DataRange, folder: RunFolder
+) -> None:
+    folder.write_frame(DENSITY, density_frame(density))
     for name, one in zip(EXTREMES, scored, strict=False):
         extremes = Extremes.of(one.scores.total, one.images.pixels)
         with folder.replacing(name) as temporary:
@@ -308,7 +275,7 @@ def _report(
         is_gap = _is_gap(checkpoint, *(one.images for one in scored))
         comparison = comparison_record(per_image, is_gap=is_gap, copies=copies)
     summary = {
-        "schema": SCHEMA,
+        "schema": ScoreReport.SCHEMA,
         "bits_per_dim": records[0]["bits_per_dim"],
         "sets": records,
         "comparison": comparison,
@@ -349,7 +316,7 @@ def _check_sets(checkpoint: Checkpoint, sets: list[ImageSet]) -> None:
 
 
 def _density_of(path: Path, checkpoint: Checkpoint) -> NDArray[np.float64]:
-    other = FinishedRun.open(path, option="`terms_of`", schema=SCHEMA)
+    other = ScoreReport.finished(path, option="`terms_of`")
     with reading(path / SUMMARY):
         theirs = other.summary["num_timesteps"]
     ours = checkpoint.schedule.num_timesteps

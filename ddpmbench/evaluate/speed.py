@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,7 @@ from ddpmbench.execution.speed import (
 )
 from ddpmbench.execution.timing import Probe, gray_images
 from ddpmbench.files import named_path
-from ddpmbench.report.display import Card, Draw, Shown
-from ddpmbench.report.speed import SCHEMA, batch_figure, parts_figure, speed_card
+from ddpmbench.report.speed import SpeedReport
 from ddpmbench.report.text import json_rows
 from ddpmbench.unet.timed_unet import Precision
 from ddpmbench.version import __version__
@@ -66,43 +65,6 @@ class SpeedSettings:
         positive_number("half_width", self.half_width)
         for name in ("num_images", "num_samples"):
             whole_number(name, getattr(self, name), 1)
-
-
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class SpeedReport(Shown):
-    """How fast a model is on a device.
-
-    Attributes:
-        summary: the object of `summary.json`.
-        calls: one row per engine and batch size: `engine` in words, `precision`,
-            `channels_last`, `compiled`, `cuda_graph`, `batch_size`, `evaluations_per_second`,
-            `ms_per_batch`, `tflops`, `share_of_peak` of the matrix product of that precision,
-            `eps_error` against strict float32, `first_seconds`, and `break_even_evaluations`
-            after which compiling has paid off (empty if not compiled, or never).
-        parts: one row per kind of work and precision, in milliseconds: `row`, `precision`, `ms`,
-            `network`, `noise`, `rest`.
-        predictions: one row per command and precision: `question`, `command`, `num_evaluations`,
-            `precision`, `seconds`.
-        folder: where it was written; None if nowhere.
-    """
-
-    summary: dict[str, Any]
-    calls: pd.DataFrame
-    parts: pd.DataFrame
-    predictions: pd.DataFrame
-    folder: Path | None
-
-    def _card(self) -> Card:
-        return speed_card(self.summary, self.folder)
-
-    def _figures(self) -> Mapping[str, Draw]:
-        named = self.calls.assign(
-            panel="Network evaluations", per_second=self.calls.evaluations_per_second
-        )
-        return {
-            "calls": lambda: batch_figure(named, unit="evaluations/s"),
-            "parts": lambda: parts_figure(self.parts),
-        }
 
 
 def measure_speed(
@@ -183,7 +145,7 @@ def _identity(
     """The fields that must be equal for a measurement to replace that in a folder."""
     precisions = settings.precisions and [str(precision) for precision in settings.precisions]
     return {
-        "schema": SCHEMA,
+        "schema": SpeedReport.SCHEMA,
         "checkpoint": checkpoint.sha256,
         **checkpoint.identity,
         "device": device_name(device),
@@ -212,7 +174,7 @@ def _measured(
     calls.insert(place, "tflops", flops / 1e12)
     calls.insert(place + 1, "share_of_peak", flops / calls.precision.map(peaks))
     summary = {
-        "schema": SCHEMA,
+        "schema": SpeedReport.SCHEMA,
         "checkpoint": checkpoint.record,
         "shape": list(probe.images.pixels.shape[1:]),
         "num_timesteps": checkpoint.schedule.num_timesteps,
@@ -225,9 +187,7 @@ def _measured(
 
 
 def _write(folder: RunFolder, report: SpeedReport, record: dict[str, object]) -> None:
-    folder.write_frame("calls.csv", report.calls)
-    folder.write_frame("parts.csv", report.parts)
-    folder.write_frame("predictions.csv", report.predictions)
+    report.write_tables(folder)
     for name, draw in report._figures().items():
         write_figure(folder.path, name, *draw())
     folder.write_json(ENVIRONMENT, record)

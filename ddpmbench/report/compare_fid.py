@@ -1,15 +1,18 @@
-"""Differences between runs of `fid`: records, the printed table, the page and its figure."""
+"""Differences between runs of `fid`: report, printed table and figure."""
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
-from msgspec import Meta, Struct, structs
 
-from ddpmbench.report.display import Card
+from ddpmbench.errors import damaged
+from ddpmbench.execution.finished_runs import SUMMARY, FinishedRun
+from ddpmbench.report.display import Card, Draw
 from ddpmbench.report.fid import (
     METRICS,
     Score,
@@ -21,71 +24,85 @@ from ddpmbench.report.fid import (
     reference_name,
 )
 from ddpmbench.report.figures import INK, Drawn, axes_panels, drawing, finish, interval, shortened
-from ddpmbench.report.html import drawn, rendered
+from ddpmbench.report.stored import PageReport, Table
 from ddpmbench.report.text import aligned, fact_lines, joined, printed
 
-SCHEMA = "ddpmbench.compare-fid/1"
-FIGURES = {"differences": "Differences from the first run"}
-"""Captions of the figures, by name."""
+DIFFERENCES_COLUMNS = {
+    **dict.fromkeys(("run", "measure", "reference"), "str"),
+    **dict.fromkeys(("baseline", "value", "difference"), "float64"),
+    **dict.fromkeys(("half_width", "half_width_unpaired"), "float64"),
+    "how": "str",
+}
+"""Columns of `differences.csv`, in the units of `summary.json`; see `difference`."""
 _HEAD = ("measure", "first", "this", "difference", "interval", "against")
 _INTERVALS = (
     "95 %; paired: sample i of both runs starts from the same noise; independent: no shared noise"
 )
 
 
-class FidelityDifference(Struct):
-    """The difference of a metric between two runs of `fid`, in the units of `summary.json`.
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class FidelityComparison(PageReport):
+    """Runs of `fid` by the same protocol, against the first of them.
 
     Attributes:
-        measure: the name of the metric.
-        reference: the reference; "" for a metric without one.
-        baseline: the value of the baseline.
-        value: the value of the run.
-        difference: value minus baseline; None if one is unknown, as are the fields below.
-        half_width: of its 95 % interval.
-        half_width_unpaired: that of two independent runs.
-        how: the kind of `half_width`.
+        summary: the object of `summary.json`.
+        differences: one row per run, metric and reference; see
+            `differences_frame`.
+        folder: with the tables, the figure and the page; None if nothing was written.
     """
 
-    measure: str
-    reference: str
-    baseline: float | None
-    value: float | None
-    difference: float | None
-    half_width: float | None
-    half_width_unpaired: float | None
-    how: Literal["paired", "independent"]
+    SCHEMA = "ddpmbench.compare-fid/1"
+    TABLES: ClassVar = {"differences": Table("differences.csv", DIFFERENCES_COLUMNS)}
+    TEMPLATE = "compare_fid.html.j2"
+    FIGURES: ClassVar = {"differences": "Differences from the first run"}
 
-    def __post_init__(self) -> None:
-        if self.measure not in METRICS:
-            raise ValueError(f"measure: {self.measure} is no metric")
+    summary: dict[str, Any]
+    differences: pd.DataFrame
+    folder: Path | None
 
+    @classmethod
+    def _read(cls, run: FinishedRun) -> dict[str, Any]:
+        if any(of["differences"][0]["measure"] != "fid" for of in run.summary["runs"]):
+            raise damaged(run.path / SUMMARY)
+        return super()._read(run)
 
-class FidelityBaseline(Struct):
-    """The first run."""
+    def _card(self) -> Card:
+        summary, facts = self.summary, {}
+        for run in summary["runs"]:
+            for difference in run["differences"]:
+                name, _, _, text, how, against = _cells(difference, summary["name"])
+                facts[f"{run['run']}, {name} {against}".rstrip()] = f"{text} ({how})"
+        first = summary["baseline"]["run"]
+        return Card(f"{summary['name']} ({summary['protocol']['id']}) against {first}", facts=facts)
 
-    run: str
+    def _figures(self) -> Mapping[str, Draw]:
+        figure = differences_figure(self.differences, self.summary["name"])
+        return {} if figure is None else {"differences": lambda: figure}
 
-
-class FidelityRun(FidelityBaseline):
-    """A run of `fid` in a comparison; the Frechet distance comes first."""
-
-    differences: list[FidelityDifference]
-
-    def __post_init__(self) -> None:
-        if not self.differences or self.differences[0].measure != "fid":
-            raise ValueError("differences: the first must be of fid")
-
-
-class FidelityComparison(Struct):
-    """`summary.json` of a comparison of runs of `fid`."""
-
-    baseline: FidelityBaseline
-    runs: Annotated[list[FidelityRun], Meta(min_length=1)]
-    name: str
-    num_generated: int
-    protocol: dict[str, Any]
-    references: Annotated[list[dict[str, Any]], Meta(min_length=1)]
+    def _page(self) -> dict[str, Any]:
+        summary, runs, name = self.summary, self.summary["runs"], self.summary["name"]
+        against = runs[0]["run"] if len(runs) == 1 else f"{len(runs)} runs"
+        return {
+            "heading": f"{against} against {summary['baseline']['run']}",
+            "name": name,
+            "protocol": summary["protocol"]["id"],
+            "runs": [
+                {
+                    "run": run["run"],
+                    "rows": [
+                        {
+                            **_scores(difference, name),
+                            "how": _how(difference),
+                            "word": _word(difference),
+                        }
+                        for difference in run["differences"]
+                    ],
+                }
+                for run in runs
+            ],
+            "notes": [comparable_only(summary)],
+            "facts": joined(_facts(summary)),
+        }
 
 
 def difference(
@@ -94,35 +111,41 @@ def difference(
     baseline: Mapping[str, Any],
     *,
     paired: float | None,
-) -> FidelityDifference:
-    """The difference of a metric between two runs.
+) -> dict[str, Any]:
+    """The difference of a metric between two runs of `fid`, in the units of `summary.json`.
 
     Args:
         metric: its name in `summary.json`.
         run: the summary of the run, or one of its references.
         baseline: the same of the baseline.
         paired: half width of the difference if the runs share their noise; else None.
+
+    Returns:
+        The `measure`, which is the metric; the `reference`, "" for a metric without one; the values
+        of `baseline` and run (`value`); `difference`, value minus baseline, its `half_width` and
+        that of two independent runs (`half_width_unpaired`), None if one of the values is unknown;
+        and `how`, "paired" or "independent", the kind of `half_width`.
     """
     first, value = baseline[metric], run[metric]
     widths = baseline[half_width_of(metric)], run[half_width_of(metric)]
     unpaired = None if None in widths else math.hypot(*widths)
     known = first is not None and value is not None
-    return FidelityDifference(
-        measure=metric,
-        reference=reference_name(run) if METRICS[metric].has_reference else "",
-        baseline=first,
-        value=value,
-        difference=value - first if known else None,
-        half_width=None if not known else unpaired if paired is None else paired,
-        half_width_unpaired=unpaired if known else None,
-        how="independent" if paired is None else "paired",
-    )
+    return {
+        "measure": metric,
+        "reference": reference_name(run) if METRICS[metric].has_reference else "",
+        "baseline": first,
+        "value": value,
+        "difference": value - first if known else None,
+        "half_width": None if not known else unpaired if paired is None else paired,
+        "half_width_unpaired": unpaired if known else None,
+        "how": "independent" if paired is None else "paired",
+    }
 
 
 def summary(
     names: Sequence[str],
     summaries: Sequence[Mapping[str, Any]],
-    differences: Sequence[Sequence[FidelityDifference]],
+    differences: Sequence[Sequence[Mapping[str, Any]]],
 ) -> dict[str, Any]:
     """The object of a comparison's `summary.json`.
 
@@ -142,11 +165,11 @@ def summary(
         for name, run in zip(names, summaries, strict=True)
     ]
     for row, own in zip(rows[1:], differences, strict=True):
-        row["differences"] = [structs.asdict(one) for one in own]
+        row["differences"] = list(own)
     first = summaries[0]
     fields = ("source", "split", "sha256", "num_reference")
     return {
-        "schema": SCHEMA,
+        "schema": FidelityComparison.SCHEMA,
         "name": first["name"],
         "baseline": rows[0],
         "runs": rows[1:],
@@ -159,11 +182,9 @@ def summary(
 
 
 def differences_frame(summary: Mapping[str, Any]) -> pd.DataFrame:
-    """One row per run, metric and reference: `run`, and the fields of `FidelityDifference`."""
-    runs = summary["runs"]
-    return pd.DataFrame(
-        [{"run": run["run"], **difference} for run in runs for difference in run["differences"]]
-    )
+    """One row per run, metric and reference: `run`, and the fields of `difference`."""
+    rows = [{"run": run["run"], **of} for run in summary["runs"] for of in run["differences"]]
+    return pd.DataFrame(rows).astype(DIFFERENCES_COLUMNS)
 
 
 def printed_fidelity_comparison(summary: dict[str, Any], output_format: str) -> str:
@@ -183,46 +204,6 @@ def printed_fidelity_comparison(summary: dict[str, Any], output_format: str) -> 
         lines += ["", only]
     quiet = "\n".join(repr(run["differences"][0]["difference"]) for run in runs)
     return printed(summary, output_format, lines, csv=differences_frame(summary), quiet=quiet)
-
-
-def fidelity_comparison_card(summary: Mapping[str, Any]) -> Card:
-    """The card of a comparison of runs of `fid`."""
-    facts = {}
-    for run in summary["runs"]:
-        for difference in run["differences"]:
-            name, _, _, text, how, against = _cells(difference, summary["name"])
-            facts[f"{run['run']}, {name} {against}".rstrip()] = f"{text} ({how})"
-    first = summary["baseline"]["run"]
-    return Card(f"{summary['name']} ({summary['protocol']['id']}) against {first}", facts=facts)
-
-
-def fidelity_comparison_page(summary: Mapping[str, Any], svgs: Mapping[str, str]) -> str:
-    """The page of a comparison of runs of `fid`, without a figure if no difference is known."""
-    first, runs, name = summary["baseline"]["run"], summary["runs"], summary["name"]
-    against = runs[0]["run"] if len(runs) == 1 else f"{len(runs)} runs"
-    return rendered(
-        "compare_fid.html.j2",
-        heading=f"{against} against {first}",
-        name=name,
-        protocol=summary["protocol"]["id"],
-        runs=[
-            {
-                "run": run["run"],
-                "rows": [
-                    {
-                        **_scores(difference, name),
-                        "how": _how(difference),
-                        "word": _word(difference),
-                    }
-                    for difference in run["differences"]
-                ],
-            }
-            for run in runs
-        ],
-        notes=[comparable_only(summary)],
-        facts=joined(_facts(summary)),
-        **drawn(svgs, FIGURES),
-    )
 
 
 def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -293,9 +274,8 @@ def differences_figure(differences: pd.DataFrame, name: str) -> Drawn | None:
     Returns:
         The figure, and its rows, a measure and run each; None where no difference is known.
     """
-    table = differences.astype({column: "float64" for column in _COLUMNS[2:5]})
-    first = table[table.measure == "fid"].reference.iloc[0]
-    table = table[(table.reference == first) & table.difference.notna()]
+    first = differences[differences.measure == "fid"].reference.iloc[0]
+    table = differences[(differences.reference == first) & differences.difference.notna()]
     shown = (name for name, metric in METRICS.items() if metric.in_figure)
     known = [name for name in shown if (table.measure == name).any()]
     if not known:

@@ -1,13 +1,13 @@
-"""Differences between runs of `nll`: records, tables, text, the page and its figure."""
+"""Differences between runs of `nll`: report, tables, text and figure."""
 
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
-from msgspec import Meta, Struct
 
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
 from ddpmbench.errors import command
@@ -15,7 +15,7 @@ from ddpmbench.execution.finished_runs import num_steps
 from ddpmbench.likelihood.bound import Bound
 from ddpmbench.likelihood.precision import Correction
 from ddpmbench.report import compare_fid
-from ddpmbench.report.display import Card
+from ddpmbench.report.display import Card, Draw
 from ddpmbench.report.figures import (
     DASHES,
     INK,
@@ -29,9 +29,19 @@ from ddpmbench.report.figures import (
     points,
     shortened,
 )
-from ddpmbench.report.html import drawn, rendered
 from ddpmbench.report.nll_figures import by_group
-from ddpmbench.report.tables import NO_CORRECTION, STRICT, in_bits, per_timestep, rate, widened
+from ddpmbench.report.stored import PageReport, Table
+from ddpmbench.report.tables import (
+    NO_CORRECTION,
+    PER_TIMESTEP_COLUMNS,
+    PLACE_COLUMNS,
+    RATE_COLUMNS,
+    STRICT,
+    in_bits,
+    per_timestep,
+    rate,
+    widened,
+)
 from ddpmbench.report.text import (
     conventions_line,
     digits_by,
@@ -43,36 +53,77 @@ from ddpmbench.report.text import (
     with_interval,
 )
 
-SCHEMA = "ddpmbench.comparison/1"
-FIGURES = {"difference": "Difference from the baseline over t"}
-"""Captions of the figures, by name."""
+_DIFFERENCES = ("difference", "difference_half_width", "difference_half_width_population")
+RUNS_COLUMNS = {
+    **dict.fromkeys(("run", "checkpoint"), "str"),
+    **dict.fromkeys(("bits_per_dim", "half_width"), "float64"),
+    **dict.fromkeys((*_DIFFERENCES, "half_width_unpaired"), "float64"),
+    "num_evaluations": "Int64",
+    "same_rows": "float64",
+}
 
 
-class Compared(Struct):
-    """A run in `summary.json` of a comparison; the baseline has no difference."""
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Comparison(PageReport):
+    """Runs on the same terms, against the first of them.
 
-    run: str
-    bits_per_dim: float
-    half_width: float | None
-    difference: float | None
-    difference_half_width: float | None
-    difference_half_width_population: float | None
-    half_width_unpaired: float | None
-    num_evaluations: int | None
-    same_rows: float | None
+    Attributes:
+        summary: the object of `summary.json`.
+        runs: one row per run; see `runs_frame`.
+        per_timestep: one row per run and timestep; see `steps_frame`.
+        folder: with the tables, the figure and the page; None if nothing was written.
+    """
 
+    SCHEMA = "ddpmbench.comparison/1"
+    TABLES: ClassVar = {
+        "runs": Table("runs.csv", RUNS_COLUMNS),
+        "per_timestep": Table(
+            "per_timestep.csv",
+            {"run": "str", **PER_TIMESTEP_COLUMNS, **RATE_COLUMNS},
+            optional=PLACE_COLUMNS,
+        ),
+    }
+    TEMPLATE = "compare_nll.html.j2"
+    FIGURES: ClassVar = {"difference": "Difference from the baseline over t"}
 
-class Comparison(Struct):
-    """`summary.json` of a comparison of runs of `nll`."""
+    summary: dict[str, Any]
+    runs: pd.DataFrame
+    per_timestep: pd.DataFrame
+    folder: Path | None
 
-    baseline: Compared
-    runs: Annotated[list[Compared], Meta(min_length=1)]
-    num_images: int
-    num_timesteps: int
-    estimator: str
-    conventions: dict[str, Any]
-    data: dict[str, Any]
-    seed: int
+    def _card(self) -> Card:
+        facts = {
+            **{run["run"]: _paired(run) for run in self.summary["runs"]},
+            "images": images_line(self.summary),
+            "estimator": f"{self.summary['estimator']}, seed {self.summary['seed']}",
+        }
+        first = self.summary["baseline"]["run"]
+        return Card(f"against {first}, bits/dim; negative is better", facts=facts)
+
+    def _figures(self) -> Mapping[str, Draw]:
+        baseline = str(self.summary["baseline"]["run"])
+        return {"difference": lambda: difference_figure(self.per_timestep, baseline)}
+
+    def _page(self) -> dict[str, Any]:
+        summary, baseline, runs = self.summary, self.summary["baseline"], self.summary["runs"]
+        first = baseline["run"]
+        name = runs[0]["run"] if len(runs) == 1 else f"{len(runs)} runs"
+        note = _precision_note(summary)
+        return {
+            "heading": f"{name} against {first}",
+            "baseline": baseline,
+            "runs": [{**run, **_verdict(run, first)} for run in runs],
+            "facts": {
+                "images": images_line(summary),
+                "process": process_line(summary),
+                "conventions": conventions_line(summary["conventions"]),
+                "estimator": f"{summary['estimator']}, seed {summary['seed']}",
+                **({"precision": note} if note else {}),
+            },
+            "num_steps": num_steps(summary),
+            "is_continuous": summary.get("num_parts") is not None,
+            "groups": difference_groups(self.per_timestep).to_dict("records"),
+        }
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -145,7 +196,7 @@ def summary(frame: pd.DataFrame, baseline: dict[str, Any]) -> dict[str, Any]:
     """The object of a comparison's `summary.json`."""
     rows = json_rows(frame)
     return {
-        "schema": SCHEMA,
+        "schema": Comparison.SCHEMA,
         "baseline": rows[0],
         "runs": rows[1:],
         **{
@@ -162,7 +213,7 @@ def printed_comparison(summary: dict[str, Any], output_format: str) -> str:
 
     "csv" has one row per run, "quiet" only the differences, one per line.
     """
-    if summary["schema"] == compare_fid.SCHEMA:
+    if summary["schema"] == compare_fid.FidelityComparison.SCHEMA:
         return compare_fid.printed_fidelity_comparison(summary, output_format)
     baseline, runs = summary["baseline"], summary["runs"]
     names = [baseline["run"], *(run["run"] for run in runs)]
@@ -190,17 +241,6 @@ def printed_comparison(summary: dict[str, Any], output_format: str) -> str:
         csv=pd.DataFrame([baseline, *runs]).astype({"num_evaluations": "Int64"}),
         quiet="\n".join(repr(run["difference"]) for run in runs),
     )
-
-
-def comparison_card(summary: Mapping[str, Any]) -> Card:
-    """The card of a comparison of runs of `nll`."""
-    facts = {
-        **{run["run"]: _paired(run) for run in summary["runs"]},
-        "images": images_line(summary),
-        "estimator": f"{summary['estimator']}, seed {summary['seed']}",
-    }
-    first = summary["baseline"]["run"]
-    return Card(f"against {first}, bits/dim; negative is better", facts=facts)
 
 
 def _shared(runs: list[dict[str, Any]], first: str) -> str:
@@ -233,39 +273,6 @@ def _paired(run: dict[str, Any]) -> str:
     elif own and unpaired and unpaired < 1000 * own:
         text += f", {unpaired / own:.1f} times narrower than unpaired"
     return text
-
-
-def comparison_page(
-    summary: Mapping[str, Any], groups: pd.DataFrame, svgs: Mapping[str, str]
-) -> str:
-    """The page of a comparison.
-
-    Args:
-        summary: the object of its `summary.json`.
-        groups: see `difference_groups`.
-        svgs: its figures by name.
-    """
-    baseline, runs = summary["baseline"], summary["runs"]
-    first = baseline["run"]
-    name = runs[0]["run"] if len(runs) == 1 else f"{len(runs)} runs"
-    note = _precision_note(summary)
-    return rendered(
-        "compare_nll.html.j2",
-        heading=f"{name} against {first}",
-        baseline=baseline,
-        runs=[{**run, **_verdict(run, first)} for run in runs],
-        facts={
-            "images": images_line(summary),
-            "process": process_line(summary),
-            "conventions": conventions_line(summary["conventions"]),
-            "estimator": f"{summary['estimator']}, seed {summary['seed']}",
-            **({"precision": note} if note else {}),
-        },
-        num_steps=num_steps(summary),
-        is_continuous=summary.get("num_parts") is not None,
-        groups=groups.to_dict("records"),
-        **drawn(svgs, FIGURES),
-    )
 
 
 def _verdict(run: Mapping[str, Any], baseline: str) -> dict[str, str]:

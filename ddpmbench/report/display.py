@@ -4,7 +4,7 @@ import abc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
@@ -99,22 +99,6 @@ class Shown(abc.ABC):
         style = Markup(_LEFT)
         headline = f"{type(self).__name__}: {typeset(card.headline)}"
         return str(_TABLE.format(style, style, headline, Markup("\n").join(rows)))
-
-
-class PageReport(Shown):
-    """A result that has a page.
-
-    Attributes:
-        summary: the object of `summary.json`.
-        folder: its run folder; None if it was kept in memory.
-    """
-
-    summary: dict[str, Any]
-    folder: Path | None
-
-    @abc.abstractmethod
-    def _page(self, folder: Path, svgs: Mapping[str, str]) -> str:
-        """The HTML of its page, from its run folder and the figures that were drawn, by name."""
 
 
 def _shortened(line: str, most: int) -> str:

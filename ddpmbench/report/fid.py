@@ -1,15 +1,26 @@
-"""Scores of samples: the metrics, the record of a run of `fid`, its printed result, its page."""
+"""Scores of samples: the metrics, the printed result and the report of a run of `fid`."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 
-from ddpmbench.report.display import Card, in_folder
-from ddpmbench.report.html import drawn, rendered
-from ddpmbench.report.sample import sampler_line
+from ddpmbench.execution.finished_runs import PER_IMAGE
+from ddpmbench.report.display import Card, Draw, in_folder
+from ddpmbench.report.fid_figures import (
+    PER_SAMPLE,
+    Ends,
+    against_n_figure,
+    nearest_figure,
+    per_image_figure,
+    pictures_of,
+)
+from ddpmbench.report.sample import sampler_line, samples_figure
+from ddpmbench.report.stored import PageReport, Table
 from ddpmbench.report.text import (
     aligned,
     checkpoint_line,
@@ -21,9 +32,8 @@ from ddpmbench.report.text import (
     sanity_check_warning,
 )
 
-SCHEMA = "ddpmbench.fid/1"
-AGAINST_N, INFLUENCE = "fid_against_n.csv", "influence.npz"
-"""Files besides `per_image.csv`; the second has the influence of each sample on each score."""
+INFLUENCE = "influence.npz"
+"""The influence of each sample on each score."""
 PER_IMAGE_COLUMNS = {
     "image_id": "str",
     "nearest_reference_id": "str",
@@ -227,12 +237,6 @@ def printed_fid(summary: dict[str, Any], output_format: str) -> str:
     return printed(summary, output_format, lines, csv=_csv(summary), quiet=repr(summary["fid"]))
 
 
-def fid_card(summary: Mapping[str, Any], folder: Path | None) -> Card:
-    """The card of a run of `fid`."""
-    numbers = {f"{score.label}, {score.against}": score.text for score in scores(summary)}
-    return Card(headline(summary), numbers, in_folder(joined(fid_facts(summary)), folder))
-
-
 def fid_facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The settings that comparable scores share, and the run's other settings."""
     samples, checkpoint, sampler = summary["samples"], summary["checkpoint"], summary["sampler"]
@@ -305,55 +309,102 @@ def reference_name(reference: Mapping[str, Any]) -> str:
     return str(source) if source.endswith(ending) else f"{source}{ending}"
 
 
-# ---- page
-
-FIGURES = {
-    "fid_against_n": "Distance over the number of samples, extrapolated to infinitely many",
-    "per_image": "Distance to the nearest reference image, and entropy of the predicted classes",
-}
-"""Captions of the figures, by name."""
-
-STRIPS = {
-    "nearest": (
-        "Nearest reference images",
-        "Nearest in feature space, with the distances there. A sample that equals its neighbor may "
-        "be memorized.",
-    ),
-    "samples": ("First samples", "In order, uncurated."),
-}
-"""Optional strips of pictures, by name: title and text."""
+# ---- report
 
 
-def fid_page(
-    summary: Mapping[str, Any],
-    against_n: pd.DataFrame,
-    environment: Mapping[str, Any] | None,
-    svgs: Mapping[str, str],
-) -> str:
-    """The page of a finished run of `fid`.
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class FidReport(PageReport):
+    """Scores of samples against references.
 
-    Args:
+    Attributes:
         summary: the object of `summary.json`.
-        against_n: see `evaluate.fid_scores`.
-        environment: the object of `environment.json`, if any.
-        svgs: its figures by name, of `FIGURES` and `STRIPS`; missing ones are left out.
+        per_image: one row per sample; see `PER_IMAGE_COLUMNS`.
+        against_n: the distance at several numbers of samples; see `AGAINST_N_COLUMNS`.
+        folder: the run folder; None if the run was kept in memory.
     """
-    made_by = summary["checkpoint"] or summary["samples"]
-    references = [reference_name(reference) for reference in summary["references"]]
-    return rendered(
-        "fid.html.j2",
-        summary=summary,
-        headline=headline(summary),
-        heading=f"{made_by['source']} against {references[0]}",
-        notes=[comparable_only(summary), sanity_check_warning(summary), *summary["warnings"]],
-        facts=joined(fid_facts(summary)),
-        references=references,
-        rows=_rows(summary),
-        explanations=_explanations(summary),
-        points=against_n.to_dict("records"),
-        environment=environment,
-        **drawn(svgs, FIGURES, STRIPS),
-    )
+
+    SCHEMA = "ddpmbench.fid/1"
+    TABLES: ClassVar = {
+        "per_image": Table(PER_IMAGE, PER_IMAGE_COLUMNS),
+        "against_n": Table("fid_against_n.csv", AGAINST_N_COLUMNS),
+    }
+    TEMPLATE = "fid.html.j2"
+    FIGURES: ClassVar = {
+        "fid_against_n": "Distance over the number of samples, extrapolated to infinitely many",
+        "per_image": "Distance to the nearest reference image, and entropy of the predicted "
+        "classes",
+    }
+    STRIPS: ClassVar = {
+        "nearest": (
+            "Nearest reference images",
+            "Nearest in feature space, with the distances there. A sample that equals its neighbor "
+            "may be memorized.",
+        ),
+        "samples": ("First samples", "In order, uncurated."),
+    }
+
+    summary: dict[str, Any]
+    per_image: pd.DataFrame
+    against_n: pd.DataFrame
+    folder: Path | None
+
+    def _card(self) -> Card:
+        summary = self.summary
+        numbers = {f"{score.label}, {score.against}": score.text for score in scores(summary)}
+        return Card(headline(summary), numbers, in_folder(joined(fid_facts(summary)), self.folder))
+
+    def _figures(self) -> Mapping[str, Draw]:
+        figures: dict[str, Draw] = {}
+        if len(self.against_n):
+            figures["fid_against_n"] = partial(
+                against_n_figure,
+                self.against_n,
+                _ends(self.summary["references"]),
+                self.summary["name"],
+            )
+        if self.per_image[list(PER_SAMPLE)].notna().to_numpy().any():
+            figures["per_image"] = partial(per_image_figure, self.per_image)
+        nearest, samples = pictures_of(self.folder, self.summary["num_generated"])
+        if nearest is not None:
+            figures["nearest"] = partial(nearest_figure, nearest)
+        if samples is not None:
+            figures["samples"] = partial(samples_figure, samples.pixels, samples.labels)
+        return figures
+
+    def _page(self) -> dict[str, Any]:
+        summary = self.summary
+        made_by = summary["checkpoint"] or summary["samples"]
+        references = [reference_name(reference) for reference in summary["references"]]
+        return {
+            "summary": summary,
+            "headline": headline(summary),
+            "heading": f"{made_by['source']} against {references[0]}",
+            "notes": [
+                comparable_only(summary),
+                sanity_check_warning(summary),
+                *summary["warnings"],
+            ],
+            "facts": joined(fid_facts(summary)),
+            "references": references,
+            "rows": _rows(summary),
+            "explanations": _explanations(summary),
+            "points": self.against_n.to_dict("records"),
+        }
+
+
+def _ends(references: Sequence[Mapping[str, Any]]) -> Ends:
+    """By reference, its distance at infinitely many samples and the half width.
+
+    Older runs name a reference by its source, which two splits share: then their points are
+    mixed, and have no end.
+    """
+    of_source = Counter(reference["source"] for reference in references)
+    return {
+        name: (reference["fid_infinity"], reference["fid_infinity_half_width"])
+        for reference in references
+        for name in (reference["source"], reference_name(reference))
+        if name != reference["source"] or of_source[name] == 1
+    }
 
 
 def _rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -1,10 +1,7 @@
 """The figures of a run of `fid`."""
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,8 +11,6 @@ from numpy.typing import NDArray
 from ddpmbench.data.images import ImageSet
 from ddpmbench.execution.samples import SAMPLES, read_samples
 from ddpmbench.execution.stored_images import NEAREST, NearestImages
-from ddpmbench.report.display import Draw
-from ddpmbench.report.fid import reference_name
 from ddpmbench.report.figures import (
     COLORS,
     DASHES,
@@ -30,44 +25,14 @@ from ddpmbench.report.figures import (
     points,
     shortened,
 )
-from ddpmbench.report.sample import NUM_SHOWN, samples_figure
+from ddpmbench.report.sample import NUM_SHOWN
 
+Ends = Mapping[str, tuple[float | None, float | None]]
 _MOST_NEAREST = 4
-_PER_IMAGE = {
+PER_SAMPLE = {
     "nearest_reference_distance": ("Distance to the nearest reference", "in feature space"),
     "class_entropy": ("Entropy of the class", "nats"),
 }
-
-
-def fid_figures(
-    summary: Mapping[str, Any],
-    per_image: pd.DataFrame,
-    against_n: pd.DataFrame,
-    folder: Path | None,
-) -> dict[str, Draw]:
-    """The figures of a run of `fid` by name, without those that lack data.
-
-    Args:
-        summary: the object of `summary.json`.
-        per_image: see `evaluate.fid_scores`.
-        against_n: see `evaluate.fid_scores`.
-        folder: with the pictures; None for a run in memory, which has none.
-
-    Raises:
-        InputError: a file of pictures is damaged.
-    """
-    figures: dict[str, Draw] = {}
-    if len(against_n):
-        ends = _ends(summary["references"])
-        figures["fid_against_n"] = partial(against_n_figure, against_n, ends, summary["name"])
-    if per_image[list(_PER_IMAGE)].notna().to_numpy().any():
-        figures["per_image"] = partial(per_image_figure, per_image)
-    nearest, samples = pictures_of(folder, summary["num_generated"])
-    if nearest is not None:
-        figures["nearest"] = partial(nearest_figure, nearest)
-    if samples is not None:
-        figures["samples"] = partial(samples_figure, samples.pixels, samples.labels)
-    return figures
 
 
 def pictures_of(
@@ -88,24 +53,6 @@ def pictures_of(
         nearest if nearest is not None and nearest.samples.shape[1] in (1, 3) else None,
         samples if samples is not None and samples.pixels.shape[1] in (1, 3) else None,
     )
-
-
-Ends = Mapping[str, tuple[float | None, float | None]]
-
-
-def _ends(references: Sequence[Mapping[str, Any]]) -> Ends:
-    """By reference, its distance at infinitely many samples and the half width.
-
-    Older runs name a reference by its source, which two splits share: then their points are
-    mixed, and have no end.
-    """
-    of_source = Counter(reference["source"] for reference in references)
-    return {
-        name: (reference["fid_infinity"], reference["fid_infinity_half_width"])
-        for reference in references
-        for name in (reference["source"], reference_name(reference))
-        if name != reference["source"] or of_source[name] == 1
-    }
 
 
 @drawing()
@@ -185,18 +132,18 @@ def _inverse_axis(axes: Axes, num_generated: NDArray[np.int64]) -> None:
 
 @drawing()
 def per_image_figure(per_image: pd.DataFrame) -> Drawn:
-    """Histograms over the samples of what is known of each; see `fid.PER_IMAGE_COLUMNS`.
+    """Histograms over the samples of what is known of each; see `report.fid.PER_IMAGE_COLUMNS`.
 
     Returns:
         The figure, and one row per bin: `measure`, `bin_from`, `bin_to`, `num_images`.
     """
-    known = {name: values for name in _PER_IMAGE if len(values := per_image[name].dropna())}
+    known = {name: values for name in PER_SAMPLE if len(values := per_image[name].dropna())}
     figure, several = axes_panels(len(known))
     numbers = []
     for axes, (name, values) in zip(several, known.items(), strict=True):
         median = float(values.median())
         counts, edges = histogram(axes, values.to_numpy(), median, f"median {median:.3g}")
-        title, unit = _PER_IMAGE[name]
+        title, unit = PER_SAMPLE[name]
         finish(axes, title, x=unit, y="samples")
         numbers.append(
             pd.DataFrame(

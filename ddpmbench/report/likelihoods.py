@@ -1,18 +1,20 @@
-"""The likelihoods of one checkpoint side by side: record, table, text, page and figure."""
+"""The likelihoods of one checkpoint side by side: report, table, text and figure."""
 
+import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from ddpmbench.diffusion.parameterization import Process
 from ddpmbench.report.conventions import ALL_STEPS, BEST_CONSTANT, CONTINUOUS_TIME
-from ddpmbench.report.display import Card, in_folder
+from ddpmbench.report.display import Card, Draw, in_folder
 from ddpmbench.report.figures import INK, Drawn, axes_panels, drawing, finish, interval
-from ddpmbench.report.html import drawn, rendered
 from ddpmbench.report.ode import cost_line, solver_line, trained_at
+from ddpmbench.report.stored import PageReport, Table
 from ddpmbench.report.text import (
     aligned,
     bound_line,
@@ -27,7 +29,6 @@ from ddpmbench.report.text import (
     with_interval,
 )
 
-SCHEMA = "ddpmbench.likelihoods/1"
 _VALUES = ("bits_per_dim", "half_width", "half_width_population")
 _DIFFERENCE = ("difference", "difference_half_width")
 COLUMNS = {
@@ -38,10 +39,54 @@ COLUMNS = {
 }
 """Columns of `likelihoods.csv`."""
 BOUND, CONSTANT, ODE = "variational bound", "best constant variance", "probability-flow ODE"
-FIGURES = {"likelihoods": "95 % intervals for these images (thick) and for their population (thin)"}
-"""Captions of the figures, by name."""
 _PUBLISHED = {"google/ddpm-cifar10-32": "<= 3.75 (Ho et al. 2020, table 1, L_simple)"}
 """Published bounds on all of CIFAR-10's test images at T = 1000, by hub id."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class LikelihoodsReport(PageReport):
+    """The likelihoods of a checkpoint on images, side by side.
+
+    Attributes:
+        summary: the object of `summary.json`.
+        likelihoods: one row per likelihood; see `likelihoods_frame`.
+        folder: the run folder; None if the run was kept in memory.
+    """
+
+    SCHEMA = "ddpmbench.likelihoods/1"
+    TABLES: ClassVar = {"likelihoods": Table("likelihoods.csv", COLUMNS)}
+    TEMPLATE = "likelihoods.html.j2"
+    FIGURES: ClassVar = {
+        "likelihoods": "95 % intervals for these images (thick) and for their population (thin)"
+    }
+
+    summary: dict[str, Any]
+    likelihoods: pd.DataFrame
+    folder: Path | None
+
+    def _card(self) -> Card:
+        first, *others = self.summary["likelihoods"]
+        known = {row["likelihood"]: _value(row) for row in others if row["absent"] is None}
+        headline = bound_line(first["bits_per_dim"], first["half_width"])
+        return Card(headline, {}, in_folder({**known, **_facts(self.summary)}, self.folder))
+
+    def _figures(self) -> Mapping[str, Draw]:
+        return {"likelihoods": partial(likelihoods_figure, self.likelihoods)}
+
+    def _page(self) -> dict[str, Any]:
+        summary = self.summary
+        first = summary["likelihoods"][0]
+        return {
+            "summary": summary,
+            "first": first,
+            "notes": [sanity_check_warning(summary)],
+            "heading": heading(summary),
+            "digits": digits_by(first["half_width"]),
+            "intervals": _intervals(summary),
+            "order": _order(summary),
+            "published": any(row["published"] for row in summary["likelihoods"]),
+            "facts": _facts(summary),
+        }
 
 
 def published_bound(hub_id: str, bound: Mapping[str, Any]) -> str:
@@ -163,14 +208,6 @@ def printed_likelihoods(summary: dict[str, Any], frame: pd.DataFrame, output_for
     return printed(summary, output_format, lines, csv=frame, quiet=quiet)
 
 
-def likelihoods_card(summary: Mapping[str, Any], folder: Path | None) -> Card:
-    """The card of the likelihoods."""
-    first, *others = summary["likelihoods"]
-    known = {row["likelihood"]: _value(row) for row in others if row["absent"] is None}
-    headline = bound_line(first["bits_per_dim"], first["half_width"])
-    return Card(headline, {}, in_folder({**known, **_facts(summary)}, folder))
-
-
 @drawing()
 def likelihoods_figure(frame: pd.DataFrame) -> Drawn:
     """The available likelihoods, and their paired differences from the first.
@@ -200,27 +237,6 @@ def likelihoods_figure(frame: pd.DataFrame) -> Drawn:
         axes.set_yticks(range(first, len(table)), table.likelihood[first:])
         axes.set_ylim(len(table) - 0.5, first - 0.5)
     return figure, table.reset_index(drop=True)
-
-
-def likelihoods_page(
-    summary: Mapping[str, Any], environment: Mapping[str, Any] | None, svgs: Mapping[str, str]
-) -> str:
-    """The page of the likelihoods."""
-    first = summary["likelihoods"][0]
-    return rendered(
-        "likelihoods.html.j2",
-        summary=summary,
-        first=first,
-        notes=[sanity_check_warning(summary)],
-        heading=heading(summary),
-        digits=digits_by(first["half_width"]),
-        intervals=_intervals(summary),
-        order=_order(summary),
-        published=any(row["published"] for row in summary["likelihoods"]),
-        facts=_facts(summary),
-        environment=environment,
-        **drawn(svgs, FIGURES),
-    )
 
 
 def _value(row: Mapping[str, Any]) -> str:

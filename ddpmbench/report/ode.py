@@ -1,13 +1,16 @@
-"""The likelihood of an ODE: record, printed result, page and figure."""
+"""The likelihood of an ODE: report, printed result and figure."""
 
+import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 
 from ddpmbench.diffusion.parameterization import Process, TimeInput
-from ddpmbench.report.display import Card, in_folder
+from ddpmbench.execution.finished_runs import PER_IMAGE
+from ddpmbench.report.display import Card, Draw, in_folder
 from ddpmbench.report.figures import (
     COLORS,
     INK,
@@ -17,7 +20,7 @@ from ddpmbench.report.figures import (
     finish,
     histogram,
 )
-from ddpmbench.report.html import drawn, rendered
+from ddpmbench.report.stored import PageReport, Table
 from ddpmbench.report.text import (
     counted,
     device_line,
@@ -32,21 +35,60 @@ from ddpmbench.report.text import (
     with_interval,
 )
 
-FIGURES = {
-    "pairs": "Bits per image of the ODE over those of the variational bound, and their differences"
+PER_IMAGE_COLUMNS = {
+    "image_id": "str",
+    **dict.fromkeys(("bits_per_dim", "decoder", "log_q", "log_p"), "float64"),
+    **dict.fromkeys(("solver_error", "probe_error", "variational_bound"), "float64"),
 }
-"""Captions of the figures, by name."""
+"""Columns of `per_image.csv`, in bits per dimension."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class OdeReport(PageReport):
+    """The likelihood of a checkpoint's ODE on images.
+
+    Attributes:
+        summary: the object of `summary.json`.
+        per_image: one row per image whose ODE was solved, in bits per dimension: `image_id`,
+            `bits_per_dim` = `decoder` + `log_q` - `log_p`, its `solver_error` and `probe_error`,
+            and `variational_bound`, an unbiased estimate.
+        folder: the run folder; None if the run was kept in memory.
+    """
+
+    SCHEMA = "ddpmbench.ode/1"
+    TABLES: ClassVar = {"per_image": Table(PER_IMAGE, PER_IMAGE_COLUMNS)}
+    TEMPLATE = "ode.html.j2"
+    FIGURES: ClassVar = {
+        "pairs": "Bits per image of the ODE over those of the variational bound, and their "
+        "differences"
+    }
+
+    summary: dict[str, Any]
+    per_image: pd.DataFrame
+    folder: Path | None
+
+    def _card(self) -> Card:
+        return Card(_headline(self.summary), {}, in_folder(_facts(self.summary), self.folder))
+
+    def _figures(self) -> Mapping[str, Draw]:
+        return {"pairs": partial(pairs_figure, self.per_image)}
+
+    def _page(self) -> dict[str, Any]:
+        half_width = _half_width(self.summary)
+        return {
+            "summary": self.summary,
+            "notes": [sanity_check_warning(self.summary)],
+            "heading": heading(self.summary),
+            "half_width": half_width,
+            "digits": digits_by(half_width),
+            "facts": _facts(self.summary),
+        }
 
 
 def printed_ode(summary: dict[str, Any], output_format: str) -> str:
     """The summary of `ode` for standard output; see `printed`."""
     lines = [_headline(summary), "", *fact_lines(_facts(summary).items())]
     return printed(summary, output_format, lines)
-
-
-def ode_card(summary: Mapping[str, Any], folder: Path | None) -> Card:
-    """The card of a run of `ode`."""
-    return Card(_headline(summary), {}, in_folder(_facts(summary), folder))
 
 
 @drawing()
@@ -69,24 +111,6 @@ def pairs_figure(per_image: pd.DataFrame) -> Drawn:
     finish(spread, "ODE minus variational bound", x="bits/dim", y="images")
     numbers = per_image[["image_id", "variational_bound", "bits_per_dim"]]
     return figure, numbers.assign(difference=difference)
-
-
-def ode_page(
-    summary: Mapping[str, Any], environment: Mapping[str, Any] | None, svgs: Mapping[str, str]
-) -> str:
-    """The page of a finished run of `ode`."""
-    half_width = _half_width(summary)
-    return rendered(
-        "ode.html.j2",
-        summary=summary,
-        notes=[sanity_check_warning(summary)],
-        heading=heading(summary),
-        half_width=half_width,
-        digits=digits_by(half_width),
-        facts=_facts(summary),
-        environment=environment,
-        **drawn(svgs, FIGURES),
-    )
 
 
 def solver_line(settings: Mapping[str, Any], solver_error: float) -> str:

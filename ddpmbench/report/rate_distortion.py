@@ -1,5 +1,6 @@
 """A rate-distortion curve as printed, its figure, and pictures along the chain."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ddpmbench.diffusion.data_range import UNIT_RANGE
-from ddpmbench.report.display import Card, in_folder
+from ddpmbench.report.display import Card, Draw, Shown, in_folder
 from ddpmbench.report.figures import (
     COLORS,
     GAP,
@@ -54,6 +55,40 @@ is the mean RMSE or the root of the mean MSE.
 """
 
 
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class RateDistortion(Shown):
+    """The rate-distortion curve of a checkpoint on images.
+
+    Attributes:
+        summary: what the curve depends on, and the curve at ten timesteps.
+        curve: one row per timestep; see `report.tables.rate_distortion`.
+        folder: the run folder; None if the run was kept in memory.
+    """
+
+    summary: dict[str, Any]
+    curve: pd.DataFrame
+    folder: Path | None
+
+    def _card(self) -> Card:
+        shown = {
+            f"{point['num_decoded_steps']:,} reverse steps": (
+                f"{point['rate_bits_per_dim']:.4f} bits/dim",
+                _value(point["distortion_rmse"], 2),
+            )
+            for point in self.summary["curve"]
+        }
+        rate, rmse = next(iter(shown.values()))
+        facts = {
+            "images": images_line(self.summary),
+            "checkpoint": checkpoint_line(self.summary["checkpoint"]),
+        }
+        numbers = {name: f"{bits}, RMSE {value}" for name, (bits, value) in shown.items()}
+        return Card(f"{rate} at an RMSE of {rmse}", numbers, in_folder(facts, self.folder))
+
+    def _figures(self) -> Mapping[str, Draw]:
+        return {"rate_distortion": lambda: rate_distortion_figure(self.curve)}
+
+
 def curve_summary(curve: pd.DataFrame, run: dict[str, Any]) -> dict[str, Any]:
     """The object of `--format json`: the run's summary, and ten points of its curve."""
     num_timesteps = len(curve)
@@ -66,24 +101,6 @@ def curve_summary(curve: pd.DataFrame, run: dict[str, Any]) -> dict[str, Any]:
             rate, distortion = PUBLISHED[row["num_decoded_steps"]]
             row |= {"published_rate_bits_per_dim": rate, "published_distortion_rmse": distortion}
     return {**run, "schema": SCHEMA, "curve": rows}
-
-
-def curve_card(summary: Mapping[str, Any], folder: Path | None) -> Card:
-    """The card of a rate-distortion curve."""
-    shown = {
-        f"{point['num_decoded_steps']:,} reverse steps": (
-            f"{point['rate_bits_per_dim']:.4f} bits/dim",
-            _value(point["distortion_rmse"], 2),
-        )
-        for point in summary["curve"]
-    }
-    rate, rmse = next(iter(shown.values()))
-    facts = {
-        "images": images_line(summary),
-        "checkpoint": checkpoint_line(summary["checkpoint"]),
-    }
-    numbers = {name: f"{bits}, RMSE {value}" for name, (bits, value) in shown.items()}
-    return Card(f"{rate} at an RMSE of {rmse}", numbers, in_folder(facts, folder))
 
 
 def printed_rate_distortion(summary: dict[str, Any], curve: pd.DataFrame, form: str) -> str:

@@ -1,5 +1,6 @@
-"""Samples: record, printed result and contact sheet."""
+"""Samples: report, printed result and contact sheet."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ddpmbench.report.display import Card, in_folder
+from ddpmbench.data.images import ImageSet, PositionIds
+from ddpmbench.errors import damaged
+from ddpmbench.execution.finished_runs import FinishedRun
+from ddpmbench.execution.samples import SAMPLES, read_samples
+from ddpmbench.report.display import Card, Draw, in_folder
 from ddpmbench.report.figures import GAP, Drawn, Pixels, Sheet
+from ddpmbench.report.stored import StoredReport
 from ddpmbench.report.text import (
     checkpoint_line,
     counted,
@@ -21,10 +27,40 @@ from ddpmbench.report.text import (
     timesteps_of,
 )
 
-SCHEMA = "ddpmbench.sample/1"
 NUM_SHOWN = 96
 """Samples on a contact sheet."""
 _COLUMNS = 12
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class SampleReport(StoredReport):
+    """Samples of a checkpoint.
+
+    Attributes:
+        summary: the object of `summary.json`.
+        images: the samples, with their classes where they have any.
+        folder: the run folder; None if the run was kept in memory.
+    """
+
+    SCHEMA = "ddpmbench.sample/1"
+
+    summary: dict[str, Any]
+    images: ImageSet
+    folder: Path | None
+
+    @classmethod
+    def _read(cls, run: FinishedRun) -> dict[str, Any]:
+        data = read_samples(run.path / SAMPLES)
+        images = ImageSet(data.pixels, PositionIds(range(len(data.pixels))), SAMPLES, data.labels)
+        if images.sha256 != run.summary["sha256"]:
+            raise damaged(run.path / SAMPLES)
+        return {"images": images}
+
+    def _card(self) -> Card:
+        return Card(_headline(self.summary), facts=in_folder(_facts(self.summary), self.folder))
+
+    def _figures(self) -> Mapping[str, Draw]:
+        return {"samples": lambda: samples_figure(self.images.pixels, self.images.labels)}
 
 
 def printed_samples(summary: dict[str, Any], path: Path, output_format: str) -> str:
@@ -32,11 +68,6 @@ def printed_samples(summary: dict[str, Any], path: Path, output_format: str) -> 
     facts = fact_lines(_facts(summary).items())
     lines = [f"{_headline(summary)}: {path}", "", *facts]
     return printed(summary, output_format, lines, quiet=str(path))
-
-
-def samples_card(summary: dict[str, Any], folder: Path | None) -> Card:
-    """The card of samples."""
-    return Card(_headline(summary), facts=in_folder(_facts(summary), folder))
 
 
 def _headline(summary: dict[str, Any]) -> str:

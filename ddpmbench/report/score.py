@@ -1,11 +1,11 @@
-"""The scores of images: the record, the tables, the printed result, the page and its figures."""
+"""The scores of images: report, records, printed result and figures."""
 
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ddpmbench.data.images import ImageSet
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
-from ddpmbench.execution.finished_runs import read_environment
+from ddpmbench.execution.finished_runs import PER_IMAGE
 from ddpmbench.execution.stored_images import Extremes, read_extremes
 from ddpmbench.likelihood.image_scores import (
     Auroc,
@@ -35,7 +35,7 @@ from ddpmbench.report.figures import (
     legend_below,
     panels,
 )
-from ddpmbench.report.html import drawn, rendered
+from ddpmbench.report.stored import PageReport, Table
 from ddpmbench.report.text import (
     aligned,
     bound_line,
@@ -52,7 +52,6 @@ from ddpmbench.report.text import (
     with_interval,
 )
 
-SCHEMA = "ddpmbench.score/1"
 SETS = ("A", "B")
 """The column `set`: the first image set, and the second."""
 EXTREMES = ("extremes.npz", "extremes_of_second.npz")
@@ -61,10 +60,11 @@ PER_IMAGE_COLUMNS = {
     "set": "str",
     "image_id": "str",
     **dict.fromkeys(("bits_per_dim", "standard_error", "code_length"), "float64"),
+    "nearest_distance": "float64",
+    "label": "Int64",
 }
-"""Columns of `per_image.csv` in every run."""
-OPTIONAL_COLUMNS = {"nearest_distance": "float64", "label": "Int64"}
-"""The first if there are two image sets, the second if one has labels."""
+"""Columns of `per_image.csv`; the last but one if there are two image sets, the last if one has
+labels."""
 _LEAST_P = 1e-99  # smaller p-values are shown as below it
 NEAREST = "mean RMSE of the pixels, on 0..255, to the nearest other image of A"
 GAP, DIFFERENCE = "generalization gap", "difference"
@@ -73,6 +73,74 @@ SIMPLE_IMAGES = (
     "raw bits/dim rank simple images as likely, even those of other data (Nalisnick et al. 2019); "
     "subtracting the code length reduces that (Serra et al. 2020)"
 )
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class ScoreReport(PageReport):
+    """A bound for every image.
+
+    Attributes:
+        summary: the object of `summary.json`.
+        per_image: one row per image: `set` (A, or B for the second set), `image_id`,
+            `bits_per_dim`, its `standard_error`, `code_length` in bits per dimension; for two sets
+            `nearest_distance`, RMSE of the pixels on 0..255 to the nearest other image of A; and
+            `label` where there are labels.
+        folder: the run folder; None if the run was kept in memory.
+    """
+
+    SCHEMA = "ddpmbench.score/1"
+    TABLES: ClassVar = {
+        "per_image": Table(PER_IMAGE, PER_IMAGE_COLUMNS, optional=("nearest_distance", "label"))
+    }
+    TEMPLATE = "score.html.j2"
+    FIGURES: ClassVar = {
+        "scores": "Distribution of the bits per image, raw and less the code length",
+        "extremes": "Images with the fewest and the most bits",
+    }
+
+    summary: dict[str, Any]
+    per_image: pd.DataFrame
+    folder: Path | None
+
+    def _card(self) -> Card:
+        summary = self.summary
+        numbers = {
+            f"set {name}": bound_line(scored["bits_per_dim"], scored["half_width"])
+            for name, scored in zip(SETS, summary["sets"], strict=False)
+        }
+        if summary["comparison"] is not None:
+            numbers |= compared(summary["comparison"])
+        return Card(headline(summary), numbers, in_folder(score_facts(summary), self.folder))
+
+    def _figures(self) -> Mapping[str, Draw]:
+        figures: dict[str, Draw] = {"scores": partial(scores_figure, self.per_image)}
+        if self.folder is None:
+            return figures
+        extremes = {
+            name: read_extremes(self.folder / file)
+            for name, file, _ in zip(SETS, EXTREMES, self.summary["sets"], strict=False)
+        }
+        shown = {name: pictures for name, pictures in extremes.items() if pictures is not None}
+        if shown:
+            figures["extremes"] = partial(extremes_figure, self.per_image, shown)
+        return figures
+
+    def _page(self) -> dict[str, Any]:
+        summary, comparison, sets = self.summary, self.summary["comparison"], self.summary["sets"]
+        names = [images_name(scored) for scored in sets]
+        return {
+            "summary": summary,
+            "sets": list(zip(SETS, sets, names, strict=False)),
+            "comparison": comparison,
+            "notes": [sanity_check_warning(summary), *score_warnings(summary)],
+            "heading": f"{summary['checkpoint']['source']} on {' and '.join(names)}",
+            "verdict": None if comparison is None else verdict(comparison),
+            "p_words": p_words,
+            "rows": [] if comparison is None else _rows(comparison),
+            "nearest": NEAREST,
+            "simple_images": SIMPLE_IMAGES,
+            "facts": score_facts(summary),
+        }
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -207,17 +275,6 @@ def printed_scores(summary: dict[str, Any], per_image: pd.DataFrame, output_form
     return printed(summary, output_format, lines, csv=per_image, quiet=quiet)
 
 
-def score_card(summary: Mapping[str, Any], folder: Path | None) -> Card:
-    """The card of the scores."""
-    numbers = {
-        f"set {name}": bound_line(scored["bits_per_dim"], scored["half_width"])
-        for name, scored in zip(SETS, summary["sets"], strict=False)
-    }
-    if summary["comparison"] is not None:
-        numbers |= compared(summary["comparison"])
-    return Card(headline(summary), numbers, in_folder(score_facts(summary), folder))
-
-
 def headline(summary: Mapping[str, Any]) -> str:
     """The mean bound of the first set."""
     first = summary["sets"][0]
@@ -316,54 +373,6 @@ def score_facts(summary: Mapping[str, Any]) -> dict[str, str]:
 
 
 # ---- page
-
-FIGURES = {
-    "scores": "Distribution of the bits per image, raw and less the code length",
-    "extremes": "Images with the fewest and the most bits",
-}
-"""Captions of the figures, by name."""
-
-
-def score_figures(
-    per_image: pd.DataFrame, summary: Mapping[str, Any], folder: Path | None
-) -> dict[str, Draw]:
-    """The figures of a run of `score` by name; a run in memory has no pictures.
-
-    Raises:
-        InputError: the pictures are damaged.
-    """
-    figures: dict[str, Draw] = {"scores": partial(scores_figure, per_image)}
-    if folder is None:
-        return figures
-    extremes = {
-        name: read_extremes(folder / file)
-        for name, file, scored in zip(SETS, EXTREMES, summary["sets"], strict=False)
-    }
-    if shown := {name: pictures for name, pictures in extremes.items() if pictures is not None}:
-        figures["extremes"] = partial(extremes_figure, per_image, shown)
-    return figures
-
-
-def score_page(summary: Mapping[str, Any], folder: Path, svgs: Mapping[str, str]) -> str:
-    """The page of a finished run of `score`."""
-    comparison, sets = summary["comparison"], summary["sets"]
-    names = [images_name(scored) for scored in sets]
-    return rendered(
-        "score.html.j2",
-        summary=summary,
-        sets=list(zip(SETS, sets, names, strict=False)),
-        comparison=comparison,
-        notes=[sanity_check_warning(summary), *score_warnings(summary)],
-        heading=f"{summary['checkpoint']['source']} on {' and '.join(names)}",
-        verdict=None if comparison is None else verdict(comparison),
-        p_words=p_words,
-        rows=[] if comparison is None else _rows(comparison),
-        nearest=NEAREST,
-        simple_images=SIMPLE_IMAGES,
-        facts=score_facts(summary),
-        environment=read_environment(folder),
-        **drawn(svgs, FIGURES),
-    )
 
 
 def _rows(comparison: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any] | None, Any]]:

@@ -1,15 +1,16 @@
 """The speed of a model as printed, and its figures: against the batch size, and part by part."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ddpmbench.report.display import Card, in_folder
+from ddpmbench.report.display import Card, Draw, in_folder
 from ddpmbench.report.figures import (
     COLORS,
     DASHES,
@@ -22,6 +23,7 @@ from ddpmbench.report.figures import (
     legend_below,
     log_axis,
 )
+from ddpmbench.report.stored import StoredReport, Table
 from ddpmbench.report.text import (
     aligned,
     checkpoint_line,
@@ -32,12 +34,81 @@ from ddpmbench.report.text import (
     shape_words,
 )
 
-SCHEMA = "ddpmbench.speed/1"
+CALLS_COLUMNS = {
+    **dict.fromkeys(("engine", "precision"), "str"),
+    **dict.fromkeys(("channels_last", "compiled", "cuda_graph"), "bool"),
+    "batch_size": "int64",
+    **dict.fromkeys(("evaluations_per_second", "ms_per_batch", "tflops"), "float64"),
+    **dict.fromkeys(("share_of_peak", "eps_error"), "float64"),
+    **dict.fromkeys(("first_seconds", "break_even_evaluations"), "float64"),
+}
+PARTS_COLUMNS = {
+    **dict.fromkeys(("row", "precision"), "str"),
+    **dict.fromkeys(("ms", "network", "noise", "rest"), "float64"),
+}
+PREDICTIONS_COLUMNS = {
+    **dict.fromkeys(("question", "command"), "str"),
+    "num_evaluations": "int64",
+    "precision": "str",
+    "seconds": "float64",
+}
 PARTS = ("network", "noise", "rest")
 BAR = 0.4
 """Height of a bar, of the distance between two."""
 
 _NAME = 30
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class SpeedReport(StoredReport):
+    """How fast a model is on a device.
+
+    Attributes:
+        summary: the object of `summary.json`.
+        calls: one row per engine and batch size: `engine` in words, `precision`,
+            `channels_last`, `compiled`, `cuda_graph`, `batch_size`, `evaluations_per_second`,
+            `ms_per_batch`, `tflops`, `share_of_peak` of the matrix product of that precision,
+            `eps_error` against strict float32, `first_seconds`, and `break_even_evaluations`
+            after which compiling has paid off (empty if not compiled, or never).
+        parts: one row per kind of work and precision, in milliseconds: `row`, `precision`, `ms`,
+            `network`, `noise`, `rest`.
+        predictions: one row per command and precision: `question`, `command`, `num_evaluations`,
+            `precision`, `seconds`.
+        folder: where it was written; None if nowhere.
+    """
+
+    SCHEMA = "ddpmbench.speed/1"
+    TABLES: ClassVar = {
+        "calls": Table("calls.csv", CALLS_COLUMNS),
+        "parts": Table("parts.csv", PARTS_COLUMNS),
+        "predictions": Table("predictions.csv", PREDICTIONS_COLUMNS),
+    }
+
+    summary: dict[str, Any]
+    calls: pd.DataFrame
+    parts: pd.DataFrame
+    predictions: pd.DataFrame
+    folder: Path | None
+
+    def _card(self) -> Card:
+        numbers = {
+            f"{row['question']}, {row['precision']}": f"about {duration(row['seconds'])}"
+            for row in self.summary["predictions"]
+        }
+        facts = {
+            "checkpoint": checkpoint_line(self.summary["checkpoint"]),
+            "device": str(self.summary["device"]),
+        }
+        return Card(headline(self.summary), numbers, in_folder(facts, self.folder))
+
+    def _figures(self) -> Mapping[str, Draw]:
+        named = self.calls.assign(
+            panel="Network evaluations", per_second=self.calls.evaluations_per_second
+        )
+        return {
+            "calls": lambda: batch_figure(named, unit="evaluations/s"),
+            "parts": lambda: parts_figure(self.parts),
+        }
 
 
 def printed_speed(summary: dict[str, Any], output_format: str) -> str:
@@ -46,19 +117,6 @@ def printed_speed(summary: dict[str, Any], output_format: str) -> str:
     lines = [line for block in blocks for line in (*block, "")]
     lines += fact_lines(_facts(summary).items())
     return printed(summary, output_format, lines, csv=pd.DataFrame(summary["calls"]))
-
-
-def speed_card(summary: Mapping[str, Any], folder: Path | None) -> Card:
-    """The card of a measurement."""
-    numbers = {
-        f"{row['question']}, {row['precision']}": f"about {duration(row['seconds'])}"
-        for row in summary["predictions"]
-    }
-    facts = {
-        "checkpoint": checkpoint_line(summary["checkpoint"]),
-        "device": str(summary["device"]),
-    }
-    return Card(headline(summary), numbers, in_folder(facts, folder))
 
 
 def headline(summary: Mapping[str, Any]) -> str:

@@ -117,11 +117,14 @@ CONTINUOUS_COLUMNS = {
     "eps_mse": "float64",
     "eps_mse_at_t": "float64",
 }
-RATE_DISTORTION_COLUMNS = {
-    "t": "int64",
+RATE_COLUMNS = {
     "num_decoded_steps": "int64",
     "rate_bits_per_dim": "float64",
     "rate_standard_error": "float64",
+}
+RATE_DISTORTION_COLUMNS = {
+    "t": "int64",
+    **RATE_COLUMNS,
     "distortion_rmse": "float64",
     "distortion_standard_error": "float64",
     "distortion_rmse_of_mean_mse": "float64",
@@ -204,6 +207,17 @@ def sampling(run: LikelihoodRun, options: dict[str, object]) -> dict[str, object
 
 PLACE_COLUMNS = ("u", "log_snr")
 """Columns of `per_timestep` in continuous time: the end of a row's part."""
+PER_TIMESTEP_COLUMNS = {
+    "t": "int64",
+    **dict.fromkeys(PLACE_COLUMNS, "float64"),
+    "part": "str",
+    **dict.fromkeys(("bits_per_dim", "standard_error", "x_start_mse", "eps_mse"), "float64"),
+    "num_evaluations": "int64",
+}
+PER_IMAGE_COLUMNS = {
+    "image_id": "str",
+    **dict.fromkeys(("prior", "kl", "decoder", "bits_per_dim"), "float64"),
+}
 
 
 def per_timestep(bound: Bound, schedule: NoiseSchedule | None = None) -> pd.DataFrame:

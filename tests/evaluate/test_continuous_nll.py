@@ -17,7 +17,6 @@ from ddpmbench.diffusion.process import Prediction, Variance
 from ddpmbench.errors import InputError
 from ddpmbench.execution.network_check import why_not_continuous
 from ddpmbench.report.nll_figures import bound_figure
-from ddpmbench.report.nll_page import run_page
 from ddpmbench.report.nll_text import comparability, printed_nll
 
 HOW = {"progress": False, "seed": 5}
@@ -285,7 +284,7 @@ def test_a_row_has_the_place_where_its_part_of_time_ends(continuous_run, small_m
 
 
 def test_the_page_speaks_of_parts_of_time(continuous_run):
-    page = run_page(continuous_run, None, SVGS)
+    page = continuous_run.page(SVGS)
     count = continuous_run.summary["num_parts"]
     assert f"from t&nbsp;=&nbsp;1 to 40 of the training in {count} parts" in page
     assert "Generation runs from right to left, from noise at t&nbsp;=&nbsp;40" in page
@@ -307,7 +306,7 @@ def test_the_figure_of_bits_is_over_timesteps(continuous_run):
 def test_the_page_says_why_there_is_no_row(small_model, small_images):
     def page(checkpoint, **how):
         report = db.evaluate_nll(checkpoint, small_images, estimator="every-pair", **how, **HOW)
-        return run_page(report, None, SVGS)
+        return report.page(SVGS)
 
     words = "The bound in continuous time is not among them: "
     assert f"{words}the run is short; <code>continuous=True</code>" in page(small_model)

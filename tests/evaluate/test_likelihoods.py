@@ -23,8 +23,8 @@ from ddpmbench.diffusion.process import Prediction
 from ddpmbench.errors import InputError
 from ddpmbench.execution.worker import RunListener
 from ddpmbench.report.likelihoods import (
+    LikelihoodsReport,
     likelihoods_frame,
-    likelihoods_page,
     printed_likelihoods,
     published_bound,
     rows_of,
@@ -284,7 +284,8 @@ def test_a_published_number_stands_beside_its_row(whole, bound):
     )
     assert frame.published.to_list() == ["<= 2", "", "", ""]
     assert frame.absent.to_list() == ["", "", "", "why"]
-    page = likelihoods_page({**whole.summary, "likelihoods": rows_of(frame)}, None, {})
+    summary = {**whole.summary, "likelihoods": rows_of(frame)}
+    page = LikelihoodsReport(summary, frame, None).page({})
     assert "published" in page
     assert "\N{LESS-THAN OR EQUAL TO} 2" in page
     assert "absent: why" in page

@@ -14,7 +14,7 @@ from sealing import edit, write_text
 
 import ddpmbench as db
 from ddpmbench.checksums import write_npz
-from ddpmbench.evaluate import nll_report
+from ddpmbench.evaluate import page as pages
 from ddpmbench.execution.stored_images import Extremes, Pictures
 
 SHIPPED = Path(__file__).parents[2] / "results"
@@ -96,7 +96,7 @@ def test_the_folder_is_read_once_for_its_page(copied, monkeypatch):
             return reader(*of)
 
         monkeypatch.setattr(kind, "read", counted)
-    monkeypatch.setattr(nll_report, "read_environment", read.append)
+    monkeypatch.setattr(pages, "read_environment", read.append)
     db.write_report(copied, progress=False)
     assert read == [Extremes, Pictures, copied]
 

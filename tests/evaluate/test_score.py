@@ -21,7 +21,7 @@ from ddpmbench import ImageSet, NoiseSchedule
 from ddpmbench.likelihood.image_scores import PerImageDesign, estimate_image_scores
 from ddpmbench.likelihood.regression import code_length
 from ddpmbench.likelihood.terms import TermsPass
-from ddpmbench.report.score import printed_scores, score_page, verdict
+from ddpmbench.report.score import ScoreReport, printed_scores, verdict
 from ddpmbench.report.text import digits_by, with_interval
 
 CPU = torch.device("cpu")
@@ -347,7 +347,7 @@ def test_the_page_has_both_sets_the_gap_and_the_warning(tmp_path):
         assert ends.get_group("most").tolist() == order[:-9:-1]
 
 
-def test_the_page_has_a_row_for_every_score(tmp_path):
+def test_the_page_has_a_row_for_every_score():
     report = score(trained_on(normal_images(9, 0)), normal_images(9, 0), normal_images(8, 1))
     areas = {
         name: {"value": value, "lower": value - 0.05, "upper": value + 0.05}
@@ -356,7 +356,8 @@ def test_the_page_has_a_row_for_every_score(tmp_path):
     corrected = {"difference": 1.25, "half_width": 0.25, "p_value": 1e-200}
     raw = {"difference": 2.5, "half_width": 0.5, "p_value": 0.125}
     comparison = {**report.summary["comparison"], **raw, "corrected": corrected, **areas}
-    text = words(score_page({**report.summary, "comparison": comparison}, tmp_path, {}))
+    summary = {**report.summary, "comparison": comparison}
+    text = words(ScoreReport(summary, report.per_image, None).page({}))
     for row in (
         "bits/dim +2.500 &plusmn;&nbsp;0.500 p = 0.12 0.100 0.050 to 0.150",
         "bits/dim less the code length +1.250 &plusmn;&nbsp;0.250 p < 1e-99 0.200 0.150 to 0.250",

@@ -13,11 +13,11 @@ import ddpmbench as db
 from ddpmbench.checksums import write_npz
 from ddpmbench.errors import InputError
 from ddpmbench.evaluate.nll import evaluate_nll
-from ddpmbench.evaluate.nll_report import load_nll
 from ddpmbench.execution.estimator import EveryPair
 from ddpmbench.execution.estimators import ESTIMATORS
 from ddpmbench.execution.finished_runs import num_steps
 from ddpmbench.likelihood.bound import Bound, ImageBounds
+from ddpmbench.report.nll import NllReport
 from ddpmbench.report.nll_text import model_index_result, printed_nll
 
 OWN_FILE, OWN_TABLE = "own.npz", "own.csv"
@@ -118,4 +118,4 @@ def test_its_counts_decide_what_is_compared_and_which_shards_are_missing(
         db.compare(folders)
     edit(folders[0] / "summary.json", sampling={"num_rounds": 2})
     with pytest.raises(InputError, match="no shard holds terms"):
-        load_nll(folders[0])
+        NllReport.load(folders[0])

@@ -19,7 +19,6 @@ from ddpmbench.execution import worker
 from ddpmbench.execution.finished_runs import read_environment
 from ddpmbench.metrics.scores import PROTOCOLS
 from ddpmbench.report.fid_figures import pictures_of
-from ddpmbench.report.nll_page import run_figures
 
 FLIPS = {"importance": 1, "pairs": 4, "sample": 4, "fid": 4}
 """Of each file, at random places; to read a folder of an importance sample takes longest."""
@@ -125,7 +124,7 @@ def read(folder, beside):
     def run_pictures(found):
         if folder.name == "fid":
             return pictures_of(folder, found.summary["num_generated"])
-        return {name: plain(draw.args) for name, draw in run_figures(found, folder).items()}
+        return {name: plain(draw.args) for name, draw in found._figures().items()}
 
     readers = {
         "sample": [lambda: load_samples(folder)],

@@ -6,8 +6,8 @@ import pytest
 from fidelity_folders import SIZES, against_n, reference, summary
 
 from ddpmbench.report.compare_fid import differences_figure
-from ddpmbench.report.fid import AGAINST_N_COLUMNS
-from ddpmbench.report.fid_figures import against_n_figure, fid_figures, per_image_figure
+from ddpmbench.report.fid import AGAINST_N_COLUMNS, FidReport
+from ddpmbench.report.fid_figures import against_n_figure, per_image_figure
 
 ENDS = {"fashion-mnist:test": (11.9, 0.25)}
 PER_IMAGE = pd.DataFrame({"nearest_reference_distance": np.nan, "class_entropy": [0.1, 0.2]})
@@ -73,7 +73,7 @@ def test_two_splits_of_one_source_have_their_own_ends_or_none(is_old):
     names = ["a" if is_old else f"a:{name}" for name in splits]
     points = [(name, count, 3.0, 0.1) for name in names for count in (8, 4)]
     table, unknown = pd.DataFrame(points, columns=list(AGAINST_N_COLUMNS)), PER_IMAGE[:0]
-    _, numbers = fid_figures(of, unknown, table, None)["fid_against_n"]()
+    _, numbers = FidReport(of, unknown, table, None)._figures()["fid_against_n"]()
     ends = numbers.groupby("reference").fid_infinity.first()
     assert list(ends) == pytest.approx([np.nan] if is_old else [1, 2], nan_ok=True)
 
@@ -99,8 +99,8 @@ def test_what_is_not_known_has_no_histogram():
     assert len(figure.axes) == 1
     assert set(numbers.measure) == {"class_entropy"}
     of, none = {"num_generated": 2}, pd.DataFrame()
-    assert set(fid_figures(of, PER_IMAGE, none, None)) == {"per_image"}
-    assert fid_figures(of, PER_IMAGE.assign(class_entropy=np.nan), none, None) == {}
+    assert set(FidReport(of, PER_IMAGE, none, None)._figures()) == {"per_image"}
+    assert FidReport(of, PER_IMAGE.assign(class_entropy=np.nan), none, None)._figures() == {}
 
 
 # ---- differences

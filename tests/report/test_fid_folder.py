@@ -13,7 +13,7 @@ import ddpmbench as db
 from ddpmbench.execution.finished_runs import read_environment
 from ddpmbench.execution.samples import read_samples, write_samples
 from ddpmbench.execution.stored_images import NearestImages
-from ddpmbench.report.fid import FIGURES, STRIPS, reference_name
+from ddpmbench.report.fid import FidReport, reference_name
 from ddpmbench.report.fid_figures import pictures_of
 from ddpmbench.report.sample import NUM_SHOWN
 
@@ -145,13 +145,13 @@ def test_samples_of_other_channels_are_left_out(copied, channels):
 
 def test_every_figure_is_there_in_every_form_and_on_the_page(reported):
     files = {path.name for path in (reported / "figures").iterdir()}
-    names = {*FIGURES, *STRIPS}
+    names = {*FidReport.FIGURES, *FidReport.STRIPS}
     assert files == {f"{name}.{form}" for name in names for form in ("svg", "png", "csv")}
     page = (reported / "report.html").read_text()
     assert page.count('role="img"') == 5  # two panels of histograms
     assert "ddpmbench fid --protocol clean" in page
     points = pd.read_csv(reported / "fid_against_n.csv")
-    drawn = {name: pd.read_csv(reported / "figures" / f"{name}.csv") for name in FIGURES}
+    drawn = {name: pd.read_csv(reported / "figures" / f"{name}.csv") for name in FidReport.FIGURES}
     assert list(drawn["fid_against_n"].fid) == list(points.fid)
     assert list(drawn["per_image"].groupby("measure").num_images.sum()) == [NUM_GENERATED] * 2
 

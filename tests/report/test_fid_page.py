@@ -6,16 +6,16 @@ import pytest
 from fidelity_folders import HASH, against_n, of_another_network, reference, summary
 from test_page import SVG, words
 
-from ddpmbench.report.fid import FIGURES, STRIPS, fid_page
+from ddpmbench.report.fid import FidReport
 from ddpmbench.report.text import joined
 
-ALL = dict.fromkeys([*FIGURES, *STRIPS], SVG)
+ALL = dict.fromkeys([*FidReport.FIGURES, *FidReport.STRIPS], SVG)
 
 
 def page(whole=None, svgs=ALL, **changes):
     """The words of a page."""
     whole = whole or summary(**changes)
-    return words(fid_page(whole, against_n(whole), None, svgs))
+    return words(FidReport(whole, None, against_n(whole), None).page(svgs))
 
 
 def test_the_page_says_every_number_with_its_interval():
@@ -74,8 +74,8 @@ def test_a_missing_interval_and_a_score_of_0_are_explained(changes, explained):
     [
         ("fid_against_n", "Number of samples"),
         ("per_image", "Per sample"),
-        ("nearest", STRIPS["nearest"][0]),
-        ("samples", STRIPS["samples"][0]),
+        ("nearest", FidReport.STRIPS["nearest"][0]),
+        ("samples", FidReport.STRIPS["samples"][0]),
     ],
 )
 def test_what_there_is_no_figure_of_has_no_section(figure, heading):

@@ -8,9 +8,8 @@ import pandas as pd
 import pytest
 from run_folders import conventions, per_image, smooth_run, sub_schedules
 
-from ddpmbench.evaluate.nll_report import NllReport
-from ddpmbench.report.compare_nll import comparison_page
-from ddpmbench.report.nll_page import FIGURES, run_page
+from ddpmbench.report import compare_nll
+from ddpmbench.report.nll import NllReport
 
 SUMMARY = {
     "schema": "ddpmbench.nll/1",
@@ -52,7 +51,7 @@ def contents(*, table=None, **changes):
 
 
 def html(svgs=ALWAYS, *, environment=None, **changes):
-    return run_page(contents(**changes), environment, svgs)
+    return contents(**changes).page(svgs, environment)
 
 
 def page(svgs=ALWAYS, **changes):
@@ -134,14 +133,14 @@ def test_every_figure_is_named():
     names = ("bound", "rate_distortion", "images", "sub_schedules", "calls")
     page = html(dict.fromkeys(names, SVG))
     for name in names:
-        assert f"<figcaption>{FIGURES[name]}</figcaption>" in page
-        assert f'aria-label="{FIGURES[name]}"' in page
+        assert f"<figcaption>{NllReport.FIGURES[name]}</figcaption>" in page
+        assert f'aria-label="{NllReport.FIGURES[name]}"' in page
 
 
 @pytest.mark.parametrize("num_timesteps", [3, 10, 1000])
 def test_half_of_the_steps_bits_are_where_it_says(num_timesteps):
     found = contents(num_timesteps=num_timesteps, prior=1e-4)
-    said = words(run_page(found, None, ALWAYS))
+    said = words(found.page(ALWAYS))
     by = int(re.search(r"are spent at t (?:<=|≤) (\d+)", said)[1])
     steps = found.per_timestep
     kl = steps.bits_per_dim[1:]
@@ -263,8 +262,16 @@ GROUPS = pd.DataFrame(
 )
 
 
+def comparison_page(summary):
+    """The words of the page, with some groups of timesteps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare_nll, "difference_groups", lambda per_timestep: GROUPS)
+        report = compare_nll.Comparison(summary, runs=None, per_timestep=None, folder=None)
+        return words(report.page({"difference": SVG}))
+
+
 def test_a_difference_is_said_with_its_interval():
-    said = words(comparison_page(compared(), GROUPS, {"difference": SVG}))
+    said = comparison_page(compared())
     assert "\N{MINUS SIGN}0.0135 +- 0.0002 bits/dim" in said
     assert "runs/other needs fewer bits than runs/default" in said
     assert "\N{MINUS SIGN}0.013530 +- " not in said
@@ -283,7 +290,7 @@ def test_a_difference_is_said_with_its_interval():
     ],
 )
 def test_a_verdict_is_no_surer_than_the_interval(changes, verdict):
-    said = words(comparison_page(compared(**changes), GROUPS, {"difference": SVG}))
+    said = comparison_page(compared(**changes))
     assert verdict in said
     assert ("needs fewer bits" in said) == ("needs fewer bits" in verdict)
 
@@ -291,7 +298,7 @@ def test_a_verdict_is_no_surer_than_the_interval(changes, verdict):
 def test_several_runs_have_a_row_each():
     summary = compared()
     summary["runs"] = [summary["runs"][0], {**summary["runs"][0], "run": "runs/third"}]
-    said = words(comparison_page(summary, GROUPS, {"difference": SVG}))
+    said = comparison_page(summary)
     assert "2 runs against runs/default" in said
     assert said.count("better") >= 2
     assert re.search(r"runs/third .0\.0135 \+- 0\.0002 better 3\.6024", said)

@@ -9,7 +9,7 @@ from fidelity_folders import fidelity_folder, influence, reference, summary
 from run_folders import run_folder
 
 import ddpmbench as db
-from ddpmbench.report.nll_page import STRIPS
+from ddpmbench.report.nll import NllReport
 
 sync_api = pytest.importorskip(
     "playwright.sync_api", reason="drives the browser: pip install playwright"
@@ -248,7 +248,7 @@ def test_every_panel_of_a_figure_is_drawn(browser, folders):
                .filter(e => e.getBBox && !e.closest('defs') && e.getBBox().width > 0).length)"""
         )
         variances = pd.read_csv(folders / "importance" / "sub_schedules.csv").variance.nunique()
-        assert len(drawn) == 2 + 3 + 3 + variances + 1 + len(STRIPS)
+        assert len(drawn) == 2 + 3 + 3 + variances + 1 + len(NllReport.STRIPS)
         assert min(drawn) > 10
 
 

@@ -12,7 +12,7 @@ import ddpmbench as db
 from ddpmbench import checksums
 from ddpmbench.evaluate import page
 from ddpmbench.evaluate.sample import load_samples
-from ddpmbench.report.display import PageReport
+from ddpmbench.report.stored import PageReport
 
 RESULTS = Path(__file__).parents[2] / "results"
 NEEDED = {"schema", "conventions", "checkpoint", "num_images", "data", "seed", "protocol", "calls"}
