@@ -103,6 +103,7 @@ MISTAKES = {
     "inspect --timesteps 0": "--timesteps",
     "inspect --variance learned": "--variance learned",
     "compare": "RUN",
+    "compare nowhere nowhere --out o": "nowhere: is no run folder",
     "report": "Missing argument 'RUN'",
     "train --channels 8,8,8,8": "28x28",
     "train --attention 9": "--attention",

@@ -3,20 +3,31 @@
 import copy
 import dataclasses
 import json
+import shutil
 from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from sealing import read_record
+from damage import remove, truncate
+from sealing import edit_npz, read_record
+from unet_configs import TINY_CONFIG
 
 import ddpmbench as db
 from ddpmbench.diffusion.data_range import NATS_PER_BIT
+from ddpmbench.diffusion.parameterization import Process, Variance
 from ddpmbench.likelihood.bound import estimate_bound
 from ddpmbench.likelihood.designs import EveryPairDesign
 from ddpmbench.likelihood.terms import TermTable
-from ddpmbench.report.compare_nll import Difference, difference_figure, steps_frame
+from ddpmbench.report.compare_nll import (
+    Difference,
+    difference_figure,
+    printed_comparison,
+    steps_frame,
+)
+from ddpmbench.train.loop import train
+from ddpmbench.train.recipe import TrainingRecipe
 
 KINDS = pytest.mark.parametrize(
     ("baseline", "run"),
@@ -223,3 +234,231 @@ def test_runs_are_named_by_their_reports_as_well(runs):
     for wrong in (str(folders[0]), [1, 2]):
         with pytest.raises(db.InputError):
             db.compare(wrong)
+
+
+def test_the_same_comparison_again_is_welcome_in_its_folder(runs, tmp_path):
+    folders, out = [runs / "one", runs / "one-other"], tmp_path / "out"
+    first = db.compare(folders, out=out).summary
+    assert db.compare(folders, out=out).summary == first
+
+
+# ---- what is printed
+
+
+def test_the_formats_print_the_same_result(runs, tmp_path):
+    folders = [runs / name for name in ("importance", "importance-other", "importance-own")]
+    summary = db.compare(folders, out=tmp_path).summary
+    printed = {
+        kind: printed_comparison(summary, kind) for kind in ("table", "json", "csv", "quiet")
+    }
+    assert json.loads(printed["json"]) == summary
+    assert printed["csv"] + "\n" == (tmp_path / "runs.csv").read_text()
+    differences = [run["difference"] for run in summary["runs"]]
+    assert [float(line) for line in printed["quiet"].splitlines()] == differences
+    lines = printed["table"].splitlines()
+    first = summary["baseline"]
+    assert lines[1].split() == [
+        str(folders[0]), f"{first['bits_per_dim']:.4f}", "+-", f"{first['half_width']:.4f}"
+    ]  # fmt: skip
+    for line, path, there in zip(lines[2:], folders[1:], summary["runs"], strict=False):
+        paired = there["difference_half_width"]
+        ratio = there["half_width_unpaired"] / paired
+        words = [f"{ratio:.1f}", "times", "narrower", "than", "unpaired"]
+        assert line.split() == [
+            str(path), f"{there['bits_per_dim']:.4f}", "+-", f"{there['half_width']:.4f}",
+            f"{there['difference']:+.4f}", "+-", f"{paired:.4f}",
+            f"({there['difference_half_width_population']:.4f}){',' if ratio > 1 else ''}",
+            *(words if ratio > 1 else []),
+        ]  # fmt: skip
+    assert "6 of" in printed["table"]
+    assert f"all are with ddpmbench nll --terms-of {folders[0]}" in printed["table"]
+
+
+def test_one_draw_prints_no_interval(runs, tmp_path):
+    folders = [runs / "one", shutil.copytree(runs / "one", tmp_path / "copy")]
+    summary = db.compare(folders).summary
+    lines = printed_comparison(summary, "table").splitlines()
+    bits = summary["baseline"]["bits_per_dim"]
+    assert lines[1].split() == [str(folders[0]), f"{bits:.4f}"]
+    assert lines[2].split() == [str(folders[1]), f"{bits:.4f}", "+0.0000", "(0.0000)"]
+    (there,) = summary["runs"]
+    assert there["half_width"] is there["difference_half_width"] is None
+
+
+# ---- two checkpoints of one training run
+
+
+@pytest.mark.slow
+def test_the_paired_interval_is_three_times_narrower(tmp_path):
+    whole = db.load_images("fashion-mnist:test", num_images=300)
+    pixels = np.ascontiguousarray(whole.pixels[:, :, 6:22:2, 6:22:2])
+    crops = dataclasses.replace(whole, pixels=pixels, source="crops", split=None)
+    recipe = TrainingRecipe(
+        network=dataclasses.replace(TINY_CONFIG, attention=(False, False)),
+        image_size=8,
+        num_timesteps=50,
+        variance=Variance.FIXED_LARGE,
+        batch_size=32,
+        learning_rate=3e-3,
+        warmup_steps=5,
+        ema_decay=0.95,
+    )
+    models = []
+    for steps in (30, 45):
+        path = train(recipe, crops, tmp_path / "run", steps=steps, device=torch.device("cpu"))
+        models.append(db.load_checkpoint(path))
+    names = {"a": {}, "b": {"terms_of": tmp_path / "a"}, "own": {}}
+    reports = [
+        db.evaluate_nll(models[name != "a"], crops, half_width=0.1, out=tmp_path / name, **options)
+        for name, options in names.items()
+    ]
+    on_same_rows, on_own_rows = db.compare([tmp_path / name for name in names]).summary["runs"]
+    widths = [report.summary["half_width"] for report in reports[:2]]
+    assert on_same_rows["half_width_unpaired"] == pytest.approx(np.hypot(*widths))
+    assert on_same_rows["half_width_unpaired"] > 3 * on_same_rows["difference_half_width"]
+    assert on_own_rows["half_width_unpaired"] > on_own_rows["difference_half_width"]
+    # 15 more steps help, and either pairing says by how much.
+    assert on_same_rows["difference"] < -on_same_rows["difference_half_width"]
+    apart = abs(on_same_rows["difference"] - on_own_rows["difference"])
+    both = (on_same_rows, on_own_rows)
+    assert apart < 1.5 * np.hypot(*(run["difference_half_width"] for run in both))
+
+
+# ---- what is refused
+
+
+def refusal(*folders, **options):
+    """The line of a comparison that is refused."""
+    with pytest.raises(db.InputError) as info:
+        db.compare(folders, **options)
+    return str(info.value)
+
+
+class Conditional(torch.nn.Module):
+    """A network that knows the label."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x_t, time, labels):
+        return self.network(x_t, time) + 0.01 * labels[:, None, None, None]
+
+
+@pytest.fixture
+def another(small_model, small_images, tmp_path):
+    """Makes a run that differs from `one` in what is named."""
+
+    def make(name="run", *, images=None, labels=None, timesteps=None, **changes):
+        fields = {field.name for field in dataclasses.fields(small_model)}
+        of_model = {name: changes.pop(name) for name in changes.keys() & fields}
+        model = dataclasses.replace(small_model, **of_model)
+        model = model if timesteps is None else model.respaced(timesteps)
+        data = small_images if images is None else images
+        if labels is not None:
+            network = Conditional(copy.deepcopy(model.network))
+            model = dataclasses.replace(model, network=network, num_classes=4)
+            data = dataclasses.replace(data, labels=np.array(labels))
+        options = {"estimator": "every-pair", "draws": 1, **changes}
+        db.evaluate_nll(model, data, **options, out=tmp_path / name)
+        return tmp_path / name
+
+    return make
+
+
+VE = db.NoiseSchedule.linear(40).in_family(Process.VE)
+
+
+@pytest.mark.parametrize(
+    ("change", "fact"),
+    [
+        ({"timesteps": 4}, "num_timesteps is 4, but 40 in"),
+        ({"clip": False}, "conventions.clip is False, but True in"),
+        ({"schedule": VE}, "conventions.process is ve, but vp in"),
+        (
+            {"variance": Variance.FIXED_SMALL},
+            "conventions.variance is fixed_small, but fixed_large in",
+        ),
+        ({"decoder": "tanh"}, "conventions.decoder is tanh, but exact in"),
+        ({"seed": 1}, "seed is 1, but 0 in"),
+        ({"draws": 2}, "sampling.draws is 2, but 1 in"),
+        (
+            {"estimator": "importance", "draws": None, "half_width": 5.0},
+            "estimator is importance, but every-pair in",
+        ),
+    ],
+)
+def test_runs_that_are_no_pair(runs, another, change, fact):
+    other = another(**change)
+    assert refusal(runs / "one", other).startswith(f"{other}: {fact} {runs / 'one'};")
+
+
+def test_runs_of_other_images_and_labels(runs, another, small_images):
+    one = runs / "one"
+    few = another("few", images=small_images.subset(5))
+    assert refusal(one, few).startswith(f"{few}: num_images is 5, but 6 in {one};")
+    turned = dataclasses.replace(small_images, pixels=255 - small_images.pixels)
+    labels = {"up": [1, 2] * 3, "down": [2, 1] * 3, "same": [1] * 6}
+    labeled = {name: another(name, labels=of) for name, of in labels.items()}
+    for first, second, name, field in (
+        (one, another("turned", images=turned), "summary.json", "data.sha256"),
+        (labeled["up"], labeled["down"], "run.json", "labels_sha256"),
+    ):
+        here, there = (json.loads((run / name).read_text()) for run in (second, first))
+        for part in field.split("."):
+            here, there = here[part], there[part]
+        assert f"{field} is {here[:12]}, but {there[:12]} in" in refusal(first, second)
+    line = refusal(labeled["up"], labeled["same"])
+    assert "conventions.labels is class 1, but of the images in" in line
+
+
+def test_what_is_no_run_or_holds_something_else(runs, tmp_path):
+    one, thesis = runs / "one", tmp_path / "thesis"
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("precious")
+    for name in ("nowhere", "empty", "file"):
+        assert str(tmp_path / name) in refusal(one, tmp_path / name)
+    db.compare([one, one], out=tmp_path / "out")
+    line = refusal(one, tmp_path / "out")
+    assert f"{tmp_path / 'out'}" in line
+    assert "is a comparison, not a run of nll; name a run of nll" in line
+    thesis.mkdir()
+    (thesis / "thesis.tex").write_text("precious")
+    for out in (thesis, one, thesis / "thesis.tex"):
+        before = sorted(out.rglob("*"))
+        assert f"`out={out}`" in refusal(one, one, out=out)
+        assert sorted(out.rglob("*")) == before
+
+
+def another_density(path):
+    frame = pd.read_csv(path)
+    frame.loc[3, "density"] *= 2
+    frame.to_csv(path, index=False)
+
+
+def of_another_design(path):
+    """Whole, as a command leaves them that was stopped before it wrote its summary."""
+    edit_npz(path, terms=np.zeros((9, 2)))
+
+
+DAMAGES = [
+    ("one", "summary.json", remove, "unfinished"),
+    ("one", "summary.json", lambda path: path.write_text("[]"), "summary.json is damaged"),
+    ("one", "run.json", truncate, "run.json: damaged"),
+    ("one", "shards", shutil.rmtree, "shards"),
+    ("importance", "proposal.csv", remove, "proposal.csv"),
+    ("importance", "proposal.csv", another_density, "proposal.csv"),
+    ("importance", "predictions.npz", remove, "predictions.npz"),
+    ("importance", "predictions.npz", truncate, "predictions.npz"),
+    ("importance", "predictions.npz", of_another_design, "predictions.npz"),
+]
+
+
+@pytest.mark.parametrize(("kind", "name", "damage", "word"), DAMAGES)
+def test_a_damaged_run(runs, tmp_path, kind, name, damage, word):
+    damaged = shutil.copytree(runs / kind, tmp_path / "damaged")
+    damage(damaged / name)
+    for folders in ([damaged, runs / kind], [runs / kind, damaged]):
+        line = refusal(*folders)
+        assert word in line
+        assert str(damaged) in line
