@@ -34,8 +34,9 @@ def run_folder(kind, checkpoint, images, folder):
 class Runs:
     """`runs[kind]` is a report whose folder is made when it is first asked for, and read only.
 
-    Names are ones that no page may take for markup. Besides `KINDS` there are "one-draw", and
-    "other" and "other-fid", of another checkpoint, with which the comparisons are.
+    Names are ones that no page may take for markup. Besides `KINDS` there are "one-draw",
+    "corrected" from low precision and with pictures, and "other" and "other-fid", of another
+    checkpoint, with which the comparisons are.
     """
 
     def __init__(self, model, images, root: Path):
@@ -77,6 +78,11 @@ class Runs:
                 return db.evaluate_nll(model, images, **{**pairs, "draws": 1})
             case "importance":
                 return db.evaluate_nll(model, images, half_width=9.0, out=out)
+            case "corrected":
+                low = {"precision": "bf16", "check": True, "half_width": 9.0}
+                report = db.evaluate_nll(model, images, **low, out=out)
+                db.progressive_pictures(model, images, report)
+                return report
             case "ode":
                 return db.evaluate_ode(model, images, **ode)
             case "likelihoods":

@@ -1,7 +1,6 @@
 """Runs of newer versions; runs whose shards are not all whole."""
 
 import dataclasses
-import json
 import os
 import shutil
 
@@ -75,45 +74,6 @@ def content(folder):
 # ---- newer versions
 
 
-def of_a_later_schema(folder):
-    # A later one need not have what this one needs.
-    (folder / "summary.json").write_text('{"schema": "ddpmbench.nll/12"}')
-
-
-def of_a_later_version(folder):
-    edit(folder / "run.json", ddpmbench="0.10.0")
-    # Its checksum may be elsewhere.
-    (folder / "summary.json").write_text((folder / "summary.json").read_text() + " ")
-
-
-def of_a_later_version_published(folder):
-    (folder / "run.json").unlink()
-    record = json.loads((folder / "environment.json").read_text())
-    edit(folder / "environment.json", versions={**record["versions"], "ddpmbench": "7.0rc1"})
-
-
-@pytest.mark.parametrize(
-    ("make", "name"),
-    [
-        (of_a_later_schema, "ddpmbench.nll/12"),
-        (of_a_later_version, "ddpmbench 0.10.0"),
-        (of_a_later_version_published, "ddpmbench 7.0rc1"),
-    ],
-)
-def test_a_run_of_a_newer_version(refused, runs, importance, make, name):
-    make(importance)
-    for command in (
-        ("rd", "--run", importance),
-        ("compare", runs / "importance", importance),
-        ("compare", importance, runs / "importance"),
-        ("nll", "--num-images", 80, "--terms-of", importance, "--out", "x"),
-    ):
-        line = refused(*command)
-        assert name in line
-        assert str(importance) in line
-        assert "upgrade ddpmbench" in line
-
-
 @pytest.mark.parametrize("version", ["0.0.9", db.__version__, f"{db.__version__}rc2"])
 def test_a_run_of_an_older_version_is_read(completed, importance, version):
     edit(importance / "run.json", ddpmbench=version)
@@ -133,21 +93,8 @@ def test_a_later_result_of_another_kind_is_no_newer_version(refused, importance,
 # ---- what is gone is named
 
 
-def remove(path):
-    path.unlink()
-    start, stop = (int(word) for word in path.stem.split("-")[1:])
-    return f"no shard holds terms {start} to {stop - 1}"
-
-
 def truncate(path):
     os.truncate(path, path.stat().st_size - 9)
-    return f"{path.name} is damaged"
-
-
-def flip_a_bit(path):
-    content = bytearray(path.read_bytes())
-    content[400] ^= 16  # among the terms; the header is read by all
-    path.write_bytes(content)
     return f"{path.name} is damaged"
 
 
@@ -177,7 +124,7 @@ def without_a_column(path):
     return f"{path.name} lacks eps_mse: an earlier version wrote it"
 
 
-DAMAGES = [remove, truncate, flip_a_bit, rename, shorten, swap, without_a_column]
+DAMAGES = [truncate, rename, shorten, swap, without_a_column]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -189,14 +136,11 @@ def test_what_is_damaged_is_named_and_mended_as_the_message_says(
     line = refused("compare", runs / run.name, run)
     assert line.startswith(f"Error: {run}: ")
     assert named in line
-    if damage is flip_a_bit:  # where its table, whose checksum holds, is all that is read
-        assert invoke("rd", "--run", run)[:2] == invoke("rd", "--run", runs / run.name)[:2]
-    else:
-        line = refused("rd", "--run", run)
-        assert line.startswith(f"Error: --run {run}: ")
-        assert named in line
-        assert ("into a new folder" if damage is without_a_column else f"--out {run}") in line
-        assert not (run / "figures").exists()
+    line = refused("rd", "--run", run)
+    assert line.startswith(f"Error: --run {run}: ")
+    assert named in line
+    assert ("into a new folder" if damage is without_a_column else f"--out {run}") in line
+    assert not (run / "figures").exists()
     (run / "rate_distortion.csv").unlink()
     if damage is without_a_column:
         run = run.parent / "again" / run.name

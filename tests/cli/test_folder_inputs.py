@@ -47,31 +47,6 @@ def test_a_name_that_no_file_has_is_refused_and_shown(refused, name, word):
         assert word in refused(*command)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "[" * 100_000,
-        '{"schema": "ddpmbench.nll/1", "schema": "ddpmbench.nll/1"}',
-        '{"schema": ' + "9" * 5000 + "}",
-        '{"schema": ["ddpmbench.nll/1"]}',
-        "\x00",
-    ],
-)
-@pytest.mark.parametrize("name", ["run.json", "summary.json"])
-def test_a_record_that_is_none_is_one_line(refused, tmp_path, name, text):
-    folder = tmp_path / "run"
-    folder.mkdir()
-    (folder / name).write_text(text)
-    for command in (("report", folder), ("rd", "--run", folder), ("compare", folder, folder)):
-        assert str(folder) in refused(*command)
-
-
-def test_a_pipe_is_not_waited_for(refused, tmp_path):
-    os.mkfifo(tmp_path / "summary.json")
-    for command in (("report", tmp_path), ("compare", tmp_path, tmp_path)):
-        assert "summary.json is damaged" in refused(*command)
-
-
 def test_temporary_files_of_others_stay(tmp_path):
     RunFolder(tmp_path, {"schema": "x"})
     paths = [tmp_path / name for name in ("notes.tmp", "summary.json.77.ddpmbench.tmp")]

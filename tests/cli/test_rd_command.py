@@ -110,21 +110,6 @@ def test_what_is_unknown_is_said(finished, invoke, completed, tmp_path):
 # ---- what is refused
 
 
-def test_a_path_that_is_no_run(refused, invoke, finished, tmp_path):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "file").write_text("precious")
-    unfinished = shutil.copytree(finished, tmp_path / "unfinished")
-    (unfinished / "summary.json").unlink()
-    assert invoke("compare", finished, finished, "--out", tmp_path / "out")[0] == 0
-    for name, word in (
-        *(("nowhere", ""), ("empty", ""), ("file", "")),
-        *(("unfinished", "unfinished"), ("out", "is a comparison, not a run of nll")),
-    ):
-        line = refused("rd", "--run", tmp_path / name)
-        assert f"--run {tmp_path / name}: " in line
-        assert word in line
-
-
 @pytest.mark.parametrize(
     "option",
     [
@@ -144,13 +129,3 @@ def test_an_option_that_would_have_no_effect(refused, finished, option):
     line = refused("rd", "--run", finished, *option)
     assert option[0].removeprefix("--no-") in line
     assert f"--run {finished}" in line
-
-
-@pytest.mark.parametrize("change", [lambda frame: frame[:-1], lambda frame: frame[::-1]])
-def test_a_damaged_curve(refused, finished, tmp_path, change):
-    damaged = shutil.copytree(finished, tmp_path / "damaged")
-    path = damaged / "rate_distortion.csv"
-    change(pd.read_csv(path)).to_csv(path, index=False)
-    assert str(path) in refused("rd", "--run", damaged)
-    path.unlink()
-    assert str(path) in refused("rd", "--run", damaged)

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import json
 import math
-import shutil
 
 import numpy as np
 import pytest
@@ -309,13 +308,3 @@ def test_differences_are_of_corrected_bounds(pair, tmp_path):
 def test_runs_in_other_precisions_are_not_compared(pair):
     with pytest.raises(db.InputError, match="precision is bf16"):
         db.compare([pair / "strict", pair / "importance-one"])
-
-
-def test_a_correction_that_is_gone_is_named(pair, tmp_path):
-    two = shutil.copytree(pair / "importance-two", tmp_path / "importance-two")
-    for path in (two / "shards").glob("correction-bf16-*"):
-        path.unlink()
-    with pytest.raises(
-        db.InputError, match=r"importance-two: some shards of its correction-bf16 are"
-    ):
-        db.compare([pair / "importance-one", two])

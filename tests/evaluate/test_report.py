@@ -1,7 +1,6 @@
 """A run's figures and its page in its folder: what is written, and what is refused."""
 
 import json
-import re
 import shutil
 from pathlib import Path
 
@@ -9,8 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from damage import truncate
 from run_folders import OPTIONS, run_folder
-from sealing import edit, write_text
+from sealing import write_text
 
 import ddpmbench as db
 from ddpmbench.checksums import write_npz
@@ -148,29 +148,11 @@ def test_of_large_pictures_the_page_is_still_small(copied):
 # ---- what is refused
 
 
-def spoil(path):
-    """A file of half its length."""
-    content = path.read_bytes()
-    path.write_bytes(content[: len(content) // 2])
-
-
-NAMES = [
-    "per_timestep.csv",
-    "rate_distortion.csv",
-    "per_image.csv",
-    "extremes.npz",
-    "environment.json",
-]
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_damaged_file_is_named_and_the_old_page_stays(copied, name):
-    spoil(copied / name)
+def test_a_damaged_file_is_named_and_the_old_page_stays(copied):
+    truncate(copied / "per_timestep.csv")
     before = (copied / "report.html").read_bytes()
-    with pytest.raises(db.InputError) as refused:
+    with pytest.raises(db.InputError, match=r"per_timestep\.csv: missing or damaged"):
         db.write_report(copied)
-    assert f"{name}: missing or damaged" in str(refused.value)
-    assert "\n" not in str(refused.value)
     assert (copied / "report.html").read_bytes() == before
     assert not list(copied.rglob("*.tmp"))
 
@@ -181,20 +163,6 @@ def test_a_table_of_another_kind_is_named(copied, name):
         write_text(copied / name, content)
         with pytest.raises(db.InputError, match=f"{name}: missing or damaged"):
             db.write_report(copied)
-
-
-def test_a_run_that_is_none_unfinished_or_newer_is_refused(copied, tmp_path):
-    with pytest.raises(db.InputError, match="is no run folder"):
-        db.write_report(tmp_path / "nowhere")
-    edit(copied / "summary.json", estimator="rotated-warp")
-    with pytest.raises(db.InputError, match="estimator: rotated-warp is unknown"):
-        db.write_report(copied)
-    edit(copied / "summary.json", schema="ddpmbench.nll/2")
-    with pytest.raises(db.InputError, match=r"ddpmbench\.nll/2"):
-        db.write_report(copied)
-    (copied / "summary.json").unlink()
-    with pytest.raises(db.InputError, match="is unfinished"):
-        db.write_report(copied)
 
 
 # ---- of a comparison
@@ -210,18 +178,3 @@ def test_a_comparison_has_a_page_of_its_own(folders, tmp_path):
     assert db.write_report(out).read_bytes() == before
     names = {path.name for path in (out / "figures").iterdir()}
     assert names == {"difference.svg", "difference.png", "difference.csv"}
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("per_timestep.csv", "run,t\n"),
-        ("summary.json", '{"schema": "ddpmbench.comparison/1", "runs": []}'),
-        ("summary.json", '{"schema": "ddpmbench.comparison/'),
-    ],
-)
-def test_a_damaged_comparison_is_named(name, content, tmp_path):
-    out = Path(shutil.copytree(SHIPPED / "compare", tmp_path / "compared"))
-    (out / name).write_text(content)
-    with pytest.raises(db.InputError, match=re.escape(name)):
-        db.write_report(out)

@@ -248,25 +248,6 @@ def test_terms_of_an_unfit_run_are_refused(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    ("files", "problem"),
-    [
-        (None, "is no run folder"),
-        ({"thesis.tex": "precious"}, "holds no run"),
-        ({"run.json": "{}"}, "the run is unfinished"),
-        ({"summary.json": "{"}, "summary.json is damaged"),
-        ({"summary.json": '{"schema": "ddpmbench.nll/7"}'}, "a newer version of ddpmbench made it"),
-    ],
-)
-def test_a_folder_without_a_finished_run_is_refused(tmp_path, files, problem):
-    folder = tmp_path / "there"
-    for name, text in {} if files is None else files.items():
-        folder.mkdir(exist_ok=True)
-        (folder / name).write_text(text)
-    with pytest.raises(InputError, match=f"`terms_of` {folder}: {problem}"):
-        Importance(terms_of=folder)
-
-
 # ---- the rows of another run
 
 
