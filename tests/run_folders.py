@@ -14,7 +14,6 @@ from feature_networks import write_network
 import ddpmbench as db
 from ddpmbench.execution.stored_images import Extremes
 
-OPTIONS = {"every-pair": {"estimator": "every-pair"}, "importance": {"half_width": 5.0}}
 HOSTILE = "<script>alert('&')</script>" + "x" * 300
 KINDS = (
     *("every-pair", "importance", "ode", "likelihoods", "score", "fid", "sample", "speed"),
@@ -24,19 +23,12 @@ KINDS = (
 TIMES = {"seconds", "images_per_second"}
 
 
-def run_folder(kind, checkpoint, images, folder):
-    """A run of this estimator."""
-    return db.evaluate_nll(
-        checkpoint, images, **OPTIONS[kind], out=folder, command=["ddpmbench", "nll"]
-    )
-
-
 class Runs:
     """`runs[kind]` is a report whose folder is made when it is first asked for, and read only.
 
     Names are ones that no page may take for markup. Besides `KINDS` there are "one-draw",
-    "corrected" from low precision and with pictures, and "other" and "other-fid", of another
-    checkpoint, with which the comparisons are.
+    "corrected", in low precision and with all that a run can have, and "other" and "other-fid", of
+    another checkpoint, with which the comparisons are.
     """
 
     def __init__(self, model, images, root: Path):
@@ -79,8 +71,8 @@ class Runs:
             case "importance":
                 return db.evaluate_nll(model, images, half_width=9.0, out=out)
             case "corrected":
-                low = {"precision": "bf16", "check": True, "half_width": 9.0}
-                report = db.evaluate_nll(model, images, **low, out=out)
+                more = {"precision": "bf16", "check": True, "continuous": True}
+                report = db.evaluate_nll(model, images, half_width=9.0, **more, out=out)
                 db.progressive_pictures(model, images, report)
                 return report
             case "ode":

@@ -11,9 +11,7 @@ from documents import ROOT
 
 from ddpmbench import load_checkpoint
 from ddpmbench.cli.main import ddpmbench
-from ddpmbench.evaluate.nll import evaluate_nll
 from ddpmbench.evaluate.page import RECORD, load_report, write_report
-from ddpmbench.evaluate.rate_distortion import progressive_pictures
 from ddpmbench.metrics.scores import PROTOCOLS
 from ddpmbench.report.compare_nll import printed_comparison
 from ddpmbench.report.fid import printed_fid
@@ -112,19 +110,14 @@ def test_the_readme_is_short():
 
 
 @pytest.fixture(scope="module")
-def run_folders(small_model, small_images, sketching, tmp_path_factory):
+def run_folders(runs, sketching, tmp_path_factory):
     """A run of every kind, with its page."""
-    folder = tmp_path_factory.mktemp("runs")
-    every = {"estimator": "every-pair", "draws": 1}
-    one = small_images.subset(1)
-    report = evaluate_nll(small_model, one, **every, out=folder / "every-pair")
-    both = {"check": True, "continuous": True}
-    evaluate_nll(small_model, small_images, half_width=9, **both, out=folder / "importance")
-    progressive_pictures(small_model, one, report)
+    root = tmp_path_factory.mktemp("runs")
+    folders = [runs.copied(kind, root) for kind in ("every-pair", "corrected")]
     with sketching():
-        for kind in ("every-pair", "importance"):
-            write_report(folder / kind)
-    return [folder / "every-pair", folder / "importance"]
+        for folder in folders:
+            write_report(folder)
+    return folders
 
 
 def test_the_table_of_the_run_folder_is_complete(run_folders):

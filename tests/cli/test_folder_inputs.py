@@ -57,11 +57,9 @@ def test_temporary_files_of_others_stay(tmp_path):
     assert [path.exists() for path in paths] == [True, False]
 
 
-@pytest.fixture(scope="module")
-def samples(small_model, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("samples") / "run"
-    db.generate_samples(small_model.respaced(3), 8, out=folder)
-    return folder
+@pytest.fixture
+def samples(runs):
+    return runs["sample"].folder
 
 
 def test_samples_have_no_page(refused, samples):

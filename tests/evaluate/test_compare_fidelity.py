@@ -16,7 +16,6 @@ from fidelity_folders import (
     reference,
     summary,
 )
-from run_folders import run_folder
 
 import ddpmbench as db
 from ddpmbench.checksums import write_json, write_npz
@@ -232,13 +231,12 @@ def test_runs_against_other_references_are_refused(pair):
         db.compare([first, second])
 
 
-def test_a_bound_and_a_score_do_not_compare(pair, small_model, small_images, tmp_path):
-    run_folder("every-pair", small_model, small_images, tmp_path / "nll")
-    first, _ = pair()
+def test_a_bound_and_a_score_do_not_compare(pair, runs):
+    nll, (first, _) = runs["every-pair"].folder, pair()
     with pytest.raises(db.InputError, match="is a run of nll, not a run of fid"):
-        db.compare([first, tmp_path / "nll"])
+        db.compare([first, nll])
     with pytest.raises(db.InputError, match="is a run of fid, not a run of nll"):
-        db.compare([tmp_path / "nll", first])
+        db.compare([nll, first])
 
 
 @pytest.mark.parametrize("size", [NUM_GENERATED - 1, NUM_GENERATED + 1, "damaged", "nan"])

@@ -1,7 +1,6 @@
 """Pictures of a run: made once, with its noise, kept in its folder and drawn from there."""
 
 import dataclasses
-import shutil
 
 import numpy as np
 import pandas as pd
@@ -18,21 +17,14 @@ from ddpmbench.execution.worker import RunListener
 from ddpmbench.likelihood.designs import EveryPairDesign
 from ddpmbench.likelihood.terms import concatenate
 
-PAIRS = {"estimator": "every-pair", "draws": 2, "seed": 5}
+PAIRS = {"estimator": "every-pair", "draws": 2}
 STEPS = [40, 37, 33, 29, 25, 21, 17, 13, 9, 5, 1]  # of k = 1, 4, 8, ... of 40
 
 
-@pytest.fixture(scope="module")
-def evaluated(small_model, small_images, tmp_path_factory):
-    out = tmp_path_factory.mktemp("runs") / "run"
-    return db.evaluate_nll(small_model, small_images, **PAIRS, out=out)
-
-
 @pytest.fixture
-def run(evaluated, tmp_path):
+def run(runs, copied):
     """A copy that a test may draw in."""
-    folder = shutil.copytree(evaluated.folder, tmp_path / "run")
-    return dataclasses.replace(evaluated, folder=folder)
+    return dataclasses.replace(runs["every-pair"], folder=copied("every-pair"))
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 import torch
 from damage import truncate
-from run_folders import OPTIONS, run_folder
 from sealing import write_text
 
 import ddpmbench as db
@@ -26,13 +25,13 @@ DRAWN = {"every-pair": COMMON, "importance": COMMON | {"calls"}}
 def folders(runs, tmp_path_factory):
     """Runs of both estimators that have their pages."""
     root = tmp_path_factory.mktemp("runs")
-    for kind in OPTIONS:
+    for kind in DRAWN:
         runs.copied(kind, root)
         assert db.write_report(root / kind) == root / kind / "report.html"
     return root
 
 
-@pytest.fixture(params=list(OPTIONS))
+@pytest.fixture(params=list(DRAWN))
 def kind(request):
     return request.param
 
@@ -129,7 +128,8 @@ def test_a_run_without_pictures_environment_and_models_that_skip_steps_has_a_pag
 
 
 def test_a_single_image_is_neither_the_best_nor_the_worst(small_model, small_images, tmp_path):
-    run_folder("every-pair", small_model, small_images.subset(1), tmp_path / "run")
+    one = small_images.subset(1)
+    db.evaluate_nll(small_model, one, estimator="every-pair", out=tmp_path / "run")
     none = {"best_index": [], "best_pixels": np.zeros((0, 1, 8, 8), np.uint8)}
     none |= {name.replace("best", "worst"): value for name, value in none.items()}
     write_npz(tmp_path / "run" / "extremes.npz", none)

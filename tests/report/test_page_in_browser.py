@@ -6,7 +6,6 @@ import shutil
 import pandas as pd
 import pytest
 from fidelity_folders import fidelity_folder, influence, reference, summary
-from run_folders import run_folder
 
 import ddpmbench as db
 from ddpmbench.report.nll import NllReport
@@ -86,7 +85,7 @@ def folders(small_model, small_images, tmp_path_factory):
     """A run of nll with every figure, one of fid, and comparisons, with their pages."""
     root = tmp_path_factory.mktemp("runs")
     bound, scores = root / "importance", root / "fid"
-    report = run_folder("importance", small_model, small_images, bound)
+    report = db.evaluate_nll(small_model, small_images, half_width=5.0, out=bound)
     db.progressive_pictures(small_model, small_images, report, pictures="all")
     whole = summary([reference(), reference("fashion-mnist:train", fid=14.1)])
     fidelity_folder(scores, whole | {"warnings": ["N = 120 is few"]}, influences=influence())
