@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import importlib
 import re
 import sys
 from pathlib import Path
@@ -364,6 +365,8 @@ def calls(small_model, small_images, tmp_path, monkeypatch):
         "raw_pixels_warning": lambda summary: "`pictures`!",
         "resizes_inside": lambda name: True,
     }
+    for module in {*MODULES.values()}:  # else a module imported meanwhile keeps the stand-ins
+        importlib.import_module(module)
     for name, function in stand_ins.items():
         monkeypatch.setattr(f"{MODULES[name]}.{name}", function)
     monkeypatch.setattr(sys, "argv", ["-m", *TYPED[1:]])
