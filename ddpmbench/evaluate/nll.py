@@ -391,9 +391,7 @@ def finished_report(
         is_same = (
             _comparable(read_json(folder / ENVIRONMENT)) == _comparable(environment)
             and {**summary, **_as_read(known)} == summary
-            and all(
-                checksum(folder / name) == checksums[name] for name in checksums.keys() - {"this"}
-            )
+            and all(checksum(folder / name) == value for name, value in checksums.items())
             and all(is_whole(folder / name) for name in (EXTREMES, *estimator.sealed))
             and not any(run_store(folder, name).missing(size) for name, size in num_terms.items())
         )

@@ -160,6 +160,8 @@ def test_the_same_pixels_under_other_names_are_named_anew(small_model, small_ima
     renamed = dataclasses.replace(small_images, ids=list("abcdef"))
     result = db.evaluate_nll(small_model, renamed, **given)
     assert list(result.per_image.image_id) == list("abcdef")
+    moved = dataclasses.replace(renamed, source="elsewhere")
+    assert db.evaluate_nll(small_model, moved, **given).summary["data"]["source"] == "elsewhere"
 
 
 @pytest.mark.parametrize("changed", ["source", "versions"])
