@@ -19,8 +19,8 @@ from ddpmbench.checkpoints.network_weights import (
     load_into,
     not_finite,
 )
-from ddpmbench.checkpoints.schedule_tables import ScheduleTables
-from ddpmbench.checkpoints.schedules import notes_on, read_schedule
+from ddpmbench.checkpoints.schedule_tables import ScheduleTables, notes_on
+from ddpmbench.checkpoints.schedules import read_schedule
 from ddpmbench.checkpoints.settings import SETTINGS, CheckpointFile, CheckpointSettings, Family
 from ddpmbench.checkpoints.state_dicts import StateDict, find_state, network_digest
 from ddpmbench.checkpoints.weights import FileError, tensors_in

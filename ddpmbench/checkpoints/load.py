@@ -25,8 +25,8 @@ from ddpmbench.checkpoints.ho_et_al import PESSER, TENSORFLOW
 from ddpmbench.checkpoints.lucidrains import LUCIDRAINS
 from ddpmbench.checkpoints.native import NATIVE, TRAINED, is_native
 from ddpmbench.checkpoints.openai import OPENAI
-from ddpmbench.checkpoints.schedule_tables import BUFFERS, NO_TABLES, ScheduleTables
-from ddpmbench.checkpoints.schedules import notes_on, read_schedule
+from ddpmbench.checkpoints.schedule_tables import NO_TABLES, ScheduleTables, notes_on
+from ddpmbench.checkpoints.schedules import BUFFERS, read_schedule
 from ddpmbench.checkpoints.score_sde import SCORE_SDE
 from ddpmbench.checkpoints.settings import (
     CheckpointFile,
@@ -238,7 +238,7 @@ def _with_schedule(checkpoint: Checkpoint, family: Family, file: CheckpointFile)
             raise FileError(
                 checkpoint.source, f"states its schedule itself; leave out `schedule={BUFFERS}`"
             )
-        schedule = read_schedule(option, tables)
+        schedule = read_schedule(option, tables.schedule)
     elif tables and (why := tables.contradiction_of(checkpoint.schedule)) is not None:
         name, steps = checkpoint.schedule.name, checkpoint.schedule.num_timesteps
         stated_by, remedy = family.stated_by

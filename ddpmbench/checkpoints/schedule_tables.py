@@ -5,21 +5,27 @@ t = 0. Two tables of one module are read under any name if one is the cumulative
 other implies; a single table needs an unambiguous name. Anything else is refused.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from ddpmbench.checkpoints.schedule_files import (
+from ddpmbench.checkpoints.schedules import (
+    BUFFERS,
+    FILES,
+    Array,
+    array_names,
     betas_schedule,
     products_schedule,
+    read_table,
 )
 from ddpmbench.checkpoints.weights import leaves_in, numbers_held, why_not_plain
 from ddpmbench.diffusion.model import betas_apart
@@ -27,10 +33,6 @@ from ddpmbench.diffusion.named_schedules import MAX_TIMESTEPS
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError
 
-Array = NDArray[np.float64]
-
-BUFFERS = "buffers"
-"""The form of a schedule from the tables beside the weights."""
 _NAMES = {
     "betas": "betas beta beta_t betas_t b_t",
     "alphas_cumprod": (
@@ -355,6 +357,23 @@ class ScheduleTables:
 
 NO_TABLES = ScheduleTables()
 """The tables of a file without tables."""
+
+
+def notes_on(form: str) -> tuple[str, ...]:
+    """A note if the .npz file of a schedule also holds another one.
+
+    Args:
+        form: of a schedule that `read_schedule` has read.
+    """
+    name, _, rest = form.partition(":")
+    tables = {}
+    for other in array_names(path := Path(rest)) if name in FILES else ():
+        with contextlib.suppress(InputError):  # not a table
+            tables[other] = torch.from_numpy(read_table(path, other))
+    contradiction = ScheduleTables.within(tables).contradiction if name in tables else None
+    if contradiction is None:
+        return ()
+    return (f"`schedule={form}`: {contradiction}; its {name} are taken",)
 
 
 def _meanings(kind: str, table: Tensor) -> Iterator[tuple[Array, Array]]:

@@ -252,8 +252,8 @@ class CheckpointFile:
                 why = f"is used: {error}"
             notes.setdefault(why, []).extend(parameters({name: given}))
             if name == "schedule":
-                tables = None if self.tables is NO_TABLES else self.tables
-                values[name] = read_schedule(given, tables)
+                beside = None if self.tables is NO_TABLES else self.tables.schedule
+                values[name] = read_schedule(given, beside)
             else:
                 values[name] = SETTINGS[name].kind(given)
         if missing:

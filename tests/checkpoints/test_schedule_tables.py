@@ -61,7 +61,8 @@ def with_products_of_t_steps(total):
 
 def read(tables, steps=None, option="buffers"):
     tables = {f"ddpm.{name}": table for name, table in tables.items()}
-    return read_schedule(option, ScheduleTables.within({**tables, **(steps or {})}, source="f.pt"))
+    found = ScheduleTables.within({**tables, **(steps or {})}, source="f.pt")
+    return read_schedule(option, found.schedule)
 
 
 def expected(total, *, includes_first):
@@ -128,7 +129,7 @@ def test_a_file_of_min_diffusion_has_its_chain_and_says_what_to_type(tmp_path):
 )
 def test_an_entry_for_no_noise_is_not_a_step(tables, includes_first, total):
     found = ScheduleTables.within(tables(total), source="f.pt")
-    schedule = read_schedule("buffers", found)
+    schedule = read_schedule("buffers", found.schedule)
     products = expected(total, includes_first=includes_first)
     assert schedule.num_timesteps == total
     torch.testing.assert_close(schedule.alphas_cumprod, products, rtol=1e-4, atol=0)
@@ -226,7 +227,7 @@ def test_variances_alone_do_not_say_whether_entry_0_counts(tmp_path):
 def test_tables_in_lists_and_arrays_are_read(kind):
     betas = np.linspace(0.01, 0.3, 20).tolist()
     tables = ScheduleTables.within({"cfg": {"betas": kind(betas)}}, source="f.pt")
-    assert read_schedule("buffers", tables).betas.tolist() == pytest.approx(betas)
+    assert read_schedule("buffers", tables.schedule).betas.tolist() == pytest.approx(betas)
 
 
 def test_the_betas_of_an_optimizer_are_no_table():
