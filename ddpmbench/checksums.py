@@ -96,15 +96,16 @@ def status_of(path: Path) -> os.stat_result:
     """
     try:
         status = path.stat()
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise UnreadableError(_reason(error)) from error
     if not stat.S_ISREG(status.st_mode):
         raise UnreadableError("it is no plain file")
     return status
 
 
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()
+def _reason(error: OSError | ValueError) -> str:
+    """What the system says of a file; a name with a null character is a ValueError."""
+    return (getattr(error, "strerror", None) or str(error)).lower()
 
 
 @functools.lru_cache(maxsize=1 << 16)

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import os
 import tempfile
 import warnings
 import zipfile
@@ -292,7 +293,7 @@ def load_feature_network(
         return TorchScriptNetwork(path, resize=resize, device=device)
     if str(name) == EFFICIENTNET:
         return EfficientNetLite0(resize=resize, device=device)
-    if not Path(name).exists():
+    if not os.path.exists(name):  # False of a name that is too long
         raise InputError(
             f"`feature_network={name}`: there is no such file; choose inception, {EFFICIENTNET} or "
             "a TorchScript file"

@@ -103,8 +103,8 @@ def _verified(path: Path, named: str) -> Path:
                 f"{named}: has {size:,} bytes, is cut short or another file; {expected}; {remedy}"
             )
         sha256 = sha256_of(path)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+    except (OSError, ValueError) as error:
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
         raise InputError(f"{named}: cannot be read ({reason}); {expected}; {remedy}") from error
     if sha256 != INCEPTION_SHA256:
         raise InputError(f"{named}: has sha256 {sha256}; {expected}; {remedy}")

@@ -1,6 +1,5 @@
 """`schedule`: each form is its constructor, a file is its numbers, and all else is one line."""
 
-import os
 import re
 import struct
 import warnings
@@ -267,21 +266,6 @@ def test_arrays_of_another_kind_are_no_table(tmp_path, case, suffix):
     with warnings.catch_warnings(), refused(path, *words):
         warnings.simplefilter("error")
         read_schedule(f"betas:{path}")
-
-
-def test_what_is_no_regular_file_is_not_opened(tmp_path):
-    os.mkfifo(tmp_path / "pipe")
-    kinds = {
-        tmp_path / "pipe": "a named pipe",
-        "/dev/zero": "a device",
-        tmp_path: "a folder",
-        tmp_path / "none.npy": "No such file",
-        tmp_path / ("x" * 300): "name too long",
-        "a\0b": "null",
-    }
-    for path, word in kinds.items():
-        with refused("cannot be read", word, READ):
-            read_schedule(f"betas:{path}")
 
 
 def test_an_archive_is_read_by_the_name_of_its_array(tmp_path, monkeypatch):

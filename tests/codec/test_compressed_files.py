@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import json
-import os
 import zlib
 from pathlib import Path
 
@@ -213,23 +212,6 @@ def test_a_network_that_rounds_otherwise_is_noticed(coded, model):
     )
     with pytest.raises(InputError, match="block 0 does not decode"):
         restored(coded, dataclasses.replace(model, network=network))
-
-
-@pytest.mark.parametrize(
-    ("make", "why"),
-    [
-        (lambda path: None, "no such file or directory"),
-        (Path.mkdir, "it is no plain file"),
-        (os.mkfifo, "it is no plain file"),
-    ],
-)
-def test_what_is_no_file_is_refused_with_a_remedy(model, tmp_path, make, why):
-    make(tmp_path / "file")
-    words = rf"file: cannot be read \({why}\); name a file that compress wrote$"
-    with pytest.raises(InputError, match=words):
-        db.decompress(tmp_path / "file", model, progress=False)
-    with pytest.raises(InputError, match="`file`: is empty"):
-        db.decompress("", model, progress=False)
 
 
 def test_damaged_files_are_refused(coded, model, tmp_path):

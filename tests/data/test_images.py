@@ -4,7 +4,6 @@ import base64
 import dataclasses
 import hashlib
 import io
-import os
 from xml.etree import ElementTree
 
 import numpy as np
@@ -20,7 +19,6 @@ from ddpmbench.data.images import ImageSet, packed
 from ddpmbench.data.load import load_images
 from ddpmbench.errors import InputError
 from ddpmbench.evaluate.nll import evaluate_nll
-from ddpmbench.metrics.statistics import is_statistics
 
 
 @settings(max_examples=20, deadline=None)
@@ -221,25 +219,6 @@ def test_an_array_with_changes_that_its_file_lacks_keeps_them(tmp_path):
     assert (array == 7).all()
 
 
-def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
-    for name in ("pipe", "pipe.npz", "pipe.png"):
-        os.mkfifo(tmp_path / name)
-        assert "is a named pipe, not a file" in refused(tmp_path / name)
-        assert not is_statistics(tmp_path / name)
-
-
-@pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="has no such device")
-def test_a_device_is_refused():
-    assert "is a device, not a file" in refused("/dev/zero")
-
-
-def test_a_long_name_is_one_line(tmp_path):
-    name = "x" * 300
-    assert "cannot be read" in refused(name)
-    assert not is_statistics(f"{name}.npz")
-    assert "\\x1b" in refused("a\x1b[2J")
-
-
 def test_an_image_set_is_what_it_was():
     images = load_images(random_images(2, 5, 6))
     assert isinstance(images, ImageSet)
@@ -249,10 +228,3 @@ def test_an_image_set_is_what_it_was():
 def test_a_single_image_is_not_a_set(tmp_path):
     rgb().save(tmp_path / "a.png")
     assert "give the folder that holds it" in refused(tmp_path / "a.png")
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_that_may_not_be_read_is_refused(tmp_path):
-    np.save(tmp_path / "a", random_images(4, 8, 8))
-    (tmp_path / "a.npy").chmod(0)
-    assert "permissions" in refused(tmp_path / "a.npy")

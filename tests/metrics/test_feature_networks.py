@@ -1,7 +1,6 @@
 """Feature networks: clean-fid's own features, of any image, whoever its neighbors are."""
 
 import itertools
-import os
 import warnings
 from pathlib import Path
 
@@ -156,16 +155,6 @@ def test_files_that_hold_no_such_network_are_named(tmp_path):
         load_feature_network("nothing.pt", resize="clean", device=CPU)
     with pytest.raises(InputError, match=r"`inception=.*`: applies only to"):
         load_feature_network("x.pt", resize="clean", device=CPU, inception=tmp_path)
-
-
-def test_what_is_no_file_is_named_without_waiting_for_it(tmp_path):
-    os.mkfifo(tmp_path / "pipe.pt")
-    for path, words in (
-        (tmp_path / "pipe.pt", "a named pipe"),
-        (tmp_path, "a folder"),
-    ):
-        with pytest.raises(InputError, match=f"cannot be read .it is {words}"):
-            load_feature_network(path, resize="clean", device=CPU)
 
 
 # ---- a real network

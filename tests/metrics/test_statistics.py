@@ -1,7 +1,5 @@
 """Statistics of features: in chunks they are those of all at once; and files that hold them."""
 
-import os
-
 import numpy as np
 import pytest
 
@@ -138,12 +136,9 @@ def test_what_is_no_mean_and_covariance_is_named(tmp_path, arrays, words):
     assert "\n" not in str(refusal.value)
 
 
-def test_damaged_files_and_pipes_are_named(tmp_path):
+def test_damaged_files_are_named(tmp_path):
     content = saved(tmp_path / "stats.npz").read_bytes()
     for keep in (0, 100, -30):
         (tmp_path / "stats.npz").write_bytes(content[:keep])
         with pytest.raises(InputError, match=r"stats\.npz`: cannot be read"):
             read_statistics(tmp_path / "stats.npz", num_features=D)
-    os.mkfifo(tmp_path / "pipe.npz")
-    with pytest.raises(InputError, match=r"cannot be read .it is a named pipe"):
-        read_statistics(tmp_path / "pipe.npz", num_features=D)
