@@ -6,10 +6,12 @@ Those of improved-diffusion and guided-diffusion, and the configurations of scor
 import dataclasses
 import re
 import shlex
-from collections.abc import Callable, Mapping
+import typing
+from collections.abc import Mapping
 from fractions import Fraction
-from typing import Any
+from typing import Annotated, Any, Literal, TypeAlias
 
+import msgspec
 import numpy as np
 from torch import Tensor
 
@@ -25,8 +27,10 @@ def flag_error(problem: object) -> InputError:
     return InputError(f"`model_flags`: {problem}")
 
 
-Parsers = Mapping[str, Callable[[str], object]]
-"""By flag: from its text to its value; ValueError says what is wrong with the text."""
+Count: TypeAlias = Annotated[int, msgspec.Meta(ge=1, lt=10**9)]
+CountOrDefault: TypeAlias = Annotated[int, msgspec.Meta(ge=-1, lt=10**9)]
+_BOOLEANS = {**dict.fromkeys(("yes", "t", "y"), "true"), **dict.fromkeys(("no", "f", "n"), "false")}
+"""Words that the projects take for a boolean and msgspec does not."""
 
 
 def _words(text: str) -> list[str]:
@@ -36,57 +40,39 @@ def _words(text: str) -> list[str]:
         raise flag_error(error) from error
 
 
-def _values(words: list[str], prefix: str, parsers: Parsers) -> dict[str, Any]:
-    """The values of flags, `--flag value` or `--flag=value`; the last of a kind counts."""
+def _values(words: list[str], prefix: str, kinds: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of flags, `--flag value` or `--flag=value`; the last of a flag counts.
+
+    Args:
+        words: the words of a command.
+        prefix: of every flag.
+        kinds: the type of a value, by flag; a tuple's items stand between commas.
+    """
     values, rest = {}, iter(words)
     for word in rest:
-        name, equals, value = word.removeprefix(prefix).partition("=")
-        if not word.startswith(prefix) or name not in parsers:
+        name, equals, text = word.removeprefix(prefix).partition("=")
+        if not word.startswith(prefix) or name not in kinds:
             raise flag_error(
                 f"{word} is no setting that the file leaves open; correct it or leave it out"
             )
-        value = value if equals else next(rest, "--")
-        if value.startswith("--"):
+        text = text if equals else next(rest, "--")
+        if text.startswith("--"):
             raise flag_error(f"{prefix}{name}: expected one argument")
+        kind = kinds[name]
+        value: object = text
+        if typing.get_origin(kind) is tuple:
+            value = text.split(",") if text else []
+        elif kind is not str:
+            value = _BOOLEANS.get(text.lower(), text)
         try:
-            values[name] = parsers[name](value)
-        except ValueError as error:
-            raise flag_error(f"{prefix}{name}: {error}") from error
+            values[name] = msgspec.convert(
+                value, kind, strict=False, dec_hook=lambda kind, item: kind(item)
+            )
+        except (msgspec.ValidationError, ZeroDivisionError) as error:
+            choices = typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
+            why = f", only {', '.join(choices)}" if choices else f" ({error})".replace("`", "")
+            raise flag_error(f"{prefix}{name}: {text} cannot be read{why}") from error
     return values
-
-
-_BOOLEANS = {
-    **dict.fromkeys(("yes", "true", "t", "y", "1"), True),
-    **dict.fromkeys(("no", "false", "f", "n", "0"), False),
-}
-
-
-def _boolean(text: str) -> bool:
-    if text.lower() not in _BOOLEANS:
-        raise ValueError(f"{text} is neither True nor False")
-    return _BOOLEANS[text.lower()]
-
-
-def _whole(text: str, least: int = 1) -> int:
-    if not re.fullmatch(r"-?[0-9]{1,9}", text) or int(text) < least:
-        raise ValueError(f"{text} is no whole number of at least {least}")
-    return int(text)
-
-
-def _fractions(text: str) -> tuple[Fraction, ...]:
-    try:
-        return tuple(Fraction(part) for part in text.split(","))
-    except (ValueError, ZeroDivisionError) as error:
-        raise ValueError(f"{text} are no numbers") from error
-
-
-def _one_of(*choices: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in choices:
-            raise ValueError(f"{text} cannot be read, only {', '.join(choices)}")
-        return text
-
-    return parse
 
 
 # ---- improved-diffusion and guided-diffusion
@@ -138,25 +124,25 @@ class ModelFlags:
     """The flags that determine the network and the process, with the projects' names and defaults.
 
     Attributes:
-        channel_mult: None for the default of the image size.
+        channel_mult: empty for the default of the image size.
         rescale_timesteps: None if not given; see `rescales`.
         given: the names of the flags that were given.
         ignored: given flags without an effect here.
     """
 
-    image_size: int = 64
-    num_channels: int = 128
-    num_res_blocks: int = 2
-    num_heads: int = 4
-    num_heads_upsample: int = -1
-    num_head_channels: int = -1
-    attention_resolutions: tuple[int, ...] = (16, 8)
-    channel_mult: tuple[Fraction, ...] | None = None
+    image_size: Count = 64
+    num_channels: Count = 128
+    num_res_blocks: Count = 2
+    num_heads: Count = 4
+    num_heads_upsample: CountOrDefault = -1
+    num_head_channels: CountOrDefault = -1
+    attention_resolutions: tuple[Count, ...] = (16, 8)
+    channel_mult: tuple[Fraction, ...] = ()
     learn_sigma: bool = False
     sigma_small: bool = False
     class_cond: bool = False
-    diffusion_steps: int = 1000
-    noise_schedule: str = "linear"
+    diffusion_steps: Count = 1000
+    noise_schedule: Literal["linear", "cosine"] = "linear"
     timestep_respacing: str = ""
     predict_xstart: bool = False
     rescale_timesteps: bool | None = None
@@ -170,14 +156,14 @@ class ModelFlags:
     @property
     def multiples(self) -> tuple[Fraction, ...]:
         """The channel multiples, as given or by default of the image size."""
-        if self.channel_mult is not None:
+        if self.channel_mult:
             return self.channel_mult
         if self.image_size not in _CHANNEL_MULT:
             raise flag_error(
                 f"--image_size {self.image_size} has no channel multiples of its own; add "
                 "--channel_mult"
             )
-        return _fractions(_CHANNEL_MULT[self.image_size])
+        return tuple(map(Fraction, _CHANNEL_MULT[self.image_size].split(",")))
 
     @property
     def variance(self) -> Variance:
@@ -223,7 +209,7 @@ class ModelFlags:
         """
         if self.rescale_timesteps is not None or self.diffusion_steps == 1000:
             return bool(self.rescale_timesteps)
-        size = self.image_size if self.channel_mult is None else None
+        size = None if self.channel_mult else self.image_size
         guided = bool(resblock_updown or self.given & _GUIDED_ONLY or size in _GUIDED_SIZES)
         improved = bool(self.given & _IMPROVED_ONLY or size in _IMPROVED_SIZES)
         if guided == improved:
@@ -250,29 +236,12 @@ def parse_flags(text: str) -> ModelFlags:
             choices = ", ".join(sorted(MODELS))
             raise InputError(f"`model_flags={words[0]}`: choose from {choices}")
         words = shlex.split(MODELS[words[0]])
-    values = _values(words, "--", _MODEL_PARSERS)
+    kinds = {each.name: each.type for each in dataclasses.fields(ModelFlags)}
+    del kinds["given"], kinds["ignored"]
+    values = _values(words, "--", {**dict.fromkeys(_IGNORED, str), **kinds})
     ignored = tuple(name for name in values if name in _IGNORED)
     values = {name: value for name, value in values.items() if name not in ignored}
     return ModelFlags(**values, given=frozenset(values), ignored=ignored)
-
-
-_TYPES: dict[object, Callable[[str], object]] = {
-    bool: _boolean,
-    int: _whole,
-    str: str,
-    "num_heads_upsample": lambda text: _whole(text, -1),
-    "num_head_channels": lambda text: _whole(text, -1),
-    "attention_resolutions": lambda text: tuple(map(_whole, text.split(","))),
-    "channel_mult": lambda text: _fractions(text) if text else None,
-    "noise_schedule": _one_of("linear", "cosine"),
-    "rescale_timesteps": _boolean,
-}
-"""Parsers by a flag's name or type."""
-_MODEL_PARSERS: Parsers = dict.fromkeys(_IGNORED, str) | {
-    field.name: _TYPES.get(field.name) or _TYPES[field.type]
-    for field in dataclasses.fields(ModelFlags)
-    if field.name not in ("given", "ignored")
-}
 
 
 # ---- score_sde_pytorch
@@ -376,19 +345,16 @@ class Config:
         return schedule.in_family(process), TimeInput.ONE_BASED
 
 
-_CONFIG_PARSERS: Parsers = {
-    "training.sde": _one_of("vpsde", "subvpsde", "vesde"),
-    "training.continuous": _boolean,
-    "model.name": _one_of("ddpm", "ncsnpp"),
-    "model.nonlinearity": _one_of("swish"),
-    "model.scale_by_sigma": _boolean,
-    "model.skip_rescale": _boolean,
-    "model.resblock_type": _one_of("ddpm", "biggan"),
-    "model.fir": _boolean,
-    "model.beta_min": float,
-    "model.beta_max": float,
-    "data.centered": _boolean,
-    "data.image_size": _whole,
+_KINDS = {
+    "training.sde": Literal["vpsde", "subvpsde", "vesde"],
+    "training.continuous": bool,
+    "model.name": Literal["ddpm", "ncsnpp"],
+    "model.nonlinearity": Literal["swish"],
+    "model.resblock_type": Literal["ddpm", "biggan"],
+    **dict.fromkeys(("model.scale_by_sigma", "model.skip_rescale", "model.fir"), bool),
+    **dict.fromkeys(("model.beta_min", "model.beta_max"), float),
+    "data.centered": bool,
+    "data.image_size": Count,
 }
 _REQUIRED = ("training.sde", "training.continuous", "model.name")
 EXAMPLE = "--config.training.sde=SDE --config.training.continuous=BOOL --config.model.name=NAME"
@@ -409,7 +375,7 @@ def parse_config(text: str) -> tuple[Config, tuple[str, ...]]:
     words = _words(re.sub(r"^\s*--config[ =]", "", text))
     is_preset = bool(words) and not words[0].startswith("-")
     given = _of_preset(words.pop(0)) if is_preset else {}
-    given |= _values(words, "--config.", _CONFIG_PARSERS)
+    given |= _values(words, "--config.", _KINDS)
     if missing := [name for name in _REQUIRED if name not in given]:
         raise flag_error(
             f"add {' '.join(f'--config.{name}=' for name in missing)} as it was trained, or name "
