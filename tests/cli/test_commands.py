@@ -13,7 +13,6 @@ from processes import Command, ddpmbench
 from sealing import read_record
 from setups import save_often
 
-import ddpmbench as db
 from ddpmbench.execution import progress
 from ddpmbench.report.text import digits_by
 
@@ -212,11 +211,9 @@ def test_inspect_imports_neither_tables_nor_figures_nor_the_compiler():
 # ---- report
 
 
-@pytest.fixture(scope="module")
-def small_run(small_model, small_images, tmp_path_factory):
-    out = tmp_path_factory.mktemp("runs") / "run"
-    db.evaluate_nll(small_model, small_images, half_width=5.0, out=out)
-    return out
+@pytest.fixture
+def small_run(copied):
+    return copied("importance")
 
 
 @pytest.mark.usefixtures("sketched")

@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 from pathlib import Path
 
 import numpy as np
@@ -27,15 +26,19 @@ BESIDE = {
 ALL = [*KINDS, "corrected"]
 
 
-def flip(path):
-    """One bit, at a place that is the same for the same file."""
-    content = bytearray(path.read_bytes())
-    place = random.Random(path.name)
-    content[place.randrange(len(content))] ^= 1 << place.randrange(8)
-    path.write_bytes(content)
+def flipping(share):
+    """Turns one bit, so far behind the beginning."""
+
+    def flip(path):
+        content = bytearray(path.read_bytes())
+        place = int(share * len(content))
+        content[place] ^= 1 << place % 8
+        path.write_bytes(content)
+
+    return flip
 
 
-DAMAGES = [flip, truncate, empty, remove]
+DAMAGES = [*map(flipping, (0.4, 0.9)), truncate, empty, remove]
 UNREAD = {"engine.json", "check.json", "check.csv", "terms.parquet", "differences.csv"}
 UNREAD |= {"report.html", "report.json"}
 """What only its own command reads; so are the shards, but for the terms and corrections of nll."""
@@ -162,7 +165,7 @@ def test_the_same_command_makes_all_of_it_right_again(kind, runs, copied, monkey
         assert_same_numbers(db.load_report(folder), whole)
         assert contents(folder).keys() >= contents(whole.folder).keys()
         assert read(kind, folder, runs)[1] == []
-    for damage in (flip, truncate, empty):
+    for damage in DAMAGES[:-1]:
         kept = (folder / "run.json").read_bytes()
         damage(folder / "run.json")
         with pytest.raises(db.InputError, match=r"run\.json is damaged"):

@@ -11,9 +11,9 @@ from ddpmbench.evaluate.nll import evaluate_nll
 from ddpmbench.unet.unet import UNet
 
 
-@pytest.fixture(scope="module")
-def report(small_model, small_images):
-    return evaluate_nll(small_model, small_images, estimator="every-pair")
+@pytest.fixture
+def report(runs):
+    return runs["every-pair"]
 
 
 @pytest.mark.parametrize("batch_size", [1, 64])
