@@ -23,6 +23,7 @@ from ddpmbench.errors import InputError
 
 ASSETS = Path(datasets.__file__).parents[1] / "assets"
 T10K = ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz")
+CIFAR10 = "cifar-10-python.tar.gz"
 TRAIN = ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz")
 
 
@@ -98,8 +99,8 @@ def test_the_shipped_set_is_the_published_one():
         ("mnist:train", TRAIN),
         ("mnist:test", T10K),
         ("kmnist:test", T10K),
-        ("cifar10:train", ["cifar-10-python.tar.gz"]),
-        ("cifar10:test", ["cifar-10-python.tar.gz"]),
+        ("cifar10:train", [CIFAR10]),
+        ("cifar10:test", [CIFAR10]),
     ],
 )
 def test_a_failed_download_says_which_files_to_put_where(monkeypatch, spec, names):
@@ -196,70 +197,6 @@ def test_offline_python_shows_one_error(spec):
     assert shown.count("Name or service not known") == 1
 
 
-def test_a_download_is_kept_and_used_again(monkeypatch, not_shipped, capsys):
-    asked = serve(monkeypatch, not_shipped)
-    first = load_images("fashion-mnist:test", num_images=100)
-    assert set(asked) == set(T10K)
-    asked.clear()
-    assert load_images("fashion-mnist:test", num_images=100).sha256 == first.sha256
-    assert asked == []
-    assert capsys.readouterr().out == ""
-    folder = datasets.cache_folder() / "fashion-mnist"
-    assert sorted(path.name for path in folder.iterdir()) == sorted(T10K)
-
-
-@pytest.mark.parametrize("name", ["MNIST", "KMNIST"])
-def test_mnist_is_downloaded_verified_and_kept(monkeypatch, name):
-    import torchvision
-
-    spec = f"{name.lower()}:test"
-    assert "not downloaded" in refused(spec)
-    pixels, labels = random_images(4, 8, 8), np.arange(4, dtype=np.uint8)
-    contents = {n: gzip.compress(idx_bytes(v)) for n, v in zip(T10K, (pixels, labels), strict=True)}
-    md5 = {n: hashlib.md5(c, usedforsecurity=False).hexdigest() for n, c in contents.items()}
-    resources = list(md5.items())
-    serve(monkeypatch, contents)
-    assert "not downloaded" in refused(spec)  # those are not the published ones
-    monkeypatch.setattr(getattr(torchvision.datasets, name), "resources", resources)
-    asked = serve(monkeypatch, contents)
-    loaded = load_images(spec)
-    assert set(asked) == set(T10K)
-    assert (loaded.source, loaded.split) == (name.lower(), "test")
-    assert loaded.labels.tolist() == [0, 1, 2, 3]
-    np.testing.assert_array_equal(loaded.pixels[:, 0], pixels)
-    asked.clear()
-    assert load_images(spec).sha256 == loaded.sha256
-    assert asked == []
-    path = datasets.cache_folder() / name.lower() / T10K[1]
-    path.write_bytes(path.read_bytes()[:-1] + b"\1")
-    asked = serve(monkeypatch, contents)
-    assert load_images(spec).labels.tolist() == [0, 1, 2, 3]
-    assert asked
-
-
-@pytest.mark.parametrize("damaged", T10K)
-def test_a_file_in_the_cache_that_is_not_the_published_one_is_not_used(
-    monkeypatch, not_shipped, damaged
-):
-    folder = datasets.cache_folder() / "fashion-mnist"
-    folder.mkdir(parents=True)
-    for name, content in not_shipped.items():
-        (folder / name).write_bytes(content)
-    assert len(load_images("fashion-mnist:test", num_images=7)) == 7
-    values = bytearray(gzip.decompress(not_shipped[damaged]))
-    values[-1] ^= 1
-    for content in (gzip.compress(values, 1), not_shipped[damaged][:-100], b"", b"text"):
-        (folder / damaged).write_bytes(content)
-        assert "not intact on this machine" in refused("fashion-mnist:test", num_images=7)
-    serve(monkeypatch, not_shipped)
-    assert len(load_images("fashion-mnist:test", num_images=7)) == 7
-
-
-def test_a_download_that_is_not_the_published_file_is_refused(monkeypatch, not_shipped):
-    serve(monkeypatch, {**not_shipped, T10K[1]: gzip.compress(b"something else")})
-    assert "not downloaded (File not found or corrupted.)" in refused("fashion-mnist:test")
-
-
 @pytest.fixture
 def small_cifar10(monkeypatch):
     """Two images a batch instead of 10,000, archived as the authors did; the archive's bytes."""
@@ -287,36 +224,80 @@ def small_cifar10(monkeypatch):
     return buffer.getvalue()
 
 
-def test_cifar10_is_downloaded_once_and_its_channels_come_first(monkeypatch, small_cifar10, capsys):
-    asked = serve(monkeypatch, {"cifar-10-python.tar.gz": small_cifar10})
-    test = load_images("cifar10:test")
-    assert asked
-    asked.clear()
-    train = load_images("cifar10:train", num_images=9)
-    assert asked == []
-    assert capsys.readouterr().out == ""
+def test_the_channels_of_cifar10_come_first(monkeypatch, small_cifar10):
+    serve(monkeypatch, {CIFAR10: small_cifar10})
+    test, train = load_images("cifar10:test"), load_images("cifar10:train", num_images=9)
     np.testing.assert_array_equal(test.pixels, random_images(2, 3072, seed=5).reshape(2, 3, 32, 32))
-    assert test.labels.tolist() == [5, 4]
     assert train.labels.tolist() == [0, 9, 1, 8, 2, 7, 3, 6, 4]
     assert train.pixels.shape == (9, 3, 32, 32)
     assert (train.source, train.split, list(train.ids[:2])) == ("cifar10", "train", ["0", "1"])
     assert "holds 10 images" in refused("cifar10:train", num_images=11)
 
 
-def test_a_cifar10_archive_put_into_the_cache_is_used_if_intact(small_cifar10):
-    folder = datasets.cache_folder() / "cifar10"
+@pytest.fixture(params=["fashion-mnist", "mnist", "kmnist", "cifar10"])
+def published(request, monkeypatch, not_shipped, small_cifar10):
+    """A set as if it were published, the first one as it is: its name, files and labels."""
+    name = request.param
+    if name == "fashion-mnist":
+        labels = np.frombuffer(gzip.decompress(not_shipped[T10K[1]]), np.uint8, offset=8)
+        return name, not_shipped, labels.tolist()
+    if name == "cifar10":
+        return name, {CIFAR10: small_cifar10}, [5, 4]
+    arrays = random_images(4, 8, 8), np.arange(4, dtype=np.uint8)
+    files = {n: gzip.compress(idx_bytes(v)) for n, v in zip(T10K, arrays, strict=True)}
+    md5 = {n: hashlib.md5(c, usedforsecurity=False).hexdigest() for n, c in files.items()}
+    monkeypatch.setattr(f"torchvision.datasets.{name.upper()}.resources", list(md5.items()))
+    return name, files, [0, 1, 2, 3]
+
+
+def test_a_download_is_verified_kept_and_used_again(published, monkeypatch, capsys):
+    name, files, labels = published
+    assert "not downloaded" in refused(f"{name}:test")
+    for altered in files:
+        serve(monkeypatch, {**files, altered: gzip.compress(b"something else")})
+        assert "not downloaded" in refused(f"{name}:test")
+    asked = serve(monkeypatch, files)
+    first = load_images(f"{name}:test")
+    assert set(asked) <= set(files)
+    assert asked
+    assert (first.source, first.split, first.labels.tolist()) == (name, "test", labels)
+    asked.clear()
+    assert load_images(f"{name}:test").sha256 == first.sha256
+    assert asked == []
+    assert capsys.readouterr().out == ""
+    assert {path.name for path in (datasets.cache_folder() / name).iterdir()} >= set(files)
+
+
+def test_a_file_in_the_cache_that_is_not_the_published_one_is_not_used(published, monkeypatch):
+    name, files, labels = published
+    folder = datasets.cache_folder() / name
     folder.mkdir(parents=True)
-    (folder / "cifar-10-python.tar.gz").write_bytes(small_cifar10[:-1])
-    assert "not intact on this machine" in refused("cifar10:test")
-    (folder / "cifar-10-python.tar.gz").write_bytes(small_cifar10)
-    assert len(load_images("cifar10:test")) == 2
+    for damaged in files:
+        for file, content in files.items():
+            (folder / file).write_bytes(content)
+        values = bytearray(gzip.decompress(files[damaged]))
+        values[-1] ^= 1
+        for content in (gzip.compress(values, 1), files[damaged][:-1], b"", b"text"):
+            (folder / damaged).write_bytes(content)
+            assert "not intact on this machine" in refused(f"{name}:test")
+    serve(monkeypatch, files)
+    assert load_images(f"{name}:test").labels.tolist() == labels
+
+
+def test_files_put_into_the_cache_are_used(published):
+    name, files, labels = published
+    folder = datasets.cache_folder() / name
+    folder.mkdir(parents=True)
+    for file, content in files.items():
+        (folder / file).write_bytes(content)
+    assert load_images(f"{name}:test").labels.tolist() == labels
 
 
 def test_a_damaged_pickle_is_never_opened(monkeypatch, small_cifar10):
-    serve(monkeypatch, {"cifar-10-python.tar.gz": small_cifar10})
+    serve(monkeypatch, {CIFAR10: small_cifar10})
     load_images("cifar10:test")
     folder = datasets.cache_folder() / "cifar10"
-    (folder / "cifar-10-python.tar.gz").unlink()
+    (folder / CIFAR10).unlink()
     batch = folder / "cifar-10-batches-py" / "test_batch"
     batch.write_bytes(batch.read_bytes() + b"\0")
 
@@ -324,5 +305,5 @@ def test_a_damaged_pickle_is_never_opened(monkeypatch, small_cifar10):
         raise AssertionError("a pickle of another hash was opened")
 
     monkeypatch.setattr(pickle, "load", opened)
-    serve(monkeypatch, {"cifar-10-python.tar.gz": b"another archive"})
+    serve(monkeypatch, {CIFAR10: b"another archive"})
     assert "cifar10:test: " in refused("cifar10:test")
