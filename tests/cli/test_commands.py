@@ -230,12 +230,6 @@ def test_a_comparison_leaves_its_page(small_run, invoke, completed, tmp_path):
     assert again == (0, f"{tmp_path / 'out' / 'report.html'}\n", "")
 
 
-def test_what_is_no_run_is_refused(refused, tmp_path):
-    assert "is no run folder" in refused("report", tmp_path / "nowhere")
-    (tmp_path / "empty").mkdir()
-    assert "holds no run of ddpmbench" in refused("report", tmp_path / "empty")
-
-
 def test_a_folder_that_cannot_be_written_is_named(small_run, refused, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")

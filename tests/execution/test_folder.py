@@ -113,13 +113,6 @@ def test_a_run_killed_at_its_very_start_goes_on(tmp_path, left):
     assert RunFolder(tmp_path, IDENTITY).shards("terms").missing(5) == [(0, 5)]
 
 
-@pytest.mark.parametrize("text", ["", "[1]"])
-def test_a_damaged_identity_is_named(folder, text):
-    (folder.path / "run.json").write_text(text)
-    with pytest.raises(InputError, match=r"run\.json|holds another run"):
-        RunFolder(folder.path, IDENTITY)
-
-
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is a file"):
