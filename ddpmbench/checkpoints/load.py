@@ -1,6 +1,7 @@
 """Loading a checkpoint from a path or the Hub: the families, and how one is recognized."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -111,10 +112,9 @@ def _load(source: str | Path, settings: CheckpointSettings) -> Checkpoint:
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise FileError(source, "a pipe, socket or device; write it to a file first")
     if settings.network is not None:
-        return dataclasses.replace(
-            _read(OWN_NETWORK, _own_file(path, source, settings)),
-            again=lambda: read_again(_own_file(path, source, settings)),
-        )
+        checkpoint = _read(OWN_NETWORK, _own_file(path, source, settings))
+        again = functools.partial(_own_again, path, source, settings, _read_of(checkpoint))
+        return dataclasses.replace(checkpoint, again=again)
     family, place = _family_of(path)
     if family is None and not path.exists():
         if not isinstance(source, str) or not _is_hub_id(source):
@@ -153,6 +153,28 @@ def _own_file(path: Path, source: str | Path, settings: CheckpointSettings) -> C
         content, sha256 = read_state(path), sha256_of(path)
     tables = ScheduleTables.within(content, source=str(path))
     return CheckpointFile(path, str(source), settings, content, tables=tables, sha256=sha256)
+
+
+def _read_of(checkpoint: Checkpoint) -> tuple[str, str]:
+    """The SHA-256 of the code and of the file of weights; "" where there is no such file."""
+    assert checkpoint.code is not None
+    return checkpoint.code.sha256, checkpoint.sha256 if checkpoint.files else ""
+
+
+def _own_again(
+    path: Path, source: str | Path, settings: CheckpointSettings, known: tuple[str, str]
+) -> Checkpoint | None:
+    """The user's own network, built once more; None if its files are not the known ones any more.
+
+    Raises:
+        InputError: the code fails this time.
+    """
+    try:
+        file = _own_file(path, source, settings)
+        code = sha256_of(Path(str(settings.network).rpartition(":")[0]))
+    except (InputError, OSError):
+        return None
+    return read_again(file) if (code, file.sha256) == known else None
 
 
 def _family_of(path: Path) -> tuple[Family | None, Path]:

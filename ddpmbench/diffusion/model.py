@@ -102,7 +102,8 @@ class Checkpoint:
         null_class: the label for no class, if any.
         code: the user's code that builds the network; None for other families.
         modules: the modules that this code imports from its folders.
-        again: reads the checkpoint again by running this code again.
+        again: reads the checkpoint again by running this code again; gives None if the files have
+            changed.
         output_numbers: a few numbers that identify the output of the network check; see
             `check_network`. Empty before the check, without the memory for it, and for the U-Net of
             this package.
@@ -133,7 +134,7 @@ class Checkpoint:
     null_class: int | None = None
     code: UserCode | None = None
     modules: UserModules | None = None
-    again: "Callable[[], Checkpoint] | None" = None
+    again: "Callable[[], Checkpoint | None] | None" = None
     output_numbers: tuple[float, ...] = ()
     training: dict[str, object] | None = None
     notes: tuple[str, ...] = ()

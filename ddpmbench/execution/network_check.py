@@ -100,15 +100,26 @@ def check_network(
 def _built_again(checkpoint: Checkpoint) -> Checkpoint | None:
     """The checkpoint with the network that the user's code now builds.
 
-    None without such code, or if its files are not those that were loaded any more.
+    None without such code, without the memory for another network, or if its files are not those
+    that were loaded any more.
+
+    Raises:
+        InputError: the code fails this time.
     """
     if checkpoint.again is None:
         return None
     try:
         built = checkpoint.again()
-    except InputError:
+    except MemoryError:
         return None
-    if built.code != checkpoint.code or (built.files and built.sha256 != checkpoint.sha256):
+    except InputError as error:
+        if is_out_of_memory(error.__cause__ or error):
+            return None
+        raise InputError(
+            f"{error} (in a second run of its code, which shows whether random numbers reach the "
+            "output; let it run twice in one process)"
+        ) from error
+    if built is None or built.code != checkpoint.code:
         return None
     return dataclasses.replace(checkpoint, network=built.network, modules=built.modules)
 
@@ -187,7 +198,7 @@ class _NetworkCheck:
             except InputError as error:
                 if error.__cause__ is None:
                     raise
-                if is_out_of_memory(error.__cause__):
+                if is_out_of_memory(error.__cause__ or error):
                     raise MemoryError from error
                 raise InputError(
                     f"{error}; it was called with {self._shown(inputs)}{_on_gradients(error)}"
@@ -394,7 +405,7 @@ def why_not_continuous(
         try:
             return _why_integers_only(checkpoint.as_trained, shape, device)
         except InputError as error:
-            if error.__cause__ is not None and is_out_of_memory(error.__cause__):
+            if error.__cause__ is not None and is_out_of_memory(error.__cause__ or error):
                 return None
             return f"it takes whole timesteps only ({error})"
 

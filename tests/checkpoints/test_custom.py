@@ -1,6 +1,9 @@
 """A network of the user's own: as it was trained, or one line that says why not."""
 
+import contextlib
+import os
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -138,6 +141,34 @@ def test_what_the_first_call_draws_is_refused(folder):
     """)
     with refused("net.py:Random", "other random numbers"):
         checked(folder.load("Random"))
+
+
+ONCE = """
+import os
+os.environ["RUNS"] += "+"
+if os.environ["RUNS"] == "++":
+    raise {}
+"""
+
+
+def test_code_that_runs_only_once_is_refused(folder, monkeypatch):
+    """It may be random; but that there is no memory for two networks is no mistake."""
+    for problem, words in (("RuntimeError('op exists')", "op exists"), ("MemoryError", None)):
+        monkeypatch.setenv("RUNS", "")
+        folder.add(ONCE.format(problem))
+        checkpoint = folder.load()
+        with refused(words, "in a second run", "twice") if words else contextlib.nullcontext():
+            checked(checkpoint)
+        assert os.environ["RUNS"] == "++"
+
+
+@pytest.mark.parametrize("name", ["net.py", "weights.pt"])
+@pytest.mark.parametrize("change", [Path.unlink, lambda path: path.write_text("raise OSError")])
+def test_code_is_not_run_again_if_a_file_has_changed_since(folder, net, name, change):
+    """It is loaded; what is in memory is evaluated."""
+    checkpoint = folder.load()
+    change(folder.path / name)
+    same_outputs(checked(checkpoint), net)
 
 
 def test_random_numbers_of_torch_are_nan(folder):
