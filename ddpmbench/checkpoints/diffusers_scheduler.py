@@ -173,13 +173,13 @@ def read_scheduler(
     Source: the documented defaults of diffusers' DDPMScheduler. Its betas are read, never its
     variances, which are clamped and in float32.
     """
-    settings, problem = file.settings, None
+    settings, problem, hint = file.settings, None, ""
     fields = nothing = Fields(path, _DEFAULTS, frozenset())
     if path.is_file():
         fields = Fields.read(path, _DEFAULTS, _OLD_NAMES)
     else:
-        copy = "copy it there from where the model came"
-        problem = FileError(path, f"missing, so nothing says the noise schedule; {copy}")
+        problem = FileError(path, "missing, so nothing says the noise schedule")
+        hint = "or copy the file there from where the model came"
     if fields.values["_class_name"] not in _DDPM + _OTHER_SAMPLERS:
         kind = "not a scheduler of a DDPM that can be read"
         problem, fields = fields.refusal("_class_name", kind), nothing
@@ -194,7 +194,7 @@ def read_scheduler(
         examples["schedule"] = ScheduleTables(steps={"num_train_timesteps": steps}).example
     if str(fields.values["variance_type"]).startswith("learned"):
         examples["variance"] = "learned_range"
-    values, notes = file.settle(stated, weights=weights, examples=examples)
+    values, notes = file.settle(stated, weights=weights, examples=examples, hint=hint)
     sources = {}
     if settings.prediction is None and _lacks_prediction(fields):
         sources["prediction"] = DEFAULT

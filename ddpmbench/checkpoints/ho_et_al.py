@@ -366,13 +366,13 @@ def _process(
     if "model_mean_type" not in record and record.get("loss_type") == "noisepred":
         record = {"model_mean_type": "eps", "model_var_type": "fixedsmall", **record}
     fields = Fields(path, record, frozenset(record))
-    missing = "missing, so nothing says the process; copy it there from where the model came"
     values, notes = file.settle(
         {n: functools.partial(read, fields) for n, read in _RECORDED.items()}
         if has_record
-        else dict.fromkeys(_RECORDED, FileError(path, missing)),
+        else dict.fromkeys(_RECORDED, FileError(path, "missing, so nothing says the process")),
         weights=weights,
         examples={"variance": "fixed_large"},
+        hint="" if has_record else "or copy the file there from where the model came",
     )
     stated_by = (f"schedule, prediction and variance: {_KWARGS}",) if has_record else ()
     return values, (*stated_by, *notes)

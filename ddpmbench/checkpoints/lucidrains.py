@@ -68,6 +68,7 @@ def read_lucidrains(file: CheckpointFile) -> Checkpoint:
         {"prediction": lambda: _prediction(arguments, schedule, tensors, path)},
         weights=weights,
         examples={"prediction": "v"},
+        hint="eps, x_start or v",
     )
     learned = arguments.learned_variance
     process = Process((settings.process or Process.VP).partition(":")[0])
