@@ -204,9 +204,13 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         DamageError: the file is missing or damaged, or holds no record.
     """
-    if not is_whole(path):
+    sealed = is_whole(path)
+    record = unverified_json(path)
+    if CHECKSUMS not in record:
+        raise DamageError("no checksum: of an earlier version, or changed by hand")
+    if not sealed:
         raise DamageError("its checksum does not hold")
-    return unverified_json(path)
+    return record
 
 
 def unverified_json(path: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Reports in their run folders: they are loaded, and their figures and pages drawn."""
 
 import contextlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from ddpmbench.execution.folder import source_revision, versions, write_figure
 from ddpmbench.files import is_temporary, replacing, writing_to
 from ddpmbench.report.compare_fid import FidelityComparison
 from ddpmbench.report.compare_nll import Comparison
+from ddpmbench.report.display import Draw
 from ddpmbench.report.fid import FidReport
 from ddpmbench.report.likelihoods import LikelihoodsReport
 from ddpmbench.report.nll import NllReport
@@ -80,7 +82,8 @@ def load_report(folder: str | Path) -> StoredReport:
             return kind.load(path)
     if run_schema is not None and is_whole(path / SUMMARY):
         raise InputError(
-            f"{path}: is {result_kind(run_schema)}, which has no report to load; name {_OTHERS}"
+            f"{path}: is {result_kind(run_schema)}, which has no report to load; name {_OTHERS}, "
+            "or one of sample or speed"
         )
     return NllReport.load(path)  # which says what is missing or damaged
 
@@ -109,8 +112,7 @@ def write_report(run: str | Path, *, progress: bool = True) -> Path:
         raise InputError(
             f"{path}: {runs} have no page: all they draw is in figures/; name {_OTHERS}"
         )
-    with reading(path / SUMMARY):
-        return write_page(report, progress=progress)
+    return _write_page(report, lambda: reading(path / SUMMARY), progress=progress)
 
 
 def page_of(report: PageReport) -> Path:
@@ -191,21 +193,37 @@ def write_page(report: PageReport, *, progress: bool = True) -> Path:
     Raises:
         InputError: the report has no folder, or the folder is damaged or cannot be written.
     """
+    return _write_page(report, contextlib.nullcontext, progress=progress)
+
+
+def _write_page(
+    report: PageReport,
+    taking: Callable[[], contextlib.AbstractContextManager[None]],
+    *,
+    progress: bool,
+) -> Path:
+    """See `write_page`; fields of the summary are taken in this context, and figures drawn outside.
+
+    What fails in drawing is not a damaged summary.
+    """
     folder = report.folder
     if folder is None:
         raise InputError("write_page: the report has no folder; evaluate with `out`")
-    if isinstance(report, NllReport):
-        write_hugging_face(folder, report.summary)
-    svgs = _drawn_figures(report, folder, progress=progress)
-    page = report.page(svgs, read_environment(folder))
+    with taking():
+        if isinstance(report, NllReport):
+            write_hugging_face(folder, report.summary)
+        figures = report._figures()
+    svgs = _drawn_figures(figures, folder, progress=progress)
+    with taking():
+        page = report.page(svgs, read_environment(folder))
     with writing_to(folder, ""), replacing(folder / PAGE) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return folder / PAGE
 
 
-def _drawn_figures(report: PageReport, folder: Path, *, progress: bool) -> dict[str, str]:
+def _drawn_figures(figures: Mapping[str, Draw], folder: Path, *, progress: bool) -> dict[str, str]:
     """Draw the figures into the folder; returns the svg of each by name."""
-    figures, svgs = report._figures(), {}
+    svgs = {}
     shown = (
         running.progress("figures", "figures")
         if progress

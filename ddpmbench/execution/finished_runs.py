@@ -16,7 +16,6 @@ from ddpmbench.checksums import (
     CHECKSUMS,
     DamageError,
     checksum,
-    is_whole,
     read_json,
     read_npz,
     reading,
@@ -74,9 +73,6 @@ class FinishedRun:
             raise InputError(
                 f"{named}: holds no run of ddpmbench; name the folder of a finished run"
             )
-        damage = InputError(
-            f"{named}: {SUMMARY} is damaged or was changed by hand; run its command again"
-        )
         try:
             # Before the checksum, which a newer version may have written elsewhere.
             summary = unverified_json(path / SUMMARY)
@@ -85,10 +81,13 @@ class FinishedRun:
             run = cls(path, summary)
             refuse_later(run.identity.get("schema"), schema, named=named)
             run._refuse_newer(named)
-            if not is_whole(path / SUMMARY):
-                raise damage
+            read_json(path / SUMMARY)
         except (DamageError, KeyError) as error:
-            raise damage from error
+            why = str(error) if isinstance(error, DamageError) else "it states no schema"
+            raise InputError(
+                f"{named}: {SUMMARY} is damaged or was changed by hand ({why}); run its command "
+                "again, into a new folder if an earlier version wrote it"
+            ) from error
         if kind != schema:
             wanted = result_kind(schema)
             raise InputError(f"{named}: is {result_kind(kind)}, not {wanted}; name {wanted}")
@@ -132,7 +131,9 @@ class FinishedRun:
         try:
             return read_json(path) if path.exists() else {}
         except DamageError as error:
-            raise InputError(f"{path}: damaged; run its command again into a new folder") from error
+            raise InputError(
+                f"{path}: damaged ({error}); run its command again into a new folder"
+            ) from error
 
     def shards(self, name: str) -> FolderStore:
         """The store of this name.

@@ -23,10 +23,9 @@ SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"><path d="M 0 0 
 def _undrawn(monkeypatch):
     """Pages are written, and their figures are not drawn."""
 
-    def figures(report, *_, **__):
-        return dict.fromkeys(report._figures(), SVG)
-
-    monkeypatch.setattr(page, "_drawn_figures", figures)
+    monkeypatch.setattr(
+        page, "_drawn_figures", lambda figures, *_, **__: dict.fromkeys(figures, SVG)
+    )
 
 
 def shown(folder):
@@ -97,6 +96,27 @@ def test_so_it_is_where_another_command_reads_it(runs, kind, tmp_path):
         lines = {field: line_of(reader, folder) for field in lacking(folder)}
         assert lines["schema"]
         assert not all(lines.values())
+
+
+def test_a_mistake_in_drawing_is_not_called_a_damaged_summary(runs, monkeypatch, tmp_path):
+    def figures(*_, **__):
+        raise KeyError("color")
+
+    monkeypatch.setattr(page, "_drawn_figures", figures)
+    with pytest.raises(KeyError, match="color"):
+        db.write_report(runs.copied("importance", tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["importance", "sample", "fid"])
+def test_a_folder_of_a_version_without_checksums_is_called_that(runs, kind, tmp_path):
+    folder = runs.copied(kind, tmp_path)
+    for path in (folder / "run.json", folder / "summary.json"):
+        path.write_text(json.dumps(read_record(path)))
+    for _ in ("a run", "published without its run.json"):
+        line = line_of(db.load_report, folder)
+        assert "no checksum: of an earlier version, or changed by hand" in line
+        assert "into a new folder" in line
+        (folder / "run.json").unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize("name", ["summary.json", "environment.json"])
