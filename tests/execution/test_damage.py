@@ -39,7 +39,7 @@ def flipping(share):
 
 
 DAMAGES = [*map(flipping, (0.4, 0.9)), truncate, empty, remove]
-UNREAD = {"engine.json", "check.json", "check.csv", "terms.parquet", "differences.csv"}
+UNREAD = {"engine.json", "check.json", "check.csv", "terms.parquet"}
 UNREAD |= {"report.html", "report.json"}
 """What only its own command reads; so are the shards, but for the terms and corrections of nll."""
 OPTIONAL = {"environment.json", "extremes.npz", "nearest.npz", "pictures.npz", "run.json"}
