@@ -26,6 +26,7 @@ TIMES = {"seconds", "images_per_second"}
 class Runs:
     """`runs[kind]` is a report whose folder is made when it is first asked for, and read only.
 
+    A test that takes the network away asks for it before.
     Names are ones that no page may take for markup. Besides `KINDS` there are "one-draw",
     "corrected", in low precision and with all that a run can have, and "other" and "other-fid", of
     another checkpoint, with which the comparisons are.

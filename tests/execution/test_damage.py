@@ -230,9 +230,9 @@ def of_a_later_version_published(folder, copied):
 
 
 NO_RUN = {
-    "nowhere": (lambda folder, copied: None, ""),
-    "empty": (lambda folder, copied: folder.mkdir(), ""),
-    "file": (lambda folder, copied: folder.write_text("precious"), ""),
+    "nowhere": (lambda folder, copied: None, "is no run folder"),
+    "empty": (lambda folder, copied: folder.mkdir(), "holds no run"),
+    "file": (lambda folder, copied: folder.write_text("precious"), "is no run folder"),
     "unfinished": (unfinished, "unfinished"),
     "newer-schema": (of_record(SUMMARY, '{"schema": "ddpmbench.nll/12"}'), "upgrade ddpmbench"),
     "newer-version": (of_a_later_version, "ddpmbench 0.10.0"),
