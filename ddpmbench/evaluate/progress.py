@@ -46,7 +46,8 @@ def _printing(
         if count:
             tell(f"{count // calls:,} {amount}{f'; to resume: `out={out}`' if out else ''}")
         elif out:
-            tell(f"The first {unit} are in {out} already; none is repeated")
+            which = "All" if unit == "images" else "The first"
+            tell(f"{which} {unit} are in {out} already; none is repeated")
 
     with progress(name, unit, calls=calls) as update:
         yield _Printing(
