@@ -93,6 +93,31 @@ def test_nothing_is_made_again(command, asked, done):
     assert not done
 
 
+def test_a_single_file_that_is_damaged_or_missing_is_made_again(
+    small_model, small_images, done, tmp_path
+):
+    """Each alone: beside another that is seen, it would be made again in any case."""
+    out, few = tmp_path / "run", small_model.respaced(8)
+    given = {"half_width": 5.0, "out": out, "progress": False}
+    printed = db.evaluate_nll(few, small_images, **given).summary["bits_per_dim"]
+    before = contents(out)
+    names = sorted(before.keys() - {"run.json", "engine.json"})  # which run it is, and by which way
+    for k, name in enumerate(names):
+        done.clear()
+        if k % 2:
+            flip(out / name)
+        else:
+            (out / name).unlink()
+        result = db.evaluate_nll(few, small_images, **given)
+        assert result.summary["bits_per_dim"] == pytest.approx(printed, rel=1e-6)
+        assert done["run"] == 1, name
+        assert bool(done["model_output"]) == name.startswith("shards"), name
+        assert contents(out).keys() == before.keys(), name
+    done.clear()
+    db.evaluate_nll(few, small_images, **given)
+    assert not done
+
+
 @pytest.mark.usefixtures("pages")
 @pytest.mark.parametrize("name", ["report.html", "report.json", "figures/bound.svg"])
 def test_a_damaged_or_missing_page_is_drawn_again(name, asked, done):
