@@ -142,6 +142,21 @@ def test_a_schedule_or_a_time_that_is_named_again_is_noted_where_it_differs(smal
         load_checkpoint(small_checkpoint, CheckpointSettings(schedule="buffers"))
 
 
+def test_a_convention_that_is_named_again_is_noted_where_it_differs(small_checkpoint):
+    stated = load_checkpoint(small_checkpoint)
+    own = {name: getattr(stated, name) for name in ("prediction", "variance", "clip")}
+    assert load_checkpoint(small_checkpoint, CheckpointSettings(**own)).notes == ()
+    variance = "fixed_small" if stated.variance == "fixed_large" else "fixed_large"
+    for name, value, before in (
+        ("prediction", "v", "eps"),
+        ("variance", variance, stated.variance),
+        ("clip", not stated.clip, "the checkpoint's own"),
+    ):
+        other = load_checkpoint(small_checkpoint, CheckpointSettings(**{name: value}))
+        assert other.notes == (f"`{name}={value}` overrides {before}",)
+        assert getattr(other, name) == value
+
+
 # ---- files of numbers
 
 
