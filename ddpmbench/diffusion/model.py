@@ -365,28 +365,32 @@ class Checkpoint:
         self,
         *,
         schedule: NoiseSchedule | None = None,
-        **conventions: Any,  # noqa: ANN401 - of several types
+        prediction: str | None = None,
+        variance: str | None = None,
+        clip: bool | None = None,
+        time_input: str | None = None,
+        data_range: DataRange | None = None,
     ) -> Self:
         """The model with another schedule or other conventions, and a note on each override.
 
-        Args:
-            schedule: the noise schedule.
-            conventions: `prediction`, `variance`, `clip`, `time_input` or `data_range`; None leaves
-                the model's own.
+        None leaves the model's own.
 
         Raises:
             InputError: the network has no output for this variance.
         """
-        changes = {
-            name: type(getattr(self, name))(value) if isinstance(value, str) else value
-            for name, value in conventions.items()
-            if value is not None
+        given = {
+            "prediction": None if prediction is None else Prediction(prediction),
+            "variance": None if variance is None else Variance(variance),
+            "clip": clip,
+            "time_input": None if time_input is None else TimeInput(time_input),
+            "data_range": data_range,
         }
-        variance = changes.get("variance", self.variance)
-        if variance.is_learned != self.variance.is_learned:
+        changes: dict[str, Any] = {n: value for n, value in given.items() if value is not None}
+        wanted = changes.get("variance", self.variance)
+        if wanted.is_learned != self.variance.is_learned:
             has = "a" if self.variance.is_learned else "no"
             raise InputError(
-                f"`variance={variance}`: this network has {has} variance output; "
+                f"`variance={wanted}`: this network has {has} variance output; "
                 f"the checkpoint's own is {self.variance}"
             )
         notes = [*self.notes]
