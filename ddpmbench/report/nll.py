@@ -143,8 +143,9 @@ class NllReport(PageReport):
                     f"{named}: precision_correction: does not belong to {summary['precision']}; "
                     "run its command again"
                 )
-            bound_card(summary, path)  # whatever it shows that the summary lacks is missed here
-            refuse_missing_shards(run, option=option, reads_terms=reads_terms)
+            # Whatever they take that the summary lacks is missed here.
+            bound_card(summary, path), kind_of(summary).num_terms(summary)
+        refuse_missing_shards(run, option=option, reads_terms=reads_terms)
         return run
 
     @classmethod
