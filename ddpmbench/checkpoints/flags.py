@@ -29,8 +29,11 @@ def flag_error(problem: object) -> InputError:
 
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=1, lt=10**9)]
 CountOrDefault: TypeAlias = Annotated[int, msgspec.Meta(ge=-1, lt=10**9)]
-_BOOLEANS = {**dict.fromkeys(("yes", "t", "y"), "true"), **dict.fromkeys(("no", "f", "n"), "false")}
-"""Words that the projects take for a boolean and msgspec does not."""
+_BOOLEANS = {
+    **dict.fromkeys(("true", "yes", "t", "y", "1"), True),
+    **dict.fromkeys(("false", "no", "f", "n", "0"), False),
+}
+"""Words that the projects take for a boolean."""
 
 
 def _words(text: str) -> list[str]:
@@ -38,6 +41,16 @@ def _words(text: str) -> list[str]:
         return shlex.split(text)
     except ValueError as error:
         raise flag_error(error) from error
+
+
+def _number(text: str) -> int | float | str:
+    """The number that Python reads, as the projects do, or else the text."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
 
 
 def _values(words: list[str], prefix: str, kinds: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,13 +74,13 @@ def _values(words: list[str], prefix: str, kinds: Mapping[str, Any]) -> dict[str
         kind = kinds[name]
         value: object = text
         if typing.get_origin(kind) is tuple:
-            value = text.split(",") if text else []
-        elif kind is not str:
+            value = [_number(item) for item in text.split(",")] if text else []
+        elif bool in (kind, *typing.get_args(kind)):
             value = _BOOLEANS.get(text.lower(), text)
+        elif kind is not str and typing.get_origin(kind) is not Literal:
+            value = _number(text)
         try:
-            values[name] = msgspec.convert(
-                value, kind, strict=False, dec_hook=lambda kind, item: kind(item)
-            )
+            values[name] = msgspec.convert(value, kind, dec_hook=lambda kind, item: kind(str(item)))
         except (msgspec.ValidationError, ZeroDivisionError) as error:
             choices = typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
             why = f", only {', '.join(choices)}" if choices else f" ({error})".replace("`", "")

@@ -1,12 +1,14 @@
 """State dicts of improved-diffusion and guided-diffusion, and the flags they need."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
 from peers import OPENAI_FLAGS, SHARED, needs_shared, openai_weights, refused, same_weights
 
 from ddpmbench import CheckpointSettings, load_checkpoint
-from ddpmbench.checkpoints.flags import MODELS, parse_flags
+from ddpmbench.checkpoints.flags import MODELS, parse_config, parse_flags
 from ddpmbench.checkpoints.openai import network_config, read_shapes
 from ddpmbench.checkpoints.settings import MissingSettingsError
 from ddpmbench.diffusion.model import TimeInput
@@ -236,6 +238,14 @@ def test_fixed_variances(flags, variance):
     assert parse_flags(f"--image_size 32 {flags}").variance is variance
 
 
+def test_numbers_are_read_as_the_projects_read_them():
+    flags = parse_flags("--num_channels 064 --class_cond 1 --channel_mult 1,.5")
+    assert (flags.num_channels, flags.class_cond) == (64, True)
+    assert flags.channel_mult == (1, Fraction(1, 2))
+    words = "vp/ddpm/cifar10 --config.model.beta_min={} --config.model.beta_max=+2e1"
+    assert parse_config(words.format(".1")) == parse_config(words.format("0.10"))
+
+
 @pytest.mark.parametrize(
     ("flags", "rescales"),
     [
@@ -278,6 +288,7 @@ def test_flags_of_training_are_ignored_and_noted(path):
         ("--num_channels --lr 1", "--num_channels: expected one argument"),
         ("--num_channels many", "--num_channels: many cannot be read (Expected int"),
         ("--num_channels 0", "--num_channels"),
+        ("--num_channels 32.0", "--num_channels: 32.0 cannot be read (Expected int"),
         ("--learn_sigma maybe", "--learn_sigma: maybe"),
         ("--noise_schedule sqrt", "--noise_schedule: sqrt cannot be read, only linear, cosine"),
         ("--channel_mult 1,2/0", "--channel_mult: 1,2/0 cannot be read"),
