@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import stat
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,6 +24,19 @@ def is_temporary(path: Path) -> bool:
 
 def _temporary(place: Path) -> Path:
     return place.with_name(f"{place.name[:_STEM]}.{os.getpid()}.ddpmbench.tmp")
+
+
+JOINED = "holds other data before its zip archive, as joined files do; pass each file by itself"
+"""The problem of an archive that is not `is_alone`, and its remedy."""
+
+
+def is_alone(archive: zipfile.ZipFile | None) -> bool:
+    """Whether a zip archive, if it is one, begins where its file does.
+
+    Zip readers look for the last archive in a file, and pass over what stands before it.
+    """
+    members = [] if archive is None else archive.infolist()
+    return min((member.header_offset for member in members), default=0) == 0
 
 
 LONGEST_NAME = 255

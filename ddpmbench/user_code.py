@@ -372,7 +372,7 @@ def user_errors(who: str) -> Iterator[None]:
 def described(error: BaseException) -> str:
     """An error in one line: the user's file and line, the type and the message."""
     if isinstance(error, SystemExit):
-        remedy = 'move what is not of the network under if __name__ == "__main__":'
+        remedy = "take that out, or put it under if __name__ == '__main__'"
         return f"{_place(error)}ends the program; {remedy}"
     text = "".join(c if c.isprintable() else "?" for c in " ".join(str(error).split()))
     text = text.replace("`", "'")  # backticks mark our parameters

@@ -109,7 +109,10 @@ def load_weights(
     for name, wanted in expected.items():
         tensor = weights[theirs[name]]
         if tensor.shape != wanted.shape:
-            shapes = f"is {list(tensor.shape)}, the network takes {list(wanted.shape)}"
+            shapes = (
+                f"is {list(tensor.shape)}, the network takes {list(wanted.shape)}; the settings or "
+                "the configuration beside it are of another network"
+            )
             raise FileError(source, f"{theirs[name]} {shapes}")
         state[name] = tensor.float().contiguous()  # torch has no isfinite for 8-bit floats
         if not bool(state[name].isfinite().all()):

@@ -23,6 +23,7 @@ from ddpmbench.diffusion.named_schedules import MAX_TIMESTEPS
 from ddpmbench.diffusion.parameterization import Process
 from ddpmbench.diffusion.schedule import NoiseSchedule
 from ddpmbench.errors import InputError, listed
+from ddpmbench.files import JOINED, is_alone
 
 T = TypeVar("T")
 Array = NDArray[np.float64]
@@ -266,7 +267,10 @@ def _from_numpy(path: Path, read: Callable[[Any], T]) -> T:
             if os.fstat(file.fileno()).st_size > _MOST_BYTES:
                 raise InputError(_too_large("has"))
             if path.suffix.lower() in _BINARY:
-                return read(np.load(file, allow_pickle=False))
+                content = np.load(file, allow_pickle=False)
+                if isinstance(content, NpzFile) and not is_alone(content.zip):
+                    raise InputError(JOINED)
+                return read(content)
             return read(np.loadtxt(file, ndmin=1, encoding="utf-8-sig"))
     except InputError:
         raise

@@ -265,7 +265,7 @@ def _rest(places: list[Container], read: list[StateDict]) -> dict[str, bool]:
 
 def _shown(states: list[StateDict]) -> str:
     names = [state.where for state in states if state.where]
-    return f" ({', '.join(names)})" if names else ""
+    return f" ({listed(names)})" if names else ""
 
 
 def network_digest(network: nn.Module, who: str) -> str:

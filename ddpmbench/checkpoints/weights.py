@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ddpmbench.checksums import damaged_record
 from ddpmbench.errors import InputError
+from ddpmbench.files import JOINED, is_alone
 
 _PACKED = {getattr(torch, "float4_e2m1fn_x2", None)}
 """Types with several numbers per element, which torch does not convert."""
@@ -266,6 +267,7 @@ def _other_archive(archive: zipfile.ZipFile) -> str | None:
     members = archive.infolist()
     names = [member.filename for member in members]
     problems = (
+        (not is_alone(archive), f"not a single file of torch.save: it {JOINED}"),
         (
             any(name.endswith("/constants.pkl") for name in names),
             "a TorchScript program, which is run and not read; let a function of your own load "

@@ -20,6 +20,7 @@ from ddpmbench.data.file_kinds import open_maybe_gzip
 from ddpmbench.data.images import ImageSet, PositionIds
 from ddpmbench.data.pixel_store import read_pixels, refuse_shorter, store
 from ddpmbench.errors import InputError, count_to_read, refusal
+from ddpmbench.files import JOINED, is_alone
 
 
 def read_npy(path: Path, num_images: int | None = None) -> ImageSet:
@@ -58,6 +59,8 @@ def read_npz(path: Path, num_images: int | None = None) -> ImageSet:
     if not zipfile.is_zipfile(path):
         raise refusal(path, "is not an npz archive, or is cut short; copy or save it again")
     with _npy_damage_refused(path, "np.savez"), zipfile.ZipFile(path) as archive:
+        if not is_alone(archive):
+            raise refusal(path, JOINED)
         names = [name.removesuffix(".npy") for name in archive.namelist()]
         if "arr_0" not in names:
             raise refusal(

@@ -469,7 +469,7 @@ class Checkpoint:
             unknown.append("how large its images are")
             remedies.append("pass their height and width as `image_size`")
         if self.channels is None:
-            unknown.append("how many channels its images have")
+            unknown.append(f"how many channels {'they' if unknown else 'its images'} have")
             remedies.append(
                 "pass `channels` to wrap_network"
                 if self.family == WRAPPED

@@ -204,7 +204,7 @@ def compare(
             terms, or runs of `fid` in their protocol.
     """
     if not isinstance(runs, Sequence) or isinstance(runs, str) or len(runs) < 2:
-        raise InputError("compare: name two run folders or more, in a list")
+        raise InputError("compare: name two run folders or more")
     folders = [_folder_of(run) for run in runs]
     names = [str(folder) for folder in folders]
     if len(set(names[1:])) < len(names[1:]):

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ddpmbench.data.file_kinds import require_regular
 from ddpmbench.errors import InputError
+from ddpmbench.files import JOINED, is_alone
 from ddpmbench.records import short_repr
 
 Floats = NDArray[np.float64]
@@ -220,6 +221,8 @@ def read_statistics(path: str | Path, *, num_features: int | None = None) -> Ref
     try:
         require_regular(path)
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            if not is_alone(archive.zip):
+                raise InputError(f"`data={path}`: {JOINED}")
             missing = [name for name in ("mu", "sigma") if name not in archive.files]
             if missing:
                 raise InputError(f"`data={path}`: has no {missing[0]}; {_REMEDY}")

@@ -253,7 +253,15 @@ def _difference(row: Mapping[str, Any]) -> str:
 def _intervals(summary: Mapping[str, Any]) -> str:
     count = summary["num_ode_images"]
     of_ode = "" if count is None else f", and for the ODE on {counted(count, 'image')}"
-    return f"95 %, for these images; differences are paired: on the same terms{of_ode}"
+    line = f"95 %, for these images; differences are paired: on the same terms{of_ode}"
+    unknown = [
+        row["likelihood"]
+        for row in summary["likelihoods"]
+        if row["absent"] is None and row["half_width"] is row["half_width_population"] is None
+    ]
+    if unknown:
+        line += f"; none of {' and '.join(unknown)}, which takes more evaluations"
+    return line
 
 
 def _order(summary: Mapping[str, Any]) -> str:
