@@ -65,7 +65,7 @@ def same_output(one: Sequence[float] | None, other: Sequence[float] | None) -> b
     try:
         pairs = zip(one, other, strict=True)
         return all(abs(a - b) <= _OUTPUT_TOLERANCE for a, b in pairs)
-    except (TypeError, ValueError):  # of other lengths, or no numbers in a file of somebody else
+    except (TypeError, ValueError):  # of other lengths, or no numbers in a file of another project
         return False
 
 

@@ -439,7 +439,7 @@ def test_each_stage_is_printed_with_the_folder_that_resumes_it(
         message = capsys.readouterr().err
         for stage in ("samples", "features of the samples"):
             assert (f"4 images: {stage}; to resume: `out={out}`\n" in message) == is_new
-        assert (f"The first images are in {out} already" in message) != is_new
+        assert (f"All images are in {out} already" in message) != is_new
 
 
 def test_notes_of_samples_and_of_references_are_said_once(reference, settings, network, tmp_path):
