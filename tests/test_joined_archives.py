@@ -1,4 +1,4 @@
-"""Files that were joined: a zip reader takes the last archive, and passes over the rest."""
+"""Files that were joined: a reader of one archive or array passes over the other."""
 
 import tarfile
 from pathlib import Path
@@ -48,6 +48,18 @@ def test_a_file_of_two_archives_is_refused(opener, tmp_path):
     path.write_bytes(2 * path.read_bytes())
     with pytest.raises(InputError, match=f"{name}.*other data before its zip archive"):
         read(path)
+
+
+def test_an_array_before_another_is_not_read_alone(tmp_path):
+    for name, array in (("pixels", np.zeros((2, 8, 8), np.uint8)), ("betas", np.geomspace(0.1, 1))):
+        with (tmp_path / f"{name}.npy").open("wb") as file:
+            np.save(file, array)
+            np.save(file, array)
+    with pytest.raises(InputError, match=r"pixels\.npy.*followed by other data"):
+        load_images(tmp_path / "pixels.npy")
+    schedule = CheckpointSettings(schedule=f"betas:{tmp_path}/betas.npy")
+    with pytest.raises(InputError, match=r"betas\.npy.*other data after its array"):
+        load_checkpoint("default", schedule)
 
 
 def test_images_in_a_tar_of_archives_are_not_those_of_the_last(tmp_path):

@@ -270,6 +270,8 @@ def _from_numpy(path: Path, read: Callable[[Any], T]) -> T:
                 content = np.load(file, allow_pickle=False)
                 if isinstance(content, NpzFile) and not is_alone(content.zip):
                     raise InputError(JOINED)
+                if not isinstance(content, NpzFile) and file.read(1):
+                    raise InputError("holds other data after its array; save each array by itself")
                 return read(content)
             return read(np.loadtxt(file, ndmin=1, encoding="utf-8-sig"))
     except InputError:

@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import io
+import math
 import re
 import struct
 import zipfile
@@ -108,6 +109,8 @@ def _npy_pixels(
     if len(shape) == 3 and shape[-1] in (3, 4):
         raise shape_refusal(f"{path}: {name}", shape)
     images = image_shape(shape, f"{path}: {name}")
+    if size - file.tell() > math.prod(shape):
+        raise refusal(path, f"{name} is followed by other data; save each array by itself")
     count = count_to_read(num_images, images[0], path)
     refuse_shorter(size - file.tell(), (count, *images[1:]))
     if not is_fortran:
