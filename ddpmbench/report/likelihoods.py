@@ -260,7 +260,7 @@ def _intervals(summary: Mapping[str, Any]) -> str:
         if row["absent"] is None and row["half_width"] is row["half_width_population"] is None
     ]
     if unknown:
-        line += f"; none of {' and '.join(unknown)}, which takes more evaluations"
+        line += f"; unknown for {' and '.join(unknown)}: make more evaluations"
     return line
 
 

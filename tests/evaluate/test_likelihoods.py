@@ -233,6 +233,15 @@ def test_what_a_model_does_not_have_is_absent(small_model, small_images, changed
     assert all(why in result[name] for name in {CONTINUOUS, ODE} & set(result))
 
 
+def test_a_row_without_an_interval_is_named(whole):
+    row = whole.summary["likelihoods"][1]
+    rows = [row | {"half_width": None, "half_width_population": None}]
+    for likelihoods, is_named in ((rows, True), ([row], False)):
+        summary = whole.summary | {"likelihoods": likelihoods}
+        printed = printed_likelihoods(summary, whole.likelihoods, "table")
+        assert (f"unknown for {row['likelihood']}: make more evaluations" in printed) is is_named
+
+
 def test_no_order_is_known_beside_a_learned_variance():
     images = oracle_images(4)
     learned = oracle_checkpoint(images, variance="learned")
